@@ -1,0 +1,132 @@
+//! One application connection through the agent, and what is told of it when it ends.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+pub use shunt_ebpf_common::decision::Direction;
+
+use crate::address::{ClientAddr, OriginalDst, UpstreamAddr};
+use crate::workload::{Mode, WorkloadName};
+
+/// How a connection's bytes move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPath {
+    /// A copy loop in user space.
+    Copy,
+}
+
+impl DataPath {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// Why a connection ended. [`CloseReason::flag`] is Envoy's response flag of the same meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    /// Both sides ended in order.
+    Finished,
+    ClientReset,
+    UpstreamReset,
+    ConnectFailed,
+    ConnectTimeout,
+    /// One side ended, and the other neither sent nor ended within `timeouts.half_close`.
+    HalfCloseTimeout,
+    IdleTimeout,
+    /// The agent was told to stop and `timeouts.drain` passed.
+    Drained,
+    OriginalDstMissing,
+    /// The destination is the agent's own listener.
+    Loop,
+    /// A connection limit was reached.
+    Limit,
+    InternalError,
+}
+
+impl CloseReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::HalfCloseTimeout => "half_close_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Drained => "drained",
+            Self::OriginalDstMissing => "original_dst_missing",
+            Self::Loop => "loop",
+            Self::Limit => "limit",
+            Self::InternalError => "internal_error",
+        }
+    }
+
+    /// As in Envoy's access log documentation, `%RESPONSE_FLAGS%`.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Finished => "-",
+            Self::ClientReset => "DC",
+            Self::UpstreamReset => "UC",
+            Self::ConnectFailed | Self::ConnectTimeout => "UF",
+            Self::HalfCloseTimeout | Self::IdleTimeout => "SI",
+            Self::Drained => "LR",
+            Self::OriginalDstMissing | Self::Loop => "NR",
+            Self::Limit => "UO",
+            Self::InternalError => "LR",
+        }
+    }
+}
+
+/// The access log's line. `bytes_received` came from the client, `bytes_sent` went to it.
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    pub started: SystemTime,
+    pub workload: WorkloadName,
+    pub peer_workload: Option<WorkloadName>,
+    pub direction: Direction,
+    pub mode: Mode,
+    pub client: ClientAddr,
+    /// `None`: it could not be recovered, and the connection was refused.
+    pub original_dst: Option<OriginalDst>,
+    pub upstream: Option<UpstreamAddr>,
+    /// The agent's own address towards the upstream.
+    pub upstream_local: Option<SocketAddr>,
+    pub path: DataPath,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub duration: Duration,
+    pub close_reason: CloseReason,
+    /// The error behind the reason, for people.
+    pub detail: Option<String>,
+}
+
+/// [`Direction`] as `"outbound"` and `"inbound"`, for serde's `with`.
+pub mod direction {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Direction;
+
+    pub fn as_str(direction: Direction) -> &'static str {
+        match direction {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+    }
+
+    pub fn serialize<S: Serializer>(direction: &Direction, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(as_str(*direction))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Direction, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "outbound" => Ok(Direction::Outbound),
+            "inbound" => Ok(Direction::Inbound),
+            other => Err(serde::de::Error::custom(format!("no direction `{other}`"))),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The words all parts of the agent share. No I/O here, except reading the configuration file.
+
+pub mod address;
+pub mod config;
+pub mod counters;
+pub mod flow;
+pub mod snapshot;
+pub mod sockets;
+pub mod status;
+pub mod workload;

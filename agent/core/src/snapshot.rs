@@ -1,0 +1,105 @@
+//! What a connection must know when it starts: one immutable, numbered view, replaced as a whole.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Limits, Timeouts};
+use crate::counters::WorkloadCounters;
+use crate::workload::{Mode, WorkloadId, WorkloadName};
+
+/// An enrolled workload as the data path sees it.
+#[derive(Clone, Debug)]
+pub struct Enrolled {
+    pub id: WorkloadId,
+    pub name: WorkloadName,
+    pub mode: Mode,
+    /// The addresses of its namespace, loopback and link-local ones left out.
+    pub addresses: Vec<IpAddr>,
+    /// Delivery with the client's own source address works in this namespace.
+    pub transparent: bool,
+    pub counters: Arc<WorkloadCounters>,
+    /// Set when the workload was withdrawn: it takes no new connections.
+    pub withdrawn: Arc<AtomicBool>,
+}
+
+/// The view. A connection loads it once and keeps it to its end.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub generation: u64,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
+    by_address: HashMap<IpAddr, Owner>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Owner {
+    One(WorkloadId),
+    /// Two enrolled namespaces use this address: it proves nothing.
+    Ambiguous,
+}
+
+impl Snapshot {
+    pub fn new(
+        generation: u64,
+        timeouts: Timeouts,
+        limits: Limits,
+        workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
+    ) -> Self {
+        let mut by_address = HashMap::new();
+        for workload in workloads.values() {
+            for address in &workload.addresses {
+                by_address
+                    .entry(*address)
+                    .and_modify(|owner| *owner = Owner::Ambiguous)
+                    .or_insert(Owner::One(workload.id));
+            }
+        }
+        Self { generation, timeouts, limits, workloads, by_address }
+    }
+
+    /// The enrolled workload that alone uses `address`. A name for people and a hint for the data path, not a
+    /// proof: another network may use the same address.
+    pub fn owner(&self, address: IpAddr) -> Option<&Arc<Enrolled>> {
+        match self.by_address.get(&address)? {
+            Owner::One(id) => self.workloads.get(id),
+            Owner::Ambiguous => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enrolled(id: u32, addresses: &[&str]) -> (WorkloadId, Arc<Enrolled>) {
+        let workload = Enrolled {
+            id: WorkloadId(id),
+            name: WorkloadName { namespace: "default".into(), name: format!("w{id}") },
+            mode: Mode::Ebpf,
+            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            transparent: true,
+            counters: Arc::default(),
+            withdrawn: Arc::default(),
+        };
+        (workload.id, Arc::new(workload))
+    }
+
+    #[test]
+    fn an_address_of_two_workloads_belongs_to_none() {
+        let workloads =
+            [enrolled(1, &["10.0.0.1", "fd00::1"]), enrolled(2, &["10.0.0.1", "10.0.0.2"])].into();
+        let snapshot = Snapshot::new(1, Timeouts::default(), Limits::default(), workloads);
+        let owner = |text: &str| {
+            snapshot.owner(text.parse().expect("an address")).map(|workload| workload.id.0)
+        };
+        assert_eq!(owner("10.0.0.1"), None);
+        assert_eq!(owner("10.0.0.2"), Some(2));
+        assert_eq!(owner("fd00::1"), Some(1));
+        assert_eq!(owner("10.0.0.9"), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! The seam between the data path, which holds no privilege, and whoever prepares sockets for it.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::address::{ClientAddr, OriginalDst};
+use crate::flow::Direction;
+use crate::workload::WorkloadId;
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(addr: SocketAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What a ready socket is for; this decides its mark and options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketRole {
+    /// Connects from the workload's namespace to anywhere. Carries the agent's mark.
+    Upstream,
+    /// Delivers to an application in the workload's own namespace with the client's source address
+    /// (`IP_TRANSPARENT`). Carries the delivery mark, so that answers find their way back.
+    Delivery,
+}
+
+/// A kind of socket in a workload's stock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SocketWant {
+    pub workload: WorkloadId,
+    pub role: SocketRole,
+    pub family: Family,
+}
+
+/// Hands out unconnected, non-blocking TCP sockets that already live in the right namespace with the right mark.
+pub trait SocketSupply: Clone + Send + 'static {
+    /// Waits only when the stock is empty.
+    ///
+    /// # Errors
+    /// The workload is gone, or the supplier could not make one.
+    fn take(&self, want: SocketWant) -> impl Future<Output = io::Result<OwnedFd>>;
+}
+
+/// How the listener's connections got there, hence how their original destination is recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Steering {
+    /// The connect hook rewrote the destination and noted the original in `HANDSHAKES`.
+    ConnectHook { netns_cookie: u64 },
+    /// Netfilter REDIRECT: conntrack knows.
+    Redirect,
+    /// `sk_lookup` chose the listener: the local address is the original destination.
+    SkLookup,
+}
+
+/// A listener of the agent inside a workload's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerSpec {
+    pub workload: WorkloadId,
+    #[serde(with = "crate::flow::direction")]
+    pub direction: Direction,
+    pub steering: Steering,
+    /// As bound: the port is the real one.
+    pub addr: SocketAddr,
+}
+
+/// Recovers where an accepted connection was going.
+pub trait OriginalDstSource: Clone + Send + 'static {
+    /// `local` is the accepted socket's own address.
+    ///
+    /// # Errors
+    /// See [`OriginalDstError`]; the caller refuses the connection, it never guesses.
+    fn original_dst(
+        &self,
+        listener: &ListenerSpec,
+        accepted: BorrowedFd<'_>,
+        client: ClientAddr,
+        local: SocketAddr,
+    ) -> Result<OriginalDst, OriginalDstError>;
+}
+
+#[derive(Debug, Error)]
+pub enum OriginalDstError {
+    #[error("nobody noted an original destination for this connection")]
+    Missing,
+    #[error("cannot look up the original destination")]
+    Lookup(#[source] io::Error),
+}

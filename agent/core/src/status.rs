@@ -1,0 +1,74 @@
+//! What `/workloads` answers and `shunt status -o json` prints.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub agent: AgentStatus,
+    pub workloads: Vec<WorkloadStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// Of the supervisor.
+    pub pid: u32,
+    /// Of the data plane.
+    pub worker_pid: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    pub name: String,
+    pub namespace: String,
+    pub netns: String,
+    pub mode: StatusMode,
+    pub mode_reason: String,
+    pub state: WorkloadState,
+    pub state_reason: String,
+    pub listeners: Vec<ListenerStatus>,
+    pub connections: Connections,
+    pub bytes: BytesByPath,
+}
+
+/// How a workload is steered right now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatusMode {
+    Ebpf,
+    Iptables,
+    /// Enrolment failed, or the workload was withdrawn.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadState {
+    Ready,
+    /// Being enrolled, or retried after a failure that may pass.
+    Pending,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    pub direction: String,
+    pub address: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    pub active: u64,
+    pub total: u64,
+}
+
+/// Both directions together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BytesByPath {
+    pub direct: u64,
+    pub handoff: u64,
+    pub sockmap: u64,
+    pub splice: u64,
+    pub copy: u64,
+}

@@ -1,0 +1,167 @@
+//! Who is enrolled, and how.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Identifies one enrolment of a workload while the agent runs; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkloadId(pub u32);
+
+/// A workload's name, unique on the node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkloadName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for WorkloadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// How connections are steered into the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Ebpf,
+    Iptables,
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
+/// What the configuration asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeSetting {
+    /// eBPF where it works, else iptables.
+    #[default]
+    Auto,
+    Ebpf,
+    Iptables,
+}
+
+impl FromStr for ModeSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "ebpf" => Ok(Self::Ebpf),
+            "iptables" => Ok(Self::Iptables),
+            other => Err(format!("`{other}` is not one of auto, ebpf, iptables")),
+        }
+    }
+}
+
+/// What happens to new connections while the agent cannot serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// They go directly to their destination.
+    #[default]
+    Open,
+    /// They are refused.
+    Closed,
+}
+
+/// May same-node connections of this workload take a path past the TCP stack?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acceleration {
+    Off,
+    #[default]
+    Auto,
+}
+
+/// An inclusive range of ports, 1..=65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    /// `"80"` or `"8000-8100"`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a port (1-65535) or a range like 8000-8100");
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let parse = |part: &str| part.trim().parse::<u16>().map_err(|_| wrong());
+        let (first, last) = (parse(first)?, parse(last)?);
+        if first == 0 || first > last {
+            return Err(wrong());
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+/// Which connections of one direction are captured. Exclusion wins; an empty include list includes everything.
+/// Inbound has no address rules: its lists of CIDRs are always empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturePolicy {
+    pub include_ports: Vec<PortRange>,
+    pub exclude_ports: Vec<PortRange>,
+    pub include_cidrs: Vec<IpNet>,
+    pub exclude_cidrs: Vec<IpNet>,
+}
+
+/// A workload as configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadSpec {
+    pub name: WorkloadName,
+    /// Path of the network namespace; a bare name has become `/run/netns/NAME`.
+    pub netns: PathBuf,
+    /// Absolute, or relative to the cgroup2 mount.
+    pub cgroup: Option<PathBuf>,
+    pub labels: BTreeMap<String, String>,
+    /// The workload's own wish, or the global one.
+    pub mode: ModeSetting,
+    pub acceleration: Acceleration,
+    pub on_failure: OnFailure,
+    pub outbound: CapturePolicy,
+    pub inbound: CapturePolicy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!("22".parse(), Ok(PortRange { first: 22, last: 22 }));
+        assert_eq!("8000-8100".parse(), Ok(PortRange { first: 8000, last: 8100 }));
+        for wrong in ["", "0", "65536", "9-8", "a-b", "1-2-3", "-5"] {
+            assert!(wrong.parse::<PortRange>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What the kernel programs and the agent must agree on: the [decision function](decision::decide)
+//! and the layouts of the [maps](maps). `no_std`, no allocation, no padding in any map type.
+#![cfg_attr(not(test), no_std)]
+
+pub mod decision;
+pub mod maps;

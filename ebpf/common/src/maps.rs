@@ -1,0 +1,197 @@
+//! The layouts of the maps. Ports are in host order, addresses as [`Address`]; every byte is named.
+
+use crate::decision::{Address, Restricts};
+
+/// Key of `WORKLOADS`: the network namespace's cookie (`SO_NETNS_COOKIE`), never reused while the host runs.
+pub type NetnsCookie = u64;
+
+/// Value of `WORKLOADS`: what the hooks must know of one enrolled workload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    pub id: u32,
+    /// Bits of this type.
+    pub flags: u32,
+    /// Ports of the outbound listeners on 127.0.0.1 and ::1; 0: that family is not captured.
+    pub outbound_port_v4: u16,
+    pub outbound_port_v6: u16,
+    /// [`Restricts`], outbound and inbound.
+    pub restricts: [u32; 2],
+    /// What `getsockname` shall say after a captured connect, network order; 0: leave it.
+    pub source_v4: u32,
+    pub source_v6: [u32; 4],
+    pub reserved: u32,
+}
+
+impl Workload {
+    /// Refuse instead of letting through when the agent cannot serve.
+    pub const FAIL_CLOSED: u32 = 1;
+    /// The connect hooks see the agent's own sockets too (attached above the workload): look at the mark.
+    pub const CHECK_MARK: u32 = 2;
+    pub const CAPTURE_INBOUND: u32 = 4;
+
+    #[inline(always)]
+    pub fn restricts(&self, direction: crate::decision::Direction) -> Restricts {
+        Restricts(self.restricts[direction as usize])
+    }
+}
+
+/// Key of `RULES`, a longest-prefix trie: the first [`RuleKey::FIXED_BITS`] bits always count.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RuleKey {
+    pub workload: u32,
+    /// One of this type's tables.
+    pub table: u32,
+    /// An [`Address`], or a port in the upper half of the first word (big endian).
+    pub data: [u32; 4],
+}
+
+impl RuleKey {
+    pub const FIXED_BITS: u32 = 64;
+    pub const OUTBOUND_PORTS: u32 = 0;
+    pub const INBOUND_PORTS: u32 = 1;
+    pub const OUTBOUND_ADDRESSES: u32 = 2;
+    pub const INBOUND_ADDRESSES: u32 = 3;
+    /// Prefix lengths of a whole port and a whole address.
+    pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
+    pub const ADDRESS_BITS: u32 = Self::FIXED_BITS + 128;
+
+    #[inline(always)]
+    pub fn port(workload: u32, direction: u32, port: u16) -> Self {
+        let data = [(u32::from(port) << 16).to_be(), 0, 0, 0];
+        Self { workload, table: Self::OUTBOUND_PORTS + direction, data }
+    }
+
+    #[inline(always)]
+    pub fn address(workload: u32, direction: u32, address: &Address) -> Self {
+        Self { workload, table: Self::OUTBOUND_ADDRESSES + direction, data: address.0 }
+    }
+}
+
+/// Value of `RULES`: [`Marks`](crate::decision::Marks) bits, already united with those of every shorter prefix.
+pub type RuleMarks = u32;
+
+/// Key of `HANDSHAKES`: a captured connection as its accepting end sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handshake {
+    pub netns: NetnsCookie,
+    pub client: Address,
+    pub client_port: u16,
+    pub listener_port: u16,
+    pub reserved: u32,
+}
+
+/// Where a captured connection was going. Value of `HANDSHAKES`, and part of a client's sk_storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    pub address: Address,
+    pub port: u16,
+    pub reserved: [u16; 3],
+}
+
+/// Key of `OWN_FLOWS`: a connection that the agent itself makes, which `sk_lookup` must let through.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OwnFlow {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+/// Key of `LISTENING`: a port on which somebody in the workload listens beyond loopback. Value: how many sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListeningPort {
+    pub workload: u32,
+    pub port: u32,
+}
+
+/// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
+pub const GATE_STALE_NS: u64 = 1_000_000_000;
+
+/// Index into `EVENTS`, a per-CPU array of counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    OutboundCaptured = 0,
+    OutboundBypassed,
+    InboundCaptured,
+    InboundBypassed,
+    /// Let through (or refused, fail-closed) because the agent's gate was stale or its listener gone.
+    GateStale,
+    ListenerGone,
+    /// A map was full: the connection was let through.
+    HandshakesFull,
+    OwnFlowsFull,
+    StorageFailed,
+}
+
+impl Event {
+    pub const COUNT: u32 = 16;
+    pub const NAMES: [&'static str; 9] = [
+        "outbound_captured",
+        "outbound_bypassed",
+        "inbound_captured",
+        "inbound_bypassed",
+        "gate_stale",
+        "listener_gone",
+        "handshakes_full",
+        "own_flows_full",
+        "storage_failed",
+    ];
+}
+
+/// Entries per map; `CAPACITY` of a workload-sized map bounds how many workloads one node can enrol.
+pub mod capacity {
+    pub const WORKLOADS: u32 = 4096;
+    pub const RULES: u32 = 1 << 18;
+    pub const HANDSHAKES: u32 = 1 << 16;
+    pub const OWN_FLOWS: u32 = 1 << 18;
+    pub const LISTENING: u32 = 1 << 16;
+}
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "promising the kernel that these types have no padding")]
+mod pod {
+    use super::*;
+
+    // SAFETY: repr(C), plain integers only, and no padding: the test below adds up the fields.
+    unsafe impl aya::Pod for Workload {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RuleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Handshake {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Destination {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OwnFlow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ListeningPort {}
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::size_of;
+
+    use super::*;
+
+    #[test]
+    fn no_map_type_has_padding() {
+        assert_eq!(size_of::<Workload>(), 4 + 4 + 2 + 2 + 8 + 4 + 16 + 4);
+        assert_eq!(size_of::<RuleKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
+        assert_eq!(size_of::<OwnFlow>(), 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<ListeningPort>(), 8);
+    }
+
+    #[test]
+    fn a_port_is_keyed_by_its_big_endian_bytes() {
+        let key = RuleKey::port(1, 0, 0x1234);
+        assert_eq!(key.data[0].to_ne_bytes(), [0x12, 0x34, 0, 0]);
+    }
+}
