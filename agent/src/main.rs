@@ -1,1 +1,37 @@
-fn main() {}
+//! Shunt: one agent per node steers enrolled workloads' connections into itself and moves their bytes.
+//!
+//! `shunt run` is the supervisor, which holds the privileges; it starts `shunt worker`, the data plane, which holds
+//! none. Everything else asks or cleans up.
+
+mod check;
+mod cleanup;
+mod cli;
+mod config_command;
+mod heartbeat;
+mod ipc;
+mod privileges;
+mod run;
+mod status;
+mod supervisor;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::report_usage(&error),
+    };
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Worker => worker::run(),
+        Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Config(args) => config_command::run(&args),
+    }
+}

@@ -1,1 +1,144 @@
-//! Placeholder while the crate is being written.
+//! Steers connections of enrolled workloads into the agent, and knows where they were going.
+//!
+//! Everything here that changes the host runs in the supervisor. The data plane uses only [`original_dst`].
+//!
+//! | module | what |
+//! |---|---|
+//! | [`netns`] | enter a network namespace, make sockets there, read its addresses |
+//! | [`rules`] | a workload's capture policy as the decision function wants it |
+//! | [`ebpf`] | connect hooks, `sk_lookup` and their maps |
+//! | [`iptables`] | REDIRECT rules behind a dead-man switch |
+//! | [`return_path`] | lets answers to a borrowed source address come back to the agent |
+//! | [`original_dst`] | where an accepted connection was going |
+
+pub mod cgroup;
+pub mod ebpf;
+pub mod iptables;
+pub mod netns;
+pub mod original_dst;
+pub mod return_path;
+pub mod rules;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use shunt_core::flow::Direction;
+use shunt_core::sockets::{Family, ListenerSpec};
+use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
+use thiserror::Error;
+
+use crate::netns::Netns;
+
+/// One way of steering. All methods are called from the supervisor's one thread, and none blocks for long.
+pub trait Backend {
+    fn mode(&self) -> Mode;
+
+    /// Starts steering; the listeners are open already. Installing twice is installing once.
+    ///
+    /// # Errors
+    /// Nothing stays installed.
+    fn install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
+
+    /// Brings policy, addresses and whatever else changed into force for new connections.
+    ///
+    /// # Errors
+    /// What was in force stays in force.
+    fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
+
+    /// New connections go directly from now on; those under way are not touched. Also for a workload whose
+    /// namespace or cgroup is gone, or which was never installed.
+    ///
+    /// # Errors
+    /// Something of ours may be left in the namespace.
+    fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
+
+    /// Called about every 250 ms while the data plane answers. Without it, new connections go directly
+    /// (or are refused, where the workload says so) after a second.
+    fn keep_alive(&mut self);
+}
+
+/// A workload being steered.
+#[derive(Debug)]
+pub struct Enrolment {
+    pub id: WorkloadId,
+    pub spec: WorkloadSpec,
+    pub netns: Arc<Netns>,
+    /// The namespace's addresses, without loopback and link-local ones.
+    pub addresses: Vec<IpAddr>,
+    pub listeners: Vec<Listener>,
+}
+
+impl Enrolment {
+    pub fn listener(&self, direction: Direction, family: Family) -> Option<&Listener> {
+        self.listeners.iter().find(|listener| {
+            listener.spec.direction == direction && Family::of(listener.spec.addr) == family
+        })
+    }
+
+    /// The port of that listener, as bound.
+    pub fn port(&self, direction: Direction, family: Family) -> Option<u16> {
+        self.listener(direction, family).map(|listener| listener.spec.addr.port())
+    }
+}
+
+/// A listening address of the agent in a workload's namespace: one `SO_REUSEPORT` socket per worker.
+#[derive(Debug)]
+pub struct Listener {
+    pub spec: ListenerSpec,
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// The marks of the agent's own sockets, see [`shunt_core::config::Config::mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    pub upstream: u32,
+    pub delivery: u32,
+}
+
+/// One thing that `shunt check` looked at.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub name: &'static str,
+    pub ok: bool,
+    /// Without it the mode does not work at all.
+    pub required: bool,
+    /// The evidence.
+    pub found: String,
+    /// What follows from it.
+    pub meaning: String,
+}
+
+#[derive(Debug, Error)]
+pub enum InterceptError {
+    /// `what` could not be done to `object`.
+    #[error("cannot {what} {object}")]
+    Io { what: &'static str, object: String, source: io::Error },
+    /// An external program said no.
+    #[error("{program} failed: {message}")]
+    Program { program: String, message: String },
+    /// The host lacks something; the text says what, why it is needed, and what happens instead.
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("{what}: {message}")]
+    Ebpf { what: String, message: String },
+}
+
+impl InterceptError {
+    pub fn io(what: &'static str, object: impl ToString, source: io::Error) -> Self {
+        Self::Io { what, object: object.to_string(), source }
+    }
+
+    /// The whole chain in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(error) = next {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            next = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,240 @@
+//! Network namespaces: entering one, making sockets there, reading its addresses.
+#![expect(unsafe_code, reason = "SO_NETNS_COOKIE has no safe binding")]
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns};
+use shunt_core::sockets::{Family, SocketRole};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::{InterceptError, Marks};
+
+/// Connections that may wait in one listener's accept queue; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// From asm-generic/socket.h; libc does not name it on every target.
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// An open network namespace. It lives as long as this does, even when its name and its processes are gone.
+#[derive(Debug)]
+pub struct Netns {
+    path: PathBuf,
+    file: File,
+    home: File,
+    inode: u64,
+    cookie: u64,
+}
+
+impl Netns {
+    /// # Errors
+    /// `path` does not exist or is no network namespace, is the node's own, or may not be entered.
+    pub fn open(path: &Path) -> Result<Self, InterceptError> {
+        let failed = |what, source| InterceptError::io(what, path.display(), source);
+        let file = File::open(path).map_err(|error| failed("open network namespace", error))?;
+        let home = File::open("/proc/thread-self/ns/net")
+            .map_err(|error| failed("open the agent's own namespace for", error))?;
+        let inode = file.metadata().map_err(|error| failed("stat", error))?.ino();
+        if File::open("/proc/1/ns/net").and_then(|init| init.metadata()).is_ok_and(|init| init.ino() == inode) {
+            return Err(InterceptError::Unsupported(format!(
+                "{} is the node's own network namespace: capturing it would capture the node; \
+                 give the workload a namespace of its own",
+                path.display()
+            )));
+        }
+        let mut netns = Self { path: path.to_owned(), file, home, inode, cookie: 0 };
+        netns.cookie = netns
+            .enter(|| {
+                let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+                netns_cookie(probe.as_fd())
+            })
+            .and_then(|cookie| cookie)
+            .map_err(|error| failed("enter network namespace", error))?;
+        Ok(netns)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Identifies the namespace among living ones; reused after it is gone.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Never reused while the host runs.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Does the path still lead to this namespace?
+    pub fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|now| now.ino() == self.inode)
+    }
+
+    /// Runs `work` on this thread inside the namespace. `work` must not block: the whole supervisor waits.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    ///
+    /// # Panics
+    /// When the thread cannot return: it must not go on in the wrong namespace.
+    pub fn enter<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        let result = work();
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+            panic!("cannot return from {}: {error}", self.path.display());
+        }
+        Ok(result)
+    }
+
+    /// Addresses of the namespace's interfaces without loopback and IPv6 link-local ones.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered or its interfaces not be read.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, InterceptError> {
+        let read = || -> io::Result<Vec<IpAddr>> {
+            let mut found: Vec<IpAddr> = nix::ifaddrs::getifaddrs()?
+                .filter_map(|interface| {
+                    let address = interface.address?;
+                    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+                    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+                })
+                .filter(|ip| match ip {
+                    IpAddr::V4(v4) => !v4.is_loopback(),
+                    IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+                })
+                .collect();
+            found.sort_unstable();
+            found.dedup();
+            Ok(found)
+        };
+        let entered = self.enter(read).and_then(|read| read);
+        entered.map_err(|error| {
+            InterceptError::io("read the addresses of", self.path.display(), error)
+        })
+    }
+
+    /// `count` listening sockets on one address, sharing it by `SO_REUSEPORT`; with port 0, on one free port.
+    ///
+    /// # Errors
+    /// The address is taken or, for IPv6, not there.
+    pub fn listen(
+        &self,
+        addr: SocketAddr,
+        mark: u32,
+        count: usize,
+    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+        self.enter(|| {
+            let mut addr = addr;
+            let mut sockets = Vec::with_capacity(count);
+            for index in 0..count {
+                let socket = tcp_socket(Family::of(addr), mark)?;
+                if addr.is_ipv6() {
+                    socket.set_only_v6(true)?;
+                }
+                socket.set_reuse_address(true)?;
+                // The first one binds alone, so that a port which somebody else listens on is an error, not shared.
+                socket.set_reuse_port(index > 0)?;
+                socket.bind(&SockAddr::from(addr))?;
+                socket.set_reuse_port(true)?;
+                socket.listen(BACKLOG)?;
+                if let Some(bound) = socket.local_addr()?.as_socket() {
+                    addr = bound;
+                }
+                sockets.push(OwnedFd::from(socket));
+            }
+            Ok((addr, sockets))
+        })?
+    }
+
+    /// `count` ready sockets for the data plane's stock.
+    ///
+    /// # Errors
+    /// The family does not exist in the namespace, or descriptors ran out.
+    pub fn stock(
+        &self,
+        role: SocketRole,
+        family: Family,
+        marks: Marks,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
+        self.enter(|| {
+            let make = |_| {
+                let socket = match role {
+                    SocketRole::Upstream => tcp_socket(family, marks.upstream)?,
+                    SocketRole::Delivery => {
+                        let socket = tcp_socket(family, marks.delivery)?;
+                        set_transparent(&socket, family)?;
+                        socket
+                    }
+                };
+                set_bind_address_no_port(&socket)?;
+                Ok(OwnedFd::from(socket))
+            };
+            (0..count).map(make).collect()
+        })?
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn tcp_socket(family: Family, mark: u32) -> io::Result<Socket> {
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
+    };
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+    socket.set_mark(mark)?;
+    Ok(socket)
+}
+
+/// Lets the data plane bind a client's address without a privilege of its own.
+fn set_transparent(socket: &Socket, family: Family) -> io::Result<()> {
+    match family {
+        Family::V4 => socket.set_ip_transparent_v4(true),
+        Family::V6 => set_int(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1),
+    }
+}
+
+/// A bind to an address alone leaves the port to connect, which knows the whole tuple: many more fit.
+fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: `value` lives across the call and `length` is its size.
+    let done = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cookie of the namespace in which `socket` was made.
+///
+/// # Errors
+/// Kernels before 5.14 have no such option.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` and `length` live across the call and `length` is the size of `cookie`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,72 @@
+//! `shunt check`: what this host can do, each finding with its evidence and what it means.
+
+use std::process::ExitCode;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use shunt_intercept::{Finding, ebpf, iptables};
+
+use crate::cli::{self, CheckArgs, Format};
+
+#[derive(Serialize)]
+struct Report {
+    /// At least one mode works.
+    usable: bool,
+    ebpf: bool,
+    iptables: bool,
+    findings: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    mode: &'static str,
+    name: &'static str,
+    ok: bool,
+    found: String,
+    meaning: String,
+}
+
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let report = examine();
+    match args.output.output {
+        Format::Json => match serde_json::to_string_pretty(&report) {
+            Ok(text) => cli::answer(&text),
+            Err(error) => return cli::failed(&error.into()),
+        },
+        Format::Table => cli::answer(&table(&report)),
+    }
+    if report.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn examine() -> Report {
+    let (ebpf, iptables) = (ebpf::probe(), iptables::probe());
+    let works = |findings: &[Finding]| findings.iter().all(|finding| finding.ok || !finding.required);
+    let (ebpf_works, iptables_works) = (works(&ebpf), works(&iptables));
+    let rows = |mode, findings: Vec<Finding>| {
+        findings.into_iter().map(move |finding| Row {
+            mode,
+            name: finding.name,
+            ok: finding.ok,
+            found: finding.found,
+            meaning: finding.meaning,
+        })
+    };
+    Report {
+        usable: ebpf_works || iptables_works,
+        ebpf: ebpf_works,
+        iptables: iptables_works,
+        findings: rows("ebpf", ebpf).chain(rows("iptables", iptables)).collect(),
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["MODE", "WHAT", "OK", "FOUND", "MEANING"]);
+    for row in &report.findings {
+        let ok = if row.ok { "yes" } else { "NO" };
+        table.add_row([row.mode, row.name, ok, &row.found, &row.meaning]);
+    }
+    let word = |works| if works { "works" } else { "does not work" };
+    format!("{table}\neBPF mode {}, iptables mode {}", word(report.ebpf), word(report.iptables))
+}

@@ -1,0 +1,96 @@
+//! `shunt cleanup`: what agents that are gone have left in namespaces and cgroups. eBPF programs need none of this:
+//! they vanish with the process that loaded them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use shunt_intercept::netns::Netns;
+use shunt_intercept::{InterceptError, cgroup, iptables};
+
+use crate::cli::{self, CleanupArgs};
+use crate::supervisor::{CGROUP_PREFIX, is_claimed};
+
+/// Look, or remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    Look,
+    Remove,
+}
+
+pub fn run(args: &CleanupArgs) -> ExitCode {
+    let extent = if args.dry_run { Extent::Look } else { Extent::Remove };
+    let removed = remove_leftovers(extent);
+    let verb = if args.dry_run { "would remove" } else { "removed" };
+    for what in &removed {
+        cli::answer(&format!("{verb} {what}"));
+    }
+    if removed.is_empty() {
+        cli::answer("nothing was left by an earlier agent");
+    }
+    ExitCode::SUCCESS
+}
+
+/// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves are left alone.
+pub fn remove_leftovers(extent: Extent) -> Vec<String> {
+    let mut told = Vec::new();
+    for path in namespaces().into_values() {
+        match clean_namespace(&path, extent) {
+            Ok(removed) => {
+                told.extend(removed.into_iter().map(|what| format!("{what} in {}", path.display())));
+            }
+            Err(InterceptError::Unsupported(_)) => {}
+            Err(error) => cli::complain(&format!("{}: {}", path.display(), error.chain())),
+        }
+    }
+    told.extend(empty_cgroups(extent));
+    told
+}
+
+fn clean_namespace(path: &std::path::Path, extent: Extent) -> Result<Vec<String>, InterceptError> {
+    let netns = Netns::open(path)?;
+    if is_claimed(&netns) {
+        return Ok(Vec::new());
+    }
+    match extent {
+        Extent::Look => Ok(iptables::leftovers(&netns)),
+        Extent::Remove => iptables::cleanup(&netns),
+    }
+}
+
+/// Every network namespace that has a name or a process, once each, the node's own left out.
+fn namespaces() -> BTreeMap<u64, PathBuf> {
+    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+    let of_processes = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+        .map(|entry| entry.path().join("ns/net"));
+    let own = fs::metadata("/proc/1/ns/net").map(|own| own.ino()).ok();
+    let mut found = BTreeMap::new();
+    for path in named.chain(of_processes) {
+        // A process that ends meanwhile has no namespace left.
+        if let Ok(metadata) = fs::metadata(&path) {
+            if Some(metadata.ino()) != own {
+                found.entry(metadata.ino()).or_insert(path);
+            }
+        }
+    }
+    found
+}
+
+/// Cgroups that agents made for themselves and in which nobody is any more.
+fn empty_cgroups(extent: Extent) -> Vec<String> {
+    let Ok(root) = cgroup::mount_point() else { return Vec::new() };
+    let entries = fs::read_dir(&root).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(CGROUP_PREFIX))
+        .map(|entry| entry.path())
+        .filter(|path| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty()))
+        .filter(|path| extent == Extent::Look || fs::remove_dir(path).is_ok())
+        .map(|path| format!("cgroup {}", path.display()))
+        .collect()
+}

@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use shunt_core::config::Config;
+use shunt_core::workload::ModeSetting;
+
+/// Wrong usage or configuration, as in sysexits.h.
+pub const EX_USAGE: u8 = 64;
+
+/// eBPF-accelerated transparent interception agent
+#[derive(Debug, Parser)]
+#[command(name = "shunt", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent in the foreground
+    Run(RunArgs),
+    /// The data plane; started by `run`
+    #[command(hide = true)]
+    Worker,
+    /// Say what this host can do, with the evidence
+    Check(CheckArgs),
+    /// Show workloads, how they are steered and why, connections and bytes
+    Status(StatusArgs),
+    /// Remove everything that agents which are gone have left behind
+    Cleanup(CleanupArgs),
+    /// Look at a configuration
+    Config(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt run -c /etc/shunt/shunt.yaml
+  shunt run --mode iptables --workload client=podA --workload web=/proc/4711/ns/net")]
+pub struct RunArgs {
+    /// Configuration file; without it, defaults and flags alone (the default file is used when it exists)
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How connections are steered, for workloads that do not say
+    #[arg(long, value_name = "auto|ebpf|iptables")]
+    pub mode: Option<ModeSetting>,
+    /// Enrol a workload: a name, and a namespace under /run/netns or a path
+    #[arg(long = "workload", value_name = "NAME=NETNS", value_parser = parse_workload)]
+    pub workloads: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt check
+  shunt check -o json | jq '.findings[] | select(.ok | not)'
+
+Exit code 1 when neither eBPF nor iptables would work.")]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt status
+  shunt status -o json | jq '.workloads[] | {name, mode, mode_reason}'")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub output: Output,
+    /// The agent's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt cleanup
+  shunt cleanup --dry-run
+
+Namespaces which a running agent serves are left alone.")]
+pub struct CleanupArgs {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say whether a configuration file is right; list every fault with its line
+    #[command(after_help = "Example:\n  shunt config validate /etc/shunt/shunt.yaml")]
+    Validate {
+        #[arg(value_name = "FILE", default_value = Config::DEFAULT_PATH)]
+        file: PathBuf,
+    },
+    /// Print the configuration with every default filled in
+    #[command(after_help = "Example:\n  shunt config dump -c /etc/shunt/shunt.yaml")]
+    Dump {
+        #[arg(short, long, value_name = "FILE", default_value = Config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Output {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+fn parse_workload(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, netns)) if !name.is_empty() && !netns.is_empty() => {
+            Ok((name.to_owned(), netns.to_owned()))
+        }
+        _ => Err(format!("`{text}` is not NAME=NETNS")),
+    }
+}
+
+/// Help and version go to stdout with 0, everything else to stderr with 64.
+pub fn report_usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => ExitCode::from(EX_USAGE),
+    }
+}
+
+/// An answer, on stdout. A reader that has gone away is no error of ours.
+pub fn answer(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A message, on stderr.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "shunt: {text}");
+}
+
+/// Says what went wrong, with its causes, and gives the exit code for it.
+pub fn failed(error: &anyhow::Error) -> ExitCode {
+    complain(&format!("{error:#}"));
+    ExitCode::FAILURE
+}

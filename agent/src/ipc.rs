@@ -1,0 +1,96 @@
+//! What supervisor and data plane say to each other: JSON messages over a SEQPACKET unix socket, descriptors beside
+//! them (`SCM_RIGHTS`). Each message has the protocol's version and a number; the data plane acknowledges the numbers.
+
+mod channel;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use shunt_core::config::{Config, Limits, Timeouts};
+use shunt_core::sockets::{ListenerSpec, SocketWant};
+use shunt_core::status::{ListenerStatus, StatusMode, WorkloadState};
+use shunt_core::workload::{Mode, WorkloadId, WorkloadName, WorkloadSpec};
+
+pub use self::channel::{Channel, ChannelError, pair};
+
+/// Raised whenever a message changes its meaning: the two processes must be of one build line.
+pub const VERSION: u32 = 1;
+
+/// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
+pub const MAX_FDS: usize = 128;
+
+/// From the supervisor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWorker {
+    /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener.
+    Hello { config: Box<Config>, supervisor_pid: u32, started_unix_seconds: u64 },
+    /// One descriptor: the handshake map.
+    Handshakes,
+    /// A workload is enrolled, or changed.
+    Enrol(EnrolledView),
+    /// Descriptors: one listening socket per worker thread.
+    Listen(ListenerSpec),
+    /// Descriptors: ready sockets, for one worker thread.
+    Stock { worker: usize, want: SocketWant },
+    /// No sockets could be made.
+    StockFailed { worker: usize, want: SocketWant, error: String },
+    /// Take no new connections of this workload once its queues are empty, let its flows end in their own time, then
+    /// say [`ToSupervisor::Drained`].
+    Withdraw { id: WorkloadId },
+    /// Everything `status` shows beside the data plane's own numbers.
+    States(Vec<WorkloadInfo>),
+    Settings { timeouts: Timeouts, limits: Limits, log_level: String },
+    /// Counters of the kernel programs, by name, and of repairs.
+    Counters { kernel: BTreeMap<String, u64>, repairs: BTreeMap<String, u64> },
+    /// Answer to [`ToSupervisor::Change`] of the same ticket.
+    Changed { ticket: u64, result: Result<(), String> },
+    /// End in order.
+    Stop { grace_ms: u64 },
+}
+
+/// From the data plane.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToSupervisor {
+    /// The message with this number was carried out, or why not.
+    Ack { number: u64, error: Option<String> },
+    NeedSockets { worker: usize, want: SocketWant, count: usize },
+    /// The withdrawn workload's listeners are closed and nobody waits in their queues.
+    ListenersClosed { id: WorkloadId },
+    /// The withdrawn workload has no flow left.
+    Drained { id: WorkloadId },
+    /// Somebody changed something over the admin API.
+    Change { ticket: u64, change: Change },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    Put(Box<WorkloadSpec>),
+    Delete(WorkloadName),
+    /// Stop the agent as SIGTERM does.
+    Drain,
+}
+
+/// An enrolled workload as the data plane needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolledView {
+    pub id: WorkloadId,
+    pub name: WorkloadName,
+    pub mode: Mode,
+    pub addresses: Vec<std::net::IpAddr>,
+    pub transparent: bool,
+}
+
+/// A configured workload as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadInfo {
+    pub name: WorkloadName,
+    pub netns: String,
+    pub mode: StatusMode,
+    pub mode_reason: String,
+    pub state: WorkloadState,
+    pub state_reason: String,
+    pub listeners: Vec<ListenerStatus>,
+}

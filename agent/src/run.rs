@@ -1,0 +1,62 @@
+//! `shunt run`: the start-up story, in the order that lets every failure be told before anything is touched.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use shunt_core::config::Config;
+use shunt_core::config::file::{self, ConfigError};
+
+use crate::cli::{self, EX_USAGE, RunArgs};
+use crate::{privileges, supervisor};
+
+pub fn run(args: &RunArgs) -> ExitCode {
+    let path = config_path(args);
+    let config = match read(args, path.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            cli::complain(&format!("the configuration is wrong, nothing was changed\n{error}"));
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    match start(args, path, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::failed(&error),
+    }
+}
+
+/// The file, and then the flags over it. Also what a changed file goes through.
+///
+/// # Errors
+/// Every fault, each with its line and field.
+pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<Config, ConfigError> {
+    let config = match path {
+        Some(path) => file::load(path)?,
+        None => Config::default(),
+    };
+    file::apply_flags(config, args.mode, &args.workloads)
+}
+
+fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
+    let _level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    let descriptors = privileges::raise_descriptor_limit()?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        descriptors,
+        config = path.as_deref().map_or("none".into(), |path| path.display().to_string()),
+        "shunt starts"
+    );
+    // One thread: entering a namespace is a property of the thread, and nothing here takes long.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the supervisor's runtime")?
+        .block_on(supervisor::supervise(args, path, config))
+}
+
+/// The named file; else the default one when it is there.
+fn config_path(args: &RunArgs) -> Option<PathBuf> {
+    let default = Path::new(Config::DEFAULT_PATH);
+    args.config.clone().or_else(|| default.exists().then(|| default.to_owned()))
+}

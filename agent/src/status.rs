@@ -1,0 +1,112 @@
+//! `shunt status`: asks the running agent.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{Table, presets};
+use shunt_core::status::{StatusMode, StatusReport, WorkloadState, WorkloadStatus};
+
+use crate::cli::{self, Format, StatusArgs};
+
+/// An agent that answers at all answers within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub fn run(args: &StatusArgs) -> ExitCode {
+    match ask(&args.socket) {
+        Ok(report) => {
+            match args.output.output {
+                Format::Json => match serde_json::to_string_pretty(&report) {
+                    Ok(text) => cli::answer(&text),
+                    Err(error) => return cli::failed(&error.into()),
+                },
+                Format::Table => cli::answer(&table(&report)),
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => cli::failed(&error),
+    }
+}
+
+fn ask(socket: &Path) -> Result<StatusReport> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let request = shunt_admin::client::request(socket, "GET", "/workloads", None);
+        let answer = tokio::time::timeout(PATIENCE, request).await;
+        let (status, body) = answer.context("the agent did not answer within 5 s")??;
+        if !status.is_success() {
+            bail!("the agent answered {status}: {}", String::from_utf8_lossy(&body));
+        }
+        serde_json::from_slice(&body).context("the agent's answer cannot be read")
+    })
+}
+
+fn table(report: &StatusReport) -> String {
+    let agent = &report.agent;
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["WORKLOAD", "STATE", "MODE", "ACTIVE", "TOTAL", "BYTES", "LISTENERS", "WHY"]);
+    for workload in &report.workloads {
+        table.add_row(row(workload));
+    }
+    format!(
+        "shunt {}, pid {} (data plane {}), up {} s\n{table}",
+        agent.version, agent.pid, agent.worker_pid, agent.uptime_seconds
+    )
+}
+
+fn row(workload: &WorkloadStatus) -> [String; 8] {
+    let state = match workload.state {
+        WorkloadState::Ready => "ready",
+        WorkloadState::Pending => "pending",
+        WorkloadState::Failed => "failed",
+    };
+    let mode = match workload.mode {
+        StatusMode::Ebpf => "ebpf",
+        StatusMode::Iptables => "iptables",
+        StatusMode::Off => "off",
+    };
+    let bytes = &workload.bytes;
+    let listeners: Vec<String> = workload
+        .listeners
+        .iter()
+        .map(|listener| format!("{} {}", listener.direction, listener.address))
+        .collect();
+    [
+        format!("{}/{}", workload.namespace, workload.name),
+        state.to_owned(),
+        mode.to_owned(),
+        workload.connections.active.to_string(),
+        workload.connections.total.to_string(),
+        size(bytes.direct + bytes.handoff + bytes.sockmap + bytes.splice + bytes.copy),
+        listeners.join("\n"),
+        workload.mode_reason.clone(),
+    ]
+}
+
+/// Bytes for people, in powers of 1024.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut whole = bytes;
+    let mut rest = 0;
+    let mut unit = 0;
+    while whole >= 1024 && unit + 1 < units.len() {
+        rest = whole % 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    if unit == 0 { format!("{whole} B") } else { format!("{whole}.{} {}", rest * 10 / 1024, units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(5 << 30), "5.0 GiB");
+    }
+}

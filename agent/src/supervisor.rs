@@ -1,0 +1,281 @@
+//! The privileged process: owns namespaces, listeners and what is installed in the kernel, and parses nothing that
+//! comes from a network. One thread, one loop:
+//!
+//! ```text
+//! signal ------.
+//! file changed -+                          .-> backends: hooks, rules, gates
+//! data plane ---+-> Supervisor (state) ----+-> data plane: listeners, sockets, settings
+//! every 250 ms -'                          '-> status
+//! ```
+
+mod backends;
+mod config_source;
+mod data_plane;
+mod enrolment;
+mod home;
+mod lifecycle;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use shunt_core::config::Config;
+use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use self::backends::Backends;
+use self::config_source::ConfigSource;
+use self::data_plane::DataPlane;
+use self::enrolment::Serving;
+use self::home::Home;
+pub(crate) use self::enrolment::is_claimed;
+pub(crate) use self::home::CGROUP_PREFIX;
+use self::lifecycle::Workload;
+use crate::cli::RunArgs;
+use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
+
+/// How often gates are refreshed; they hold for a second.
+const TICK: Duration = Duration::from_millis(250);
+/// How often namespaces are compared with what is known of them.
+const LOOK: Duration = Duration::from_secs(2);
+/// A data plane that has not answered for this long is replaced. Its gates opened long before.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// Everything the supervisor knows.
+#[derive(Debug)]
+struct Supervisor {
+    config: Config,
+    home: Home,
+    backends: Backends,
+    data_plane: DataPlane,
+    workloads: BTreeMap<WorkloadName, Workload>,
+    /// Withdrawn, with flows that still go on.
+    leaving: Vec<Serving>,
+    next_id: u32,
+    last_look: Instant,
+    repairs: BTreeMap<String, u64>,
+}
+
+/// Runs until told to stop, then removes everything.
+///
+/// # Errors
+/// The agent could not start. Nothing stays behind.
+pub async fn supervise(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let mut source = ConfigSource::watch(path)?;
+    let home = Home::open(&config)?;
+    home.clean_up_after_the_dead();
+    let mut supervisor = Supervisor::new(config, home)?;
+    supervisor.start_data_plane()?;
+    supervisor.tick();
+
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            event = supervisor.data_plane.next() => {
+                if supervisor.heard(event).is_stop() { break }
+            }
+            () = source.changed() => supervisor.reload(args, &source),
+            _ = ticks.tick() => supervisor.tick(),
+        }
+    }
+    supervisor.stop(&mut terminate, &mut interrupt).await;
+    Ok(())
+}
+
+/// Does the loop go on?
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Continue,
+    Stop,
+}
+
+impl Next {
+    fn is_stop(&self) -> bool {
+        *self == Self::Stop
+    }
+}
+
+impl Supervisor {
+    fn new(config: Config, home: Home) -> Result<Self> {
+        let data_plane = DataPlane::new(config.concurrency)?;
+        let backends = Backends::new(&config);
+        let mut supervisor = Self {
+            config,
+            home,
+            backends,
+            data_plane,
+            workloads: BTreeMap::new(),
+            leaving: Vec::new(),
+            next_id: 1,
+            last_look: Instant::now(),
+            repairs: BTreeMap::new(),
+        };
+        for spec in supervisor.config.workloads.clone() {
+            supervisor.workloads.insert(spec.name.clone(), Workload::new(spec));
+        }
+        Ok(supervisor)
+    }
+
+    fn start_data_plane(&mut self) -> Result<()> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let hello = ToWorker::Hello {
+            config: Box::new(self.config.clone()),
+            supervisor_pid: std::process::id(),
+            started_unix_seconds: self.home.started.unwrap_or(started),
+        };
+        self.home.started.get_or_insert(started);
+        self.data_plane.spawn(&hello, self.home.admin_fds()?)?;
+        self.tell_everything();
+        Ok(())
+    }
+
+    /// Something the data plane said, or its end.
+    fn heard(&mut self, event: data_plane::Event) -> Next {
+        match event {
+            data_plane::Event::Said(message) => return self.answer(message),
+            data_plane::Event::Failed(error) => {
+                if !matches!(error, ChannelError::Closed) {
+                    tracing::error!(%error, "the data plane is not understood and will be replaced");
+                }
+                self.data_plane.kill();
+            }
+            data_plane::Event::Ended(status) => {
+                tracing::warn!(%status, "the data plane ended; starting another");
+                *self.repairs.entry("data_plane".into()).or_default() += 1;
+                self.flows_are_gone();
+                self.data_plane.schedule_start();
+            }
+            data_plane::Event::StartDue => {
+                if let Err(error) = self.start_data_plane() {
+                    tracing::error!(error = format!("{error:#}"), "cannot start the data plane");
+                    self.data_plane.schedule_start();
+                }
+            }
+        }
+        Next::Continue
+    }
+
+    fn answer(&mut self, message: ToSupervisor) -> Next {
+        match message {
+            ToSupervisor::Ack { number, error: Some(error) } => {
+                tracing::error!(number, error, "the data plane could not carry out a message");
+            }
+            ToSupervisor::Ack { .. } => {}
+            ToSupervisor::NeedSockets { worker, want, count } => {
+                self.supply(worker, want, count);
+            }
+            ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
+            ToSupervisor::Drained { id } => self.drained(id),
+            ToSupervisor::Change { change: Change::Drain, ticket } => {
+                self.data_plane.tell(&ToWorker::Changed { ticket, result: Ok(()) }, Vec::new());
+                return Next::Stop;
+            }
+            ToSupervisor::Change { ticket, change } => {
+                let result = self.change(change);
+                self.data_plane.tell(&ToWorker::Changed { ticket, result }, Vec::new());
+            }
+        }
+        Next::Continue
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        match change {
+            Change::Put(spec) => {
+                let taken = self.workloads.values().find(|other| {
+                    other.spec.netns == spec.netns && other.spec.name != spec.name
+                });
+                if let Some(other) = taken {
+                    let (netns, name) = (spec.netns.display(), &other.spec.name);
+                    return Err(format!("{netns} is already enrolled as {name}"));
+                }
+                self.desire(*spec);
+            }
+            Change::Delete(name) => {
+                if !self.workloads.contains_key(&name) {
+                    return Err(format!("no workload {name}"));
+                }
+                self.withdraw(&name);
+            }
+            Change::Drain => {}
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Every 250 ms: keeps the gates while the data plane lives, retries what failed, looks at what may have changed.
+    fn tick(&mut self) {
+        if self.data_plane.alive() {
+            self.backends.keep_alive();
+        } else if self.data_plane.stuck_for() > STUCK {
+            tracing::error!("the data plane has not answered for 5 s and will be replaced");
+            *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
+            self.data_plane.kill();
+        }
+        self.retry();
+        if self.last_look.elapsed() >= LOOK {
+            self.last_look = Instant::now();
+            self.look();
+        }
+        self.publish();
+    }
+
+    /// New connections go directly at once; flows get their time; then everything is removed.
+    async fn stop(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
+        tracing::info!("stopping: new connections go directly, flows may end in order");
+        self.release_everything();
+        let grace = self.config.timeouts.drain;
+        let stop = ToWorker::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) };
+        self.data_plane.tell(&stop, Vec::new());
+        let deadline = Instant::now() + grace + Duration::from_secs(5);
+        while self.data_plane.is_running() {
+            tokio::select! {
+                event = self.data_plane.next() => self.heard_while_stopping(event),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    tracing::warn!("the data plane did not end in time and is killed");
+                    break;
+                }
+            }
+        }
+        self.data_plane.kill();
+        self.flows_are_gone();
+        self.backends.unload();
+        self.home.leave();
+        tracing::info!("stopped; nothing of the agent is left");
+    }
+}
+
+impl Supervisor {
+    /// Flows that are ending still need sockets; nothing is started any more.
+    fn heard_while_stopping(&mut self, event: data_plane::Event) {
+        match event {
+            data_plane::Event::Said(ToSupervisor::NeedSockets { worker, want, count }) => {
+                self.supply(worker, want, count);
+            }
+            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => self.listeners_closed(id),
+            data_plane::Event::Said(ToSupervisor::Drained { id }) => self.drained(id),
+            data_plane::Event::Said(_) | data_plane::Event::StartDue => {}
+            data_plane::Event::Failed(_) | data_plane::Event::Ended(_) => {
+                tracing::debug!("the data plane ended");
+            }
+        }
+    }
+}
+
+type Signal = tokio::signal::unix::Signal;
+
+/// A workload as the file and the admin API want it.
+impl Workload {
+    fn new(spec: WorkloadSpec) -> Self {
+        Self { spec, phase: lifecycle::Phase::due() }
+    }
+}

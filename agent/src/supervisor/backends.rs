@@ -1,0 +1,132 @@
+//! The two ways of steering, made ready when first wanted, and the choice between them.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use shunt_core::config::Config;
+use shunt_core::workload::{Mode, ModeSetting};
+use shunt_intercept::ebpf::EbpfBackend;
+use shunt_intercept::iptables::IptablesBackend;
+use shunt_intercept::{Backend, InterceptError, Marks};
+
+use super::home::OwnCgroup;
+
+#[derive(Debug)]
+pub(super) struct Backends {
+    pub(super) marks: Marks,
+    state_dir: PathBuf,
+    ebpf: Slot<EbpfBackend>,
+    iptables: Slot<IptablesBackend>,
+    /// Where the agent's own sockets are made, for the hook that knows them.
+    cgroup: Option<OwnCgroup>,
+}
+
+#[derive(Debug)]
+enum Slot<T> {
+    Untried,
+    Ready(T),
+    /// Why not. Asked once: a kernel does not learn eBPF while it runs.
+    Broken(String),
+}
+
+impl Backends {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            marks: Marks { upstream: config.mark, delivery: config.delivery_mark() },
+            state_dir: config.state_dir.clone(),
+            ebpf: Slot::Untried,
+            iptables: Slot::Untried,
+            cgroup: None,
+        }
+    }
+
+    /// The modes to try for a wish, best first.
+    pub(super) fn candidates(wish: ModeSetting) -> &'static [Mode] {
+        match wish {
+            ModeSetting::Auto => &[Mode::Ebpf, Mode::Iptables],
+            ModeSetting::Ebpf => &[Mode::Ebpf],
+            ModeSetting::Iptables => &[Mode::Iptables],
+        }
+    }
+
+    /// # Errors
+    /// Why this mode does not work on this host.
+    pub(super) fn get(&mut self, mode: Mode) -> Result<&mut dyn Backend, String> {
+        match mode {
+            Mode::Ebpf => {
+                if matches!(self.ebpf, Slot::Untried) {
+                    self.ebpf = Slot::from(self.load_ebpf());
+                }
+                match &mut self.ebpf {
+                    Slot::Ready(backend) => Ok(backend),
+                    Slot::Broken(reason) => Err(reason.clone()),
+                    Slot::Untried => Err("not tried".into()),
+                }
+            }
+            Mode::Iptables => {
+                if matches!(self.iptables, Slot::Untried) {
+                    self.iptables = Slot::from(IptablesBackend::new(self.marks));
+                }
+                match &mut self.iptables {
+                    Slot::Ready(backend) => Ok(backend),
+                    Slot::Broken(reason) => Err(reason.clone()),
+                    Slot::Untried => Err("not tried".into()),
+                }
+            }
+        }
+    }
+
+    fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
+        let cgroup = OwnCgroup::find_or_make(&self.state_dir)?;
+        let backend = EbpfBackend::load(self.marks, cgroup.path())?;
+        self.cgroup = Some(cgroup);
+        tracing::info!("eBPF programs loaded");
+        Ok(backend)
+    }
+
+    pub(super) fn keep_alive(&mut self) {
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.keep_alive();
+        }
+        if let Slot::Ready(backend) = &mut self.iptables {
+            backend.keep_alive();
+        }
+    }
+
+    /// The handshake map for the data plane, once the programs are loaded.
+    pub(super) fn handshakes(&self) -> Option<OwnedFd> {
+        match &self.ebpf {
+            Slot::Ready(backend) => backend
+                .handshakes_fd()
+                .inspect_err(|error| tracing::error!(%error, "cannot share the handshake map"))
+                .ok(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn events(&self) -> BTreeMap<String, u64> {
+        match &self.ebpf {
+            Slot::Ready(backend) => {
+                backend.events().into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+            }
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// Detaches and forgets everything.
+    pub(super) fn unload(&mut self) {
+        self.ebpf = Slot::Untried;
+        self.iptables = Slot::Untried;
+        self.cgroup = None;
+    }
+}
+
+impl<T> From<Result<T, InterceptError>> for Slot<T> {
+    fn from(result: Result<T, InterceptError>) -> Self {
+        match result {
+            Ok(backend) => Self::Ready(backend),
+            Err(error) => Self::Broken(error.chain()),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Tells when the configuration file changed. Its directory is watched, not the file: editors and ConfigMaps
+//! replace files rather than write them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+/// Writers take several steps; the last one settles it.
+const SETTLE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct ConfigSource {
+    path: Option<PathBuf>,
+    events: mpsc::Receiver<()>,
+    /// What the file held when it was last looked at.
+    seen: Option<String>,
+    _watcher: Option<RecommendedWatcher>,
+}
+
+impl ConfigSource {
+    pub(super) fn watch(path: Option<PathBuf>) -> Result<Self> {
+        let (tell, events) = mpsc::channel(1);
+        let watcher = path
+            .as_deref()
+            .map(|path| {
+                let directory = directory_of(path);
+                let mut watcher = notify::recommended_watcher(move |_| {
+                    // Full: a change is already reported.
+                    let _ = tell.try_send(());
+                })?;
+                watcher.watch(directory, RecursiveMode::NonRecursive).map(|()| watcher)
+            })
+            .transpose()
+            .context("cannot watch the configuration file's directory")?;
+        let seen = path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+        Ok(Self { path, events, seen, _watcher: watcher })
+    }
+
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Waits until the file's content differs from what was last seen. Cancel safe enough: a cancelled wait loses
+    /// no change, since content is compared.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            if self.events.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(SETTLE).await;
+            while self.events.try_recv().is_ok() {}
+            let now = self.path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+            if now.is_some() && now != self.seen {
+                self.seen = now;
+                return;
+            }
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,173 @@
+//! Bringing one workload under the agent: claim its namespace, listen in it, steer into the listeners.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::sync::Arc;
+
+use shunt_core::config::Config;
+use shunt_core::flow::{Direction, direction};
+use shunt_core::sockets::{ListenerSpec, Steering};
+use shunt_core::status::ListenerStatus;
+use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
+use shunt_intercept::netns::Netns;
+use shunt_intercept::{Enrolment, InterceptError, Listener, return_path};
+
+use super::backends::Backends;
+use crate::ipc::EnrolledView;
+
+/// Abstract unix sockets belong to the network namespace: whoever holds this one serves it, and lets go by dying.
+const CLAIM: &[u8] = b"shunt/agent";
+
+/// A workload that is being steered.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) enrolment: Enrolment,
+    pub(super) mode: Mode,
+    pub(super) mode_reason: String,
+    /// Clients' own addresses can be used for delivery.
+    pub(super) transparent: bool,
+    /// Given up together with the listeners.
+    pub(super) claim: Option<UnixDatagram>,
+}
+
+impl Serving {
+    /// Tries the modes the workload may have, best first.
+    pub(super) fn start(
+        spec: &WorkloadSpec,
+        id: WorkloadId,
+        config: &Config,
+        backends: &mut Backends,
+    ) -> Result<Self, InterceptError> {
+        let netns = Arc::new(Netns::open(&spec.netns)?);
+        let claim = claim(&netns)?;
+        let addresses = netns.addresses()?;
+        let mut reasons = Vec::new();
+        for &mode in Backends::candidates(spec.mode) {
+            let backend = match backends.get(mode) {
+                Ok(backend) => backend,
+                Err(reason) => {
+                    reasons.push(format!("{} does not work on this host: {reason}", mode.as_str()));
+                    continue;
+                }
+            };
+            let enrolment = Enrolment {
+                id,
+                spec: spec.clone(),
+                netns: Arc::clone(&netns),
+                addresses: addresses.clone(),
+                listeners: listen(&netns, id, mode, config)?,
+            };
+            if let Err(error) = backend.install(&enrolment) {
+                reasons.push(format!("{} failed: {}", mode.as_str(), error.chain()));
+                continue;
+            }
+            let transparent = match return_path::ensure(&netns, config.delivery_mark()) {
+                Ok(_) => true,
+                Err(error) => {
+                    let reason = error.chain();
+                    tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
+                    reasons.push(format!("clients' addresses are not kept: {reason}"));
+                    false
+                }
+            };
+            let mode_reason = if reasons.is_empty() {
+                "chosen: it works here".to_owned()
+            } else {
+                reasons.join("; ")
+            };
+            return Ok(Self { enrolment, mode, mode_reason, transparent, claim: Some(claim) });
+        }
+        Err(InterceptError::Unsupported(reasons.join("; ")))
+    }
+
+    pub(super) fn view(&self) -> EnrolledView {
+        EnrolledView {
+            id: self.enrolment.id,
+            name: self.enrolment.spec.name.clone(),
+            mode: self.mode,
+            addresses: self.enrolment.addresses.clone(),
+            transparent: self.transparent,
+        }
+    }
+
+    pub(super) fn listener_status(&self) -> Vec<ListenerStatus> {
+        let listeners = self.enrolment.listeners.iter();
+        listeners
+            .map(|listener| ListenerStatus {
+                direction: direction::as_str(listener.spec.direction).to_owned(),
+                address: listener.spec.addr.to_string(),
+            })
+            .collect()
+    }
+
+    /// Duplicates for the data plane.
+    pub(super) fn listener_fds(listener: &Listener) -> io::Result<Vec<OwnedFd>> {
+        listener.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+    }
+}
+
+fn claim(netns: &Netns) -> Result<UnixDatagram, InterceptError> {
+    let bind = || UnixAddr::from_abstract_name(CLAIM).and_then(|name| UnixDatagram::bind_addr(&name));
+    match netns.enter(bind).and_then(|bound| bound) {
+        Ok(claim) => Ok(claim),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(InterceptError::io("claim (another agent serves it)", netns.path().display(), error))
+        }
+        Err(error) => Err(InterceptError::io("claim", netns.path().display(), error)),
+    }
+}
+
+/// Does a living agent serve this namespace?
+pub(crate) fn is_claimed(netns: &Netns) -> bool {
+    claim(netns).is_err()
+}
+
+/// The agent's listeners, by direction and family. IPv6 is left out where the namespace has none.
+fn listen(
+    netns: &Netns,
+    id: WorkloadId,
+    mode: Mode,
+    config: &Config,
+) -> Result<Vec<Listener>, InterceptError> {
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    // Netfilter redirects to the interface's address; sk_lookup finds a listener wherever it is bound.
+    let inbound: [IpAddr; 2] = match mode {
+        Mode::Ebpf => loopback,
+        Mode::Iptables => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+    };
+    let (to_outbound, to_inbound) = match mode {
+        Mode::Ebpf => (Steering::ConnectHook { netns_cookie: netns.cookie() }, Steering::SkLookup),
+        Mode::Iptables => (Steering::Redirect, Steering::Redirect),
+    };
+    let mut listeners = Vec::new();
+    for (direction, steering, addresses, port) in [
+        (Direction::Outbound, to_outbound, loopback, config.ports.outbound),
+        (Direction::Inbound, to_inbound, inbound, config.ports.inbound),
+    ] {
+        for address in addresses {
+            let wanted = SocketAddr::new(address, port);
+            match netns.listen(wanted, config.mark, config.concurrency) {
+                Ok((addr, sockets)) => listeners.push(Listener {
+                    spec: ListenerSpec { workload: id, direction, steering, addr },
+                    sockets,
+                }),
+                Err(error) if address.is_ipv6() && no_such_family(&error) => {
+                    tracing::debug!(netns = %netns.path().display(), %error, "no IPv6 here");
+                }
+                Err(error) => {
+                    let object = format!("{wanted} in {}", netns.path().display());
+                    return Err(InterceptError::io("listen on", object, error));
+                }
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+fn no_such_family(error: &io::Error) -> bool {
+    let codes = [nix::libc::EADDRNOTAVAIL, nix::libc::EAFNOSUPPORT];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}

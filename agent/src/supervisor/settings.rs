@@ -1,0 +1,79 @@
+//! A changed configuration file: what can be applied live is, the rest is said to need a restart.
+
+use shunt_core::config::Config;
+use shunt_core::workload::{WorkloadName, WorkloadSpec};
+
+use super::Supervisor;
+use super::config_source::ConfigSource;
+use crate::cli::RunArgs;
+use crate::ipc::ToWorker;
+use crate::run;
+
+impl Supervisor {
+    /// A correct file is applied, a wrong one refused whole.
+    pub(super) fn reload(&mut self, args: &RunArgs, source: &ConfigSource) {
+        let new = match run::read(args, source.path()) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
+                return;
+            }
+        };
+        tracing::info!("the configuration changed");
+        for field in needs_restart(&self.config, &new) {
+            tracing::warn!(field, "takes effect at the next start");
+        }
+        let gone: Vec<WorkloadName> = self
+            .config
+            .workloads
+            .iter()
+            .map(|spec| &spec.name)
+            .filter(|name| !new.workloads.iter().any(|spec| spec.name == **name))
+            .cloned()
+            .collect();
+        // What did not change in the file keeps whatever the admin API made of it.
+        let changed: Vec<WorkloadSpec> = new
+            .workloads
+            .iter()
+            .filter(|spec| !self.config.workloads.contains(spec))
+            .cloned()
+            .collect();
+        self.config.timeouts = new.timeouts;
+        self.config.limits = new.limits;
+        self.config.log = new.log;
+        self.config.mode = new.mode;
+        self.config.workloads = new.workloads;
+        for name in &gone {
+            self.withdraw(name);
+        }
+        for spec in changed {
+            self.desire(spec);
+        }
+        self.tell_settings();
+        self.publish();
+    }
+
+    pub(super) fn tell_settings(&mut self) {
+        let settings = ToWorker::Settings {
+            timeouts: self.config.timeouts,
+            limits: self.config.limits,
+            log_level: self.config.log.level.clone(),
+        };
+        self.data_plane.tell(&settings, Vec::new());
+    }
+}
+
+/// Fields whose change is not applied to a running agent.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let rows = [
+        ("concurrency", old.concurrency != new.concurrency),
+        ("ports", old.ports != new.ports),
+        ("mark", old.mark != new.mark),
+        ("log.format", old.log.format != new.log.format),
+        ("log.access", old.log.access != new.log.access),
+        ("admin", old.admin != new.admin),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("bpffs", old.bpffs != new.bpffs),
+    ];
+    rows.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field).collect()
+}

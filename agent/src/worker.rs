@@ -1,0 +1,73 @@
+//! The data plane: holds no capability, gets everything it works with as descriptors from the supervisor.
+//!
+//! ```text
+//! supervisor == SEQPACKET == control (this thread: messages, admin API) -- handles --> worker threads (connections)
+//! ```
+
+mod api;
+mod control;
+mod stock;
+mod view;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use shunt_core::config::Config;
+use tokio::task::LocalSet;
+
+use self::control::Control;
+use crate::heartbeat::Heartbeats;
+use crate::ipc::{Channel, ToSupervisor, ToWorker};
+use crate::{cli, privileges};
+
+pub fn run() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::failed(&error),
+    }
+}
+
+/// Privileges go first, before anything is read and before there is a second thread.
+fn start() -> Result<()> {
+    privileges::drop_all()?;
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("cannot take the channel")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    LocalSet::new().block_on(&runtime, async {
+        let channel = Channel::new(socket)
+            .context("standard input is not a channel; `shunt worker` is started by `shunt run`")?;
+        let (channel, greeting) = greet(channel).await?;
+        Control::start(channel, greeting)?.serve().await
+    })
+}
+
+/// What the supervisor's first message brings.
+#[derive(Debug)]
+struct Greeting {
+    config: Config,
+    supervisor_pid: u32,
+    started_unix_seconds: u64,
+    heartbeats: Heartbeats,
+    admin: Vec<OwnedFd>,
+}
+
+type ToSupervisorChannel = Channel<ToSupervisor, ToWorker>;
+
+async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel, Greeting)> {
+    let (_, message, mut fds) = channel.receive().await.context("no greeting")?;
+    let ToWorker::Hello { config, supervisor_pid, started_unix_seconds } = message else {
+        bail!("the supervisor's first message is not a greeting");
+    };
+    if fds.len() < 2 {
+        bail!("the greeting has {} descriptors: the heartbeat page or the admin socket is missing", fds.len());
+    }
+    let admin = fds.split_off(1);
+    let heartbeats = Heartbeats::from_fd(fds.remove(0), config.concurrency);
+    Ok((
+        channel,
+        Greeting { config: *config, supervisor_pid, started_unix_seconds, heartbeats, admin },
+    ))
+}

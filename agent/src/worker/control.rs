@@ -1,0 +1,282 @@
+//! The control thread: carries out what the supervisor says and passes on what the workers need.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shunt_core::workload::WorkloadId;
+use shunt_intercept::ebpf::HandshakeTable;
+use shunt_intercept::original_dst::KernelOriginalDst;
+use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
+use shunt_telemetry::access_log::AccessLogger;
+use shunt_telemetry::logging::LogLevel;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::stock::Stock;
+use super::view::View;
+use super::{Greeting, ToSupervisorChannel, api};
+use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
+
+/// How often the end of withdrawn workloads' flows is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+/// After the supervisor's death the iptables gates need this long to open: until then clients still come.
+const ORPHAN: Duration = Duration::from_millis(1500);
+
+/// What the admin API asks for; `Ok` or why not.
+pub(super) type Wish = (Change, oneshot::Sender<Result<(), String>>);
+
+#[derive(Debug)]
+pub(super) struct Control {
+    channel: ToSupervisorChannel,
+    workers: Vec<Worker>,
+    stocks: Vec<Stock>,
+    requests: mpsc::UnboundedReceiver<ToSupervisor>,
+    wishes: mpsc::UnboundedReceiver<Wish>,
+    asked: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    next_ticket: u64,
+    view: Rc<RefCell<View>>,
+    originals: KernelOriginalDst,
+    level: LogLevel,
+    leaving: Vec<Leaving>,
+    _access_log: AccessLogger,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    id: WorkloadId,
+    closed: bool,
+}
+
+/// What ends [`Control::serve`].
+enum End {
+    Stop { grace: Duration },
+    SupervisorGone,
+}
+
+impl Control {
+    pub(super) fn start(channel: ToSupervisorChannel, greeting: Greeting) -> Result<Self> {
+        let Greeting { config, supervisor_pid, started_unix_seconds, heartbeats, admin } = greeting;
+        let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+        let view = View::new(config, supervisor_pid, started_unix_seconds);
+        let access_log = AccessLogger::open(&view.config.log, Arc::clone(&view.counters))
+            .context("cannot open the access log")?;
+        let (ask, requests) = mpsc::unbounded_channel();
+        let originals = KernelOriginalDst::default();
+        let rendezvous = Arc::new(Rendezvous::default());
+        let mut workers = Vec::new();
+        let mut stocks = Vec::new();
+        for index in 0..view.config.concurrency {
+            let stock = Stock::new(index, ask.clone());
+            let page = heartbeats.try_clone().context("cannot share the heartbeats")?;
+            let log = access_log.clone();
+            let flows: FlowSink = Arc::new(move |record| log.write(&record));
+            let worker = shunt_proxy::spawn(WorkerContext {
+                index,
+                snapshot: Arc::clone(&view.snapshot),
+                supply: stock.clone(),
+                originals: originals.clone(),
+                flows,
+                counters: Arc::clone(&view.counters),
+                rendezvous: Arc::clone(&rendezvous),
+                heartbeat: Box::new(move || {
+                    if let Err(error) = page.beat(index) {
+                        tracing::error!(%error, "cannot write the heartbeat");
+                    }
+                }),
+            })
+            .with_context(|| format!("cannot start worker {index}"))?;
+            workers.push(worker);
+            stocks.push(stock);
+        }
+        let (wish, wishes) = mpsc::unbounded_channel();
+        let view = Rc::new(RefCell::new(view));
+        api::serve(admin, Rc::clone(&view), level.clone(), wish)?;
+        Ok(Self {
+            channel,
+            workers,
+            stocks,
+            requests,
+            wishes,
+            asked: HashMap::new(),
+            next_ticket: 1,
+            view,
+            originals,
+            level,
+            leaving: Vec::new(),
+            _access_log: access_log,
+        })
+    }
+
+    pub(super) async fn serve(mut self) -> Result<()> {
+        // The terminal's Ctrl-C reaches both processes; the supervisor says when to stop.
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+        let mut looks = tokio::time::interval(LOOK);
+        let end = loop {
+            tokio::select! {
+                message = self.channel.receive() => match message {
+                    Ok((number, message, fds)) => {
+                        if let ToWorker::Stop { grace_ms } = message {
+                            break End::Stop { grace: Duration::from_millis(grace_ms) };
+                        }
+                        let error = self.carry_out(message, fds).err().map(|error| format!("{error:#}"));
+                        self.say(&ToSupervisor::Ack { number, error });
+                    }
+                    Err(ChannelError::Closed) => break End::SupervisorGone,
+                    Err(error) => return Err(error).context("the supervisor is not understood"),
+                },
+                Some(request) = self.requests.recv() => self.say(&request),
+                Some(wish) = self.wishes.recv() => self.pass_on(wish),
+                _ = interrupt.recv() => {}
+                _ = looks.tick(), if !self.leaving.is_empty() => self.look_at_leaving(),
+            }
+        };
+        match end {
+            End::Stop { grace } => self.stop(grace).await,
+            End::SupervisorGone => self.outlive_supervisor().await,
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, message: &ToSupervisor) {
+        if let Err(error) = self.channel.send(message, Vec::new()) {
+            // The next receive says the same, and ends the loop.
+            tracing::debug!(%error, "a message to the supervisor was not sent");
+        }
+    }
+
+    fn pass_on(&mut self, (change, answer): Wish) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.asked.insert(ticket, answer);
+        self.say(&ToSupervisor::Change { ticket, change });
+    }
+
+    fn carry_out(&mut self, message: ToWorker, fds: Vec<OwnedFd>) -> Result<()> {
+        match message {
+            ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
+            ToWorker::Handshakes => {
+                let map = fds.into_iter().next().context("no map came with the message")?;
+                self.originals.set_handshakes(HandshakeTable::from_fd(map));
+            }
+            ToWorker::Enrol(view) => self.view.borrow_mut().enrol(view),
+            ToWorker::Listen(spec) => {
+                let sockets = fds.len();
+                anyhow::ensure!(sockets == self.workers.len(), "{sockets} sockets for {} workers", self.workers.len());
+                for (worker, socket) in self.workers.iter().zip(fds) {
+                    worker.listen(spec.clone(), socket.into());
+                }
+            }
+            ToWorker::Stock { worker, want } => {
+                self.stocks.get(worker).context("no such worker")?.put(want, fds);
+            }
+            ToWorker::StockFailed { worker, want, error } => {
+                self.stocks.get(worker).context("no such worker")?.fail(want, error);
+            }
+            ToWorker::Withdraw { id } => {
+                self.view.borrow_mut().withdraw(id);
+                for worker in &self.workers {
+                    worker.close_listeners(id);
+                }
+                self.leaving.push(Leaving { id, closed: false });
+            }
+            ToWorker::States(infos) => self.view.borrow_mut().infos = infos,
+            ToWorker::Settings { timeouts, limits, log_level } => {
+                self.view.borrow_mut().set_limits(timeouts, limits);
+                self.level.set(&log_level).map_err(|error| anyhow::anyhow!("log level: {error}"))?;
+            }
+            ToWorker::Counters { kernel, repairs } => {
+                let mut view = self.view.borrow_mut();
+                (view.kernel_events, view.repairs) = (kernel, repairs);
+            }
+            ToWorker::Changed { ticket, result } => {
+                if let Some(asker) = self.asked.remove(&ticket) {
+                    // Whoever asked may have gone away.
+                    let _ = asker.send(result);
+                }
+            }
+            ToWorker::Stop { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the supervisor of workloads whose listeners have closed and whose flows have ended.
+    fn look_at_leaving(&mut self) {
+        let mut done = Vec::new();
+        let mut told = Vec::new();
+        for leaving in &mut self.leaving {
+            let listeners: usize = self.workers.iter().map(|worker| worker.listeners(leaving.id)).sum();
+            if !leaving.closed && listeners == 0 {
+                leaving.closed = true;
+                told.push(ToSupervisor::ListenersClosed { id: leaving.id });
+            }
+            let flows: u64 = self.workers.iter().map(|worker| worker.flows(leaving.id)).sum();
+            if leaving.closed && flows == 0 {
+                told.push(ToSupervisor::Drained { id: leaving.id });
+                done.push(leaving.id);
+            }
+        }
+        self.leaving.retain(|leaving| !done.contains(&leaving.id));
+        for id in done {
+            self.view.borrow_mut().forget(id);
+            for stock in &self.stocks {
+                stock.clear(id);
+            }
+        }
+        for message in told {
+            self.say(&message);
+        }
+    }
+
+    /// In order: the supervisor still supplies sockets while flows end.
+    async fn stop(mut self, grace: Duration) {
+        tracing::info!(grace_s = grace.as_secs(), "the data plane lets its flows end");
+        let workers = std::mem::take(&mut self.workers);
+        let ended = async {
+            for worker in &workers {
+                worker.stop(grace);
+            }
+            for worker in workers {
+                worker.ended().await;
+            }
+        };
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                () = &mut ended => return,
+                Some(request) = self.requests.recv() => self.say(&request),
+                message = self.channel.receive() => match message {
+                    Ok((_, ToWorker::Stock { worker, want }, fds)) => {
+                        if let Some(stock) = self.stocks.get(worker) {
+                            stock.put(want, fds);
+                        }
+                    }
+                    Ok((_, ToWorker::StockFailed { worker, want, error }, _)) => {
+                        if let Some(stock) = self.stocks.get(worker) {
+                            stock.fail(want, error);
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => return ended.await,
+                },
+            }
+        }
+    }
+
+    /// The supervisor is dead, and soon nobody is steered here any more. Those who come until then are served as far
+    /// as the stock goes; flows go on for as long as they like.
+    async fn outlive_supervisor(self) {
+        tracing::error!("the supervisor is gone: no new connections soon, those under way go on");
+        tokio::time::sleep(ORPHAN).await;
+        for worker in &self.workers {
+            worker.stop(Duration::MAX);
+        }
+        for worker in self.workers {
+            worker.ended().await;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the data plane knows of the node: who is enrolled, the numbers, and what the supervisor says for `status`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use shunt_core::config::{Config, Limits, Timeouts};
+use shunt_core::counters::{AgentCounters, WorkloadCounters};
+use shunt_core::snapshot::{Enrolled, Snapshot};
+use shunt_core::status::{
+    AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus,
+};
+use shunt_core::workload::{WorkloadId, WorkloadName};
+
+use crate::ipc::{EnrolledView, WorkloadInfo};
+
+/// Owned by the control thread; workers see only its snapshots and counters.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) config: Config,
+    pub(super) supervisor_pid: u32,
+    pub(super) started_unix_seconds: u64,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(super) counters: Arc<AgentCounters>,
+    pub(super) infos: Vec<WorkloadInfo>,
+    pub(super) kernel_events: BTreeMap<String, u64>,
+    pub(super) repairs: BTreeMap<String, u64>,
+    enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
+    /// By name, so that the numbers of a workload survive its being enrolled anew.
+    workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
+    timeouts: Timeouts,
+    limits: Limits,
+}
+
+impl View {
+    pub(super) fn new(config: Config, supervisor_pid: u32, started_unix_seconds: u64) -> Self {
+        let (timeouts, limits) = (config.timeouts, config.limits);
+        let snapshot = Snapshot::new(0, timeouts, limits, BTreeMap::new());
+        Self {
+            config,
+            supervisor_pid,
+            started_unix_seconds,
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            counters: Arc::default(),
+            infos: Vec::new(),
+            kernel_events: BTreeMap::new(),
+            repairs: BTreeMap::new(),
+            enrolled: BTreeMap::new(),
+            workload_counters: BTreeMap::new(),
+            timeouts,
+            limits,
+        }
+    }
+
+    pub(super) fn set_limits(&mut self, timeouts: Timeouts, limits: Limits) {
+        (self.timeouts, self.limits) = (timeouts, limits);
+        (self.config.timeouts, self.config.limits) = (timeouts, limits);
+        self.publish();
+    }
+
+    pub(super) fn enrol(&mut self, view: EnrolledView) {
+        let counters = Arc::clone(self.workload_counters.entry(view.name.clone()).or_default());
+        let withdrawn = match self.enrolled.get(&view.id) {
+            Some(known) => Arc::clone(&known.withdrawn),
+            None => Arc::new(AtomicBool::new(false)),
+        };
+        let enrolled = Enrolled {
+            id: view.id,
+            name: view.name,
+            mode: view.mode,
+            addresses: view.addresses,
+            transparent: view.transparent,
+            counters,
+            withdrawn,
+        };
+        self.enrolled.insert(enrolled.id, Arc::new(enrolled));
+        self.publish();
+    }
+
+    /// The workload stays known, for its flows, but owns no address any more.
+    pub(super) fn withdraw(&mut self, id: WorkloadId) {
+        let Some(known) = self.enrolled.get(&id) else { return };
+        known.withdrawn.store(true, Ordering::Relaxed);
+        let homeless = Enrolled { addresses: Vec::new(), ..Enrolled::clone(known) };
+        self.enrolled.insert(id, Arc::new(homeless));
+        self.publish();
+    }
+
+    pub(super) fn forget(&mut self, id: WorkloadId) {
+        self.enrolled.remove(&id);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let generation = self.snapshot.load().generation + 1;
+        let next = Snapshot::new(generation, self.timeouts, self.limits, self.enrolled.clone());
+        self.snapshot.store(Arc::new(next));
+    }
+
+    pub(super) fn report(&self) -> StatusReport {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs();
+        StatusReport {
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                uptime_seconds: now.saturating_sub(self.started_unix_seconds),
+                pid: self.supervisor_pid,
+                worker_pid: std::process::id(),
+            },
+            workloads: self.infos.iter().map(|info| self.workload_status(info)).collect(),
+        }
+    }
+
+    pub(super) fn workload_status(&self, info: &WorkloadInfo) -> WorkloadStatus {
+        let mut connections = Connections::default();
+        let mut bytes = BytesByPath::default();
+        if let Some(counters) = self.workload_counters.get(&info.name) {
+            for flows in [&counters.outbound, &counters.inbound] {
+                connections.active += flows.active();
+                connections.total += flows.total.load(Ordering::Relaxed);
+                bytes.copy += flows.bytes_received.load(Ordering::Relaxed)
+                    + flows.bytes_sent.load(Ordering::Relaxed);
+            }
+        }
+        WorkloadStatus {
+            name: info.name.name.clone(),
+            namespace: info.name.namespace.clone(),
+            netns: info.netns.clone(),
+            mode: info.mode,
+            mode_reason: info.mode_reason.clone(),
+            state: info.state,
+            state_reason: info.state_reason.clone(),
+            listeners: info.listeners.clone(),
+            connections,
+            bytes,
+        }
+    }
+}
