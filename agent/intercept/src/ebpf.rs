@@ -1,1 +1,309 @@
-//! Placeholder while it is being written.
+//! The eBPF backend: connect hooks on the workload's cgroup, `sk_lookup` in its namespace.
+//!
+//! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
+//! and connections go directly.
+
+mod handshake_table;
+mod hooks;
+mod object;
+mod probe;
+mod trie;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
+use aya::programs::sk_lookup::SkLookupLink;
+use rustix::time::{ClockId, clock_gettime};
+use shunt_core::flow::Direction;
+use shunt_core::sockets::Family;
+use shunt_core::workload::{Mode, OnFailure, WorkloadId};
+use shunt_ebpf_common::decision::Rules;
+use shunt_ebpf_common::maps::{
+    Event, ListeningPort, NetnsCookie, RuleKey, RuleMarks, Workload,
+};
+
+pub use self::handshake_table::HandshakeTable;
+use self::hooks::Hooks;
+use self::object::Object;
+pub use self::probe::probe;
+use crate::listening::ListeningSockets;
+use crate::rules::PolicyRules;
+use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
+
+/// How often the kernel's count of listening ports is compared with the sockets there are.
+const LISTENING_LOOK: Duration = Duration::from_secs(2);
+
+type RuleEntry = (Key<RuleKey>, RuleMarks);
+
+/// See the head of this module.
+pub struct EbpfBackend {
+    object: Object,
+    hooks: Hooks,
+    workloads: BpfHashMap<MapData, NetnsCookie, Workload>,
+    rules: LpmTrie<MapData, RuleKey, RuleMarks>,
+    listening: BpfHashMap<MapData, ListeningPort, u32>,
+    gate: Array<MapData, u64>,
+    events: PerCpuArray<MapData, u64>,
+    enrolled: HashMap<WorkloadId, Enrolled>,
+    next_rules: u32,
+    last_look: Instant,
+}
+
+struct Enrolled {
+    cookie: NetnsCookie,
+    rules: Vec<RuleEntry>,
+    sockets: ListeningSockets,
+    /// Ports in the map, and in how many looks in a row nobody listened on them.
+    ports: HashMap<u16, u32>,
+    /// Detaches when dropped.
+    _lookup: Option<SkLookupLink>,
+}
+
+impl EbpfBackend {
+    /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made.
+    ///
+    /// # Errors
+    /// This host does not let us, see [`probe`].
+    pub fn load(marks: Marks, agent_cgroup: &Path) -> Result<Self, InterceptError> {
+        let mut object = Object::load(marks)?;
+        let hooks = Hooks::load(&mut object, agent_cgroup)?;
+        Ok(Self {
+            workloads: object.map("SHUNT_WORKLOADS")?,
+            rules: object.map("SHUNT_RULES")?,
+            listening: object.map("SHUNT_LISTENING")?,
+            gate: object.map("SHUNT_GATE")?,
+            events: object.map("SHUNT_EVENTS")?,
+            object,
+            hooks,
+            enrolled: HashMap::new(),
+            next_rules: 1,
+            last_look: Instant::now(),
+        })
+    }
+
+    /// The map from which the data plane takes original destinations, for [`HandshakeTable::from_fd`].
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn handshakes_fd(&self) -> std::io::Result<OwnedFd> {
+        self.object.handshakes.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What the programs counted since they were loaded, by name.
+    pub fn events(&self) -> Vec<(&'static str, u64)> {
+        Event::NAMES
+            .into_iter()
+            .zip(0..)
+            .map(|(name, index)| {
+                let sum = self.events.get(&index, 0).map(|per_cpu| per_cpu.iter().sum());
+                (name, sum.unwrap_or(0))
+            })
+            .collect()
+    }
+
+    fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        let cookie = enrolment.netns.cookie();
+        let rules_set = self.next_rules;
+        self.next_rules += 1;
+        let rules = self.write_rules(enrolment, rules_set)?;
+        let sockets = ListeningSockets::open(&enrolment.netns)?;
+        self.enrolled.insert(
+            enrolment.id,
+            Enrolled { cookie, rules, sockets, ports: HashMap::new(), _lookup: None },
+        );
+        let at_root = enrolment.spec.cgroup.is_none();
+        self.workloads
+            .insert(cookie, workload_value(enrolment, rules_set, at_root), 0)
+            .map_err(|error| object::failed("write the workload", &error))?;
+        self.look_at_listening(enrolment.id);
+        let lookup = self.object.attach_sk_lookup(enrolment)?;
+        if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
+            enrolled._lookup = lookup;
+        }
+        let cgroup = match &enrolment.spec.cgroup {
+            Some(configured) => cgroup::resolve(configured)?,
+            None => cgroup::mount_point()?,
+        };
+        self.hooks.attach(&mut self.object, enrolment.id, &cgroup)
+    }
+
+    /// Writes a policy as a set of its own. On failure, nothing of it stays.
+    fn write_rules(
+        &mut self,
+        enrolment: &Enrolment,
+        set: u32,
+    ) -> Result<Vec<RuleEntry>, InterceptError> {
+        let outbound = outbound_rules(enrolment);
+        let inbound = PolicyRules { policy: &enrolment.spec.inbound, own: &[] };
+        let mut entries = trie::compile(set, Direction::Outbound, &outbound);
+        entries.extend(trie::compile(set, Direction::Inbound, &inbound));
+        for (index, (key, marks)) in entries.iter().enumerate() {
+            if let Err(error) = self.rules.insert(key, marks, 0) {
+                for (written, _) in &entries[..index] {
+                    let _ = self.rules.remove(written);
+                }
+                return Err(object::failed("write the capture rules", &error));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Brings the map of listening ports in line with the sockets there are. New ports count at once; a port goes
+    /// only when two looks in a row did not see it, since a look may be older than a fresh listener.
+    fn look_at_listening(&mut self, id: WorkloadId) {
+        let Some(enrolled) = self.enrolled.get_mut(&id) else { return };
+        let seen = match enrolled.sockets.ports() {
+            Ok(seen) => seen,
+            Err(error) => {
+                tracing::debug!(workload = id.0, error = error.chain(), "cannot look at listening sockets");
+                return;
+            }
+        };
+        for (&port, &sockets) in &seen {
+            enrolled.ports.insert(port, 0);
+            let key = ListeningPort { workload: id.0, port: u32::from(port) };
+            if self.listening.get(&key, 0).ok() != Some(sockets) {
+                if let Err(error) = self.listening.insert(key, sockets, 0) {
+                    tracing::error!(workload = id.0, port, %error, "inbound connections to this port are not captured");
+                }
+            }
+        }
+        let in_kernel = self.listening.keys().flatten().filter(|key| key.workload == id.0);
+        for key in in_kernel {
+            let port = u16::try_from(key.port).unwrap_or(0);
+            if !seen.contains_key(&port) {
+                *enrolled.ports.entry(port).or_default() += 1;
+            }
+        }
+        let gone: Vec<u16> =
+            enrolled.ports.iter().filter(|(_, missed)| **missed >= 2).map(|(port, _)| *port).collect();
+        for port in gone {
+            enrolled.ports.remove(&port);
+            let _ = self.listening.remove(&ListeningPort { workload: id.0, port: u32::from(port) });
+        }
+    }
+}
+
+impl Backend for EbpfBackend {
+    fn mode(&self) -> Mode {
+        Mode::Ebpf
+    }
+
+    fn install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.release(enrolment)?;
+        self.try_install(enrolment).inspect_err(|_| {
+            if let Err(error) = self.release(enrolment) {
+                tracing::error!(error = error.chain(), "cannot undo a failed enrolment");
+            }
+        })
+    }
+
+    fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        let set = self.next_rules;
+        self.next_rules += 1;
+        let rules = self.write_rules(enrolment, set)?;
+        let at_root = enrolment.spec.cgroup.is_none();
+        let value = workload_value(enrolment, set, at_root);
+        self.workloads
+            .insert(enrolment.netns.cookie(), value, 0)
+            .map_err(|error| object::failed("write the workload", &error))?;
+        if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
+            for (key, _) in std::mem::replace(&mut enrolled.rules, rules) {
+                let _ = self.rules.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.hooks.detach(enrolment.id);
+        let Some(enrolled) = self.enrolled.remove(&enrolment.id) else { return Ok(()) };
+        let ours = |workload: &Workload| workload.id == enrolment.id.0;
+        if self.workloads.get(&enrolled.cookie, 0).is_ok_and(|workload| ours(&workload)) {
+            self.workloads
+                .remove(&enrolled.cookie)
+                .map_err(|error| object::failed("remove the workload", &error))?;
+        }
+        for (key, _) in &enrolled.rules {
+            let _ = self.rules.remove(key);
+        }
+        let listening = self.listening.keys().flatten().filter(|key| key.workload == enrolment.id.0);
+        for key in listening.collect::<Vec<_>>() {
+            let _ = self.listening.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn keep_alive(&mut self) {
+        if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
+            tracing::error!(%error, "cannot refresh the gate: connections go directly");
+        }
+        self.object.drain_log();
+        if self.last_look.elapsed() >= LISTENING_LOOK {
+            self.last_look = Instant::now();
+            for id in self.enrolled.keys().copied().collect::<Vec<_>>() {
+                self.look_at_listening(id);
+            }
+        }
+    }
+}
+
+fn outbound_rules(enrolment: &Enrolment) -> PolicyRules<'_> {
+    PolicyRules { policy: &enrolment.spec.outbound, own: &enrolment.addresses }
+}
+
+fn workload_value(enrolment: &Enrolment, rules: u32, at_root: bool) -> Workload {
+    let mut flags = 0;
+    if enrolment.spec.on_failure == OnFailure::Closed {
+        flags |= Workload::FAIL_CLOSED;
+    }
+    if at_root {
+        flags |= Workload::CHECK_MARK;
+    }
+    if enrolment.listeners.iter().any(|listener| listener.spec.direction == Direction::Inbound) {
+        flags |= Workload::CAPTURE_INBOUND;
+    }
+    let inbound = PolicyRules { policy: &enrolment.spec.inbound, own: &[] };
+    let port = |family| enrolment.port(Direction::Outbound, family).unwrap_or(0);
+    let (source_v4, source_v6) = sources(&enrolment.addresses);
+    Workload {
+        id: enrolment.id.0,
+        flags,
+        outbound_port_v4: port(Family::V4),
+        outbound_port_v6: port(Family::V6),
+        restricts: [outbound_rules(enrolment).restricts().0, inbound.restricts().0],
+        source_v4,
+        source_v6,
+        rules,
+    }
+}
+
+/// The addresses that `getsockname` shows: the first of each family, in kernel form; 0 where there is none.
+fn sources(addresses: &[IpAddr]) -> (u32, [u32; 4]) {
+    let first = |v4: bool| addresses.iter().find(|ip| ip.is_ipv4() == v4);
+    let words = |ip: Option<&IpAddr>| ip.map_or([0; 4], |ip| shunt_core::address::to_kernel(*ip).0);
+    (words(first(true))[3], words(first(false)))
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+impl std::fmt::Debug for EbpfBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let enrolled: Vec<&WorkloadId> = self.enrolled.keys().collect();
+        f.debug_struct("EbpfBackend").field("enrolled", &enrolled).finish_non_exhaustive()
+    }
+}
+
+/// For raw system calls that want a number.
+fn raw(fd: &impl AsFd) -> i32 {
+    fd.as_fd().as_raw_fd()
+}

@@ -14,6 +14,7 @@
 pub mod cgroup;
 pub mod ebpf;
 pub mod iptables;
+mod listening;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;

@@ -20,7 +20,8 @@ pub struct Workload {
     /// What `getsockname` shall say after a captured connect, network order; 0: leave it.
     pub source_v4: u32,
     pub source_v6: [u32; 4],
-    pub reserved: u32,
+    /// The [`RuleKey::set`] in force: a new policy is written beside the old one and swapped in here.
+    pub rules: u32,
 }
 
 impl Workload {
@@ -40,7 +41,8 @@ impl Workload {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RuleKey {
-    pub workload: u32,
+    /// [`Workload::rules`] of whoever they belong to.
+    pub set: u32,
     /// One of this type's tables.
     pub table: u32,
     /// An [`Address`], or a port in the upper half of the first word (big endian).
@@ -58,14 +60,14 @@ impl RuleKey {
     pub const ADDRESS_BITS: u32 = Self::FIXED_BITS + 128;
 
     #[inline(always)]
-    pub fn port(workload: u32, direction: u32, port: u16) -> Self {
+    pub fn port(set: u32, direction: u32, port: u16) -> Self {
         let data = [(u32::from(port) << 16).to_be(), 0, 0, 0];
-        Self { workload, table: Self::OUTBOUND_PORTS + direction, data }
+        Self { set, table: Self::OUTBOUND_PORTS + direction, data }
     }
 
     #[inline(always)]
-    pub fn address(workload: u32, direction: u32, address: &Address) -> Self {
-        Self { workload, table: Self::OUTBOUND_ADDRESSES + direction, data: address.0 }
+    pub fn address(set: u32, direction: u32, address: &Address) -> Self {
+        Self { set, table: Self::OUTBOUND_ADDRESSES + direction, data: address.0 }
     }
 }
 

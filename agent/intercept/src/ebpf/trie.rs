@@ -1,0 +1,105 @@
+//! A capture policy as entries of the longest-prefix trie `RULES`.
+//!
+//! The trie answers with the longest prefix only, while a policy is the union of every rule that covers: so each
+//! entry carries the marks of all shorter prefixes too. Port ranges are cut where any range begins or ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use aya::maps::lpm_trie::Key;
+use ipnet::IpNet;
+use shunt_core::address::to_kernel;
+use shunt_core::flow::Direction;
+use shunt_ebpf_common::decision::{Marks, Rules};
+use shunt_ebpf_common::maps::RuleKey;
+
+use super::RuleEntry;
+use crate::rules::PolicyRules;
+
+/// Bits before an IPv4 address in its mapped form.
+const MAPPED_BITS: u32 = 96;
+
+pub(super) fn compile(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
+    let mut entries = ports(set, direction, rules);
+    entries.extend(addresses(set, direction, rules));
+    entries
+}
+
+fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
+    let ranges = rules.policy.include_ports.iter().chain(&rules.policy.exclude_ports);
+    let mut cuts: BTreeSet<u32> = BTreeSet::new();
+    for range in ranges {
+        cuts.insert(u32::from(range.first));
+        cuts.insert(u32::from(range.last) + 1);
+    }
+    let cuts: Vec<u32> = cuts.into_iter().collect();
+    let mut entries = Vec::new();
+    for pair in cuts.windows(2) {
+        let first = u16::try_from(pair[0]).unwrap_or(u16::MAX);
+        let marks = rules.port(first);
+        if marks == Marks(0) {
+            continue;
+        }
+        for (port, bits) in prefixes(pair[0], pair[1]) {
+            let key = RuleKey::port(set, direction as u32, port);
+            entries.push((Key::new(RuleKey::FIXED_BITS + bits, key), marks.0));
+        }
+    }
+    entries
+}
+
+/// `first..end` as aligned blocks: (first port, prefix length of 16).
+fn prefixes(first: u32, end: u32) -> Vec<(u16, u32)> {
+    let mut blocks = Vec::new();
+    let mut at = first;
+    while at < end {
+        let mut size = if at == 0 { 1 << 16 } else { at & at.wrapping_neg() };
+        while at + size > end {
+            size /= 2;
+        }
+        blocks.push((u16::try_from(at).unwrap_or(u16::MAX), 16 - size.trailing_zeros()));
+        at += size;
+    }
+    blocks
+}
+
+fn addresses(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
+    let mut direct: BTreeMap<IpNet, u32> = BTreeMap::new();
+    let included = rules.policy.include_cidrs.iter().map(|net| (*net, Marks::INCLUDED));
+    let excluded = rules.policy.exclude_cidrs.iter().map(|net| (*net, Marks::EXCLUDED));
+    let own = rules.own.iter().map(|ip| (IpNet::from(*ip), Marks::OWN));
+    for (net, mark) in included.chain(excluded).chain(own) {
+        *direct.entry(net.trunc()).or_default() |= mark;
+    }
+    // A short IPv6 prefix covers the mapped IPv4 range too, which it does not mean: this entry stands in between.
+    if direct.keys().any(|net| matches!(net, IpNet::V6(_))) {
+        direct.entry(IpNet::V4(ipnet::Ipv4Net::default())).or_default();
+    }
+    direct
+        .keys()
+        .filter(|net| !is_mapped(net))
+        .map(|net| {
+            let marks = std::iter::successors(Some(*net), IpNet::supernet)
+                .filter_map(|cover| direct.get(&cover))
+                .fold(0, |all, marks| all | marks);
+            let bits = match net {
+                IpNet::V4(v4) => MAPPED_BITS + u32::from(v4.prefix_len()),
+                IpNet::V6(v6) => u32::from(v6.prefix_len()),
+            };
+            let address = to_kernel(net.network());
+            let key = RuleKey::address(set, direction as u32, &address);
+            (Key::new(RuleKey::FIXED_BITS + bits, key), marks)
+        })
+        .collect()
+}
+
+/// An IPv6 prefix inside `::ffff:0:0/96`: every address there is IPv4 to us.
+fn is_mapped(net: &IpNet) -> bool {
+    match net.network() {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() && u32::from(net.prefix_len()) >= MAPPED_BITS,
+        IpAddr::V4(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Rules as text for iptables-restore, in the order of the decision function. Pure: what goes in is data, what comes
+//! out is text.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+use shunt_core::flow::Direction;
+use shunt_core::sockets::Family;
+use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
+
+use crate::{Enrolment, Marks};
+
+/// Our chains. A jump leads only to a later one, so they can be deleted in this order once they are flushed.
+pub(super) const CHAINS: [&str; 5] =
+    ["SHUNT_OUTPUT", "SHUNT_OUT_ADDR", "SHUNT_TO_OUT", "SHUNT_PREROUTING", "SHUNT_TO_IN"];
+
+/// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
+const JUMPS: [(&str, &str); 2] = [("OUTPUT", "SHUNT_OUTPUT"), ("PREROUTING", "SHUNT_PREROUTING")];
+
+/// Everything the rules of one family depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Rendered<'a> {
+    family: Family,
+    marks: Marks,
+    outbound_port: Option<u16>,
+    inbound_port: Option<u16>,
+    outbound: &'a CapturePolicy,
+    inbound: &'a CapturePolicy,
+    on_failure: OnFailure,
+}
+
+impl<'a> Rendered<'a> {
+    pub(super) fn of(enrolment: &'a Enrolment, marks: Marks, family: Family) -> Self {
+        Self {
+            family,
+            marks,
+            outbound_port: enrolment.port(Direction::Outbound, family),
+            inbound_port: enrolment.port(Direction::Inbound, family),
+            outbound: &enrolment.spec.outbound,
+            inbound: &enrolment.spec.inbound,
+            on_failure: enrolment.spec.on_failure,
+        }
+    }
+
+    pub(super) fn captures_nothing(&self) -> bool {
+        self.outbound_port.is_none() && self.inbound_port.is_none()
+    }
+
+    /// One transaction: our chains are replaced, the jumps in `present` stay.
+    pub(super) fn transaction(&self, present: &[&str]) -> String {
+        let mut text = String::from("*nat\n");
+        for chain in CHAINS {
+            let _ = writeln!(text, ":{chain} - [0:0]");
+        }
+        for (builtin, chain) in JUMPS {
+            if !present.contains(&chain) {
+                let _ = writeln!(text, "-I {builtin} 1 -p tcp -j {chain}");
+            }
+        }
+        for rule in self.rules() {
+            let _ = writeln!(text, "-A {rule}");
+        }
+        text.push_str("COMMIT\n");
+        text
+    }
+
+    /// The rules of our chains, each as `CHAIN MATCHES -j TARGET`.
+    fn rules(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        if let Some(port) = self.outbound_port {
+            self.outbound_rules(port, &mut rules);
+        }
+        if let Some(port) = self.inbound_port {
+            self.inbound_rules(port, &mut rules);
+        }
+        rules
+    }
+
+    fn outbound_rules(&self, port: u16, rules: &mut Vec<String>) {
+        self.never(rules, "SHUNT_OUTPUT", "-d");
+        rules.push("SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN".into());
+        for range in &self.outbound.exclude_ports {
+            rules.push(format!("SHUNT_OUTPUT -p tcp -m tcp {} -j RETURN", ports(*range)));
+        }
+        for net in self.nets(&self.outbound.exclude_cidrs) {
+            rules.push(format!("SHUNT_OUTPUT -d {net} -j RETURN"));
+        }
+        included(rules, "SHUNT_OUTPUT", &self.outbound.include_ports, "SHUNT_OUT_ADDR");
+        if self.outbound.include_cidrs.is_empty() {
+            rules.push("SHUNT_OUT_ADDR -j SHUNT_TO_OUT".into());
+        }
+        for net in self.nets(&self.outbound.include_cidrs) {
+            rules.push(format!("SHUNT_OUT_ADDR -d {net} -j SHUNT_TO_OUT"));
+        }
+        rules.push(self.redirect("SHUNT_TO_OUT", port));
+    }
+
+    fn inbound_rules(&self, port: u16, rules: &mut Vec<String>) {
+        rules.push("SHUNT_PREROUTING -m addrtype ! --dst-type LOCAL -j RETURN".into());
+        self.never(rules, "SHUNT_PREROUTING", "-s");
+        for range in &self.inbound.exclude_ports {
+            rules.push(format!("SHUNT_PREROUTING -p tcp -m tcp {} -j RETURN", ports(*range)));
+        }
+        included(rules, "SHUNT_PREROUTING", &self.inbound.include_ports, "SHUNT_TO_IN");
+        rules.push(self.redirect("SHUNT_TO_IN", port));
+    }
+
+    /// The agent's own sockets, and the addresses that are never captured.
+    fn never(&self, rules: &mut Vec<String>, chain: &str, side: &str) {
+        for mark in [self.marks.upstream, self.marks.delivery] {
+            rules.push(format!("{chain} -m mark --mark {mark:#x} -j RETURN"));
+        }
+        let nets: &[&str] = match self.family {
+            Family::V4 => &["127.0.0.0/8", "0.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"],
+            Family::V6 => &["::1/128", "::/128", "ff00::/8"],
+        };
+        for net in nets {
+            rules.push(format!("{chain} {side} {net} -j RETURN"));
+        }
+    }
+
+    fn redirect(&self, chain: &str, port: u16) -> String {
+        let (name, mask) = match self.family {
+            Family::V4 => ("shunt4", "0.0.0.0"),
+            Family::V6 => ("shunt6", "::"),
+        };
+        let alive = match self.on_failure {
+            OnFailure::Open => {
+                format!("-m recent --rcheck --seconds 1 --name {name} --mask {mask} --rdest ")
+            }
+            OnFailure::Closed => String::new(),
+        };
+        format!("{chain} -p tcp {alive}-j REDIRECT --to-ports {port}")
+    }
+
+    fn nets<'b>(&self, nets: &'b [IpNet]) -> impl Iterator<Item = &'b IpNet> {
+        let v4 = self.family == Family::V4;
+        nets.iter().filter(move |net| matches!(net, IpNet::V4(_)) == v4)
+    }
+}
+
+fn included(rules: &mut Vec<String>, chain: &str, include: &[PortRange], target: &str) {
+    if include.is_empty() {
+        rules.push(format!("{chain} -j {target}"));
+    }
+    for range in include {
+        rules.push(format!("{chain} -p tcp -m tcp {} -j {target}", ports(*range)));
+    }
+}
+
+fn ports(range: PortRange) -> String {
+    if range.first == range.last {
+        format!("--dport {}", range.first)
+    } else {
+        format!("--dport {}:{}", range.first, range.last)
+    }
+}
+
+/// Our chains to which a built-in chain of `saved` already jumps.
+pub(super) fn jumps(saved: &str) -> Vec<&'static str> {
+    let present = |chain: &str| saved.lines().any(|line| is_jump(line, chain));
+    JUMPS.iter().map(|(_, chain)| *chain).filter(|chain| present(chain)).collect()
+}
+
+pub(super) fn has_chains(saved: &str) -> bool {
+    saved.lines().any(|line| line.starts_with(":SHUNT_") || line.contains("-j SHUNT_"))
+}
+
+/// One transaction that removes what `saved` has of ours; `None`: nothing.
+pub(super) fn removal(saved: &str) -> Option<String> {
+    if !has_chains(saved) {
+        return None;
+    }
+    let mut text = String::from("*nat\n");
+    let jumps = saved.lines().filter(|line| JUMPS.iter().any(|(_, chain)| is_jump(line, chain)));
+    for jump in jumps {
+        let _ = writeln!(text, "-D {}", jump.trim_start_matches("-A "));
+    }
+    let ours: Vec<&str> =
+        CHAINS.into_iter().filter(|chain| saved.lines().any(|line| line.starts_with(&format!(":{chain} ")))).collect();
+    for verb in ["-F", "-X"] {
+        for chain in &ours {
+            let _ = writeln!(text, "{verb} {chain}");
+        }
+    }
+    text.push_str("COMMIT\n");
+    Some(text)
+}
+
+fn is_jump(line: &str, chain: &str) -> bool {
+    !line.starts_with("-A SHUNT_") && line.ends_with(&format!(" -j {chain}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use shunt_core::address::to_kernel;
+use shunt_ebpf_common::decision::{Question, Verdict, decide};
+
+use super::*;
+use crate::rules::PolicyRules;
+
+const MARKS: Marks = Marks { upstream: 0x539, delivery: 0x53a };
+
+fn rendered<'a>(family: Family, outbound: &'a CapturePolicy, inbound: &'a CapturePolicy) -> Rendered<'a> {
+    Rendered {
+        family,
+        marks: MARKS,
+        outbound_port: Some(15001),
+        inbound_port: Some(15006),
+        outbound,
+        inbound,
+        on_failure: OnFailure::Open,
+    }
+}
+
+/// Walks the rules as netfilter would. True: redirected.
+fn walk(rules: &[String], chain: &str, remote: IpAddr, port: u16, own: &[IpAddr], inbound: bool) -> Option<bool> {
+    for rule in rules {
+        let words: Vec<&str> = rule.split(' ').collect();
+        if words[0] != chain {
+            continue;
+        }
+        let after = |word: &str| words.iter().position(|at| *at == word).map(|at| words[at + 1]);
+        let net_holds = |text: &str| text.parse::<IpNet>().expect("a network").contains(&remote);
+        let port_holds = |text: &str| {
+            let (first, last) = text.split_once(':').unwrap_or((text, text));
+            (first.parse().expect("a port")..=last.parse().expect("a port")).contains(&port)
+        };
+        let side = if inbound { "-s" } else { "-d" };
+        let local = inbound || own.contains(&remote);
+        let holds = after("--mark").is_none()
+            && after(side).is_none_or(net_holds)
+            && after("--dport").is_none_or(port_holds)
+            && after("--dst-type").is_none_or(|_| local != words.contains(&"!"));
+        if !holds {
+            continue;
+        }
+        match after("-j").expect("a target") {
+            "RETURN" => return None,
+            "REDIRECT" => return Some(true),
+            next => {
+                if let Some(end) = walk(rules, next, remote, port, own, inbound) {
+                    return Some(end);
+                }
+            }
+        }
+    }
+    None
+}
+
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![1_u16..40, 1_u16..]
+}
+
+fn range() -> impl Strategy<Value = PortRange> {
+    (port(), port()).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) })
+}
+
+fn ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (0_u8..3, 0_u8..3).prop_map(|(a, b)| IpAddr::from([10, 0, a, b])),
+        (0_u16..3, 0_u16..3).prop_map(|(a, b)| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, a, b])),
+        any::<[u8; 4]>().prop_map(IpAddr::from),
+        any::<[u16; 8]>().prop_map(IpAddr::from),
+    ]
+}
+
+fn policy(cidrs: bool) -> impl Strategy<Value = CapturePolicy> {
+    let net = (ip(), 0_u8..=128).prop_map(|(ip, bits)| {
+        let most = if ip.is_ipv4() { 32 } else { 128 };
+        IpNet::new(ip, bits.min(most)).expect("in range").trunc()
+    });
+    let ranges = || proptest::collection::vec(range(), 0..3);
+    let nets = proptest::collection::vec(net, 0..if cidrs { 4 } else { 1 });
+    (ranges(), ranges(), nets).prop_map(|(include_ports, exclude_ports, mut nets)| {
+        let exclude_cidrs = nets.split_off(nets.len() / 2);
+        CapturePolicy { include_ports, exclude_ports, include_cidrs: nets, exclude_cidrs }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn the_rules_say_what_the_decision_says(
+        outbound in policy(true),
+        inbound in policy(false),
+        own in proptest::collection::vec(ip(), 0..3),
+        remote in ip(),
+        port in port(),
+    ) {
+        prop_assume!(remote.to_canonical() == remote);
+        let inbound = CapturePolicy { include_cidrs: vec![], exclude_cidrs: vec![], ..inbound };
+        let family = if remote.is_ipv4() { Family::V4 } else { Family::V6 };
+        let rules = rendered(family, &outbound, &inbound).rules();
+        for (direction, policy, own, chain) in [
+            (Direction::Outbound, &outbound, own.as_slice(), "SHUNT_OUTPUT"),
+            (Direction::Inbound, &inbound, &[][..], "SHUNT_PREROUTING"),
+        ] {
+            let question = Question { direction, address: to_kernel(remote), port, bound_to_device: false };
+            let verdict = decide(&question, &PolicyRules { policy, own });
+            let redirected = walk(&rules, chain, remote, port, own, direction == Direction::Inbound);
+            prop_assert_eq!(redirected.is_some(), verdict == Verdict::Capture, "{:?} {:?}\n{}", direction, verdict, rules.join("\n"));
+        }
+    }
+}
+
+#[test]
+fn the_text_of_a_small_policy() {
+    let outbound = CapturePolicy {
+        exclude_ports: vec![PortRange { first: 22, last: 22 }, PortRange { first: 8000, last: 8100 }],
+        exclude_cidrs: vec!["10.9.0.0/16".parse().expect("a network"), "fd00::/8".parse().expect("a network")],
+        ..CapturePolicy::default()
+    };
+    let inbound = CapturePolicy::default();
+    let text = rendered(Family::V4, &outbound, &inbound).transaction(&[]);
+    let want = "*nat
+:SHUNT_OUTPUT - [0:0]
+:SHUNT_OUT_ADDR - [0:0]
+:SHUNT_TO_OUT - [0:0]
+:SHUNT_PREROUTING - [0:0]
+:SHUNT_TO_IN - [0:0]
+-I OUTPUT 1 -p tcp -j SHUNT_OUTPUT
+-I PREROUTING 1 -p tcp -j SHUNT_PREROUTING
+-A SHUNT_OUTPUT -m mark --mark 0x539 -j RETURN
+-A SHUNT_OUTPUT -m mark --mark 0x53a -j RETURN
+-A SHUNT_OUTPUT -d 127.0.0.0/8 -j RETURN
+-A SHUNT_OUTPUT -d 0.0.0.0/8 -j RETURN
+-A SHUNT_OUTPUT -d 224.0.0.0/4 -j RETURN
+-A SHUNT_OUTPUT -d 255.255.255.255/32 -j RETURN
+-A SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN
+-A SHUNT_OUTPUT -p tcp -m tcp --dport 22 -j RETURN
+-A SHUNT_OUTPUT -p tcp -m tcp --dport 8000:8100 -j RETURN
+-A SHUNT_OUTPUT -d 10.9.0.0/16 -j RETURN
+-A SHUNT_OUTPUT -j SHUNT_OUT_ADDR
+-A SHUNT_OUT_ADDR -j SHUNT_TO_OUT
+-A SHUNT_TO_OUT -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15001
+-A SHUNT_PREROUTING -m addrtype ! --dst-type LOCAL -j RETURN
+-A SHUNT_PREROUTING -m mark --mark 0x539 -j RETURN
+-A SHUNT_PREROUTING -m mark --mark 0x53a -j RETURN
+-A SHUNT_PREROUTING -s 127.0.0.0/8 -j RETURN
+-A SHUNT_PREROUTING -s 0.0.0.0/8 -j RETURN
+-A SHUNT_PREROUTING -s 224.0.0.0/4 -j RETURN
+-A SHUNT_PREROUTING -s 255.255.255.255/32 -j RETURN
+-A SHUNT_PREROUTING -j SHUNT_TO_IN
+-A SHUNT_TO_IN -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15006
+COMMIT
+";
+    assert_eq!(text, want);
+}
+
+#[test]
+fn removal_takes_only_what_is_ours() {
+    let saved = "*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:FOREIGN - [0:0]
+:SHUNT_OUTPUT - [0:0]
+:SHUNT_TO_OUT - [0:0]
+-A OUTPUT -p tcp -j SHUNT_OUTPUT
+-A OUTPUT -j FOREIGN
+-A SHUNT_OUTPUT -j SHUNT_TO_OUT
+COMMIT
+";
+    let text = removal(saved).expect("something to remove");
+    let want = "*nat
+-D OUTPUT -p tcp -j SHUNT_OUTPUT
+-F SHUNT_OUTPUT
+-F SHUNT_TO_OUT
+-X SHUNT_OUTPUT
+-X SHUNT_TO_OUT
+COMMIT
+";
+    assert_eq!(text, want);
+    assert_eq!(removal("*nat\n:FOREIGN - [0:0]\nCOMMIT\n"), None);
+    assert_eq!(jumps(saved), ["SHUNT_OUTPUT"]);
+}

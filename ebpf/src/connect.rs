@@ -1,0 +1,201 @@
+//! What connect4 and connect6 have in common. Whatever cannot be decided lets the connection through untouched.
+//!
+//! ```text
+//! not TCP, not enrolled, agent's own mark, rules say no -> ALLOW
+//! gate stale, listener gone                             -> ALLOW, or REFUSE when the workload fails closed
+//! else: note the destination on the socket              -> REWRITE
+//! ```
+
+use core::mem::size_of;
+use core::ptr::null_mut;
+
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_sk_release, bpf_sk_storage_delete,
+    bpf_sk_storage_get, bpf_skc_lookup_tcp,
+};
+use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
+use shunt_ebpf_common::maps::{Destination, Event, Workload};
+
+use crate::maps::{SOCKETS, SocketNote, WORKLOADS, count, gate_is_fresh};
+use crate::rules::WorkloadRules;
+
+pub const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+const IPPROTO_TCP: u32 = 6;
+const SOL_SOCKET: i32 = 1;
+const SO_MARK: i32 = 36;
+const ECONNREFUSED: i32 = 111;
+
+/// Marks of the agent's own sockets; set when the programs are loaded.
+#[unsafe(no_mangle)]
+pub static MARK_UPSTREAM: u32 = 0;
+#[unsafe(no_mangle)]
+pub static MARK_DELIVERY: u32 = 0;
+
+pub enum Outcome {
+    Return(i32),
+    /// Go to the agent's listener on loopback, this port.
+    Rewrite { port: u16 },
+}
+
+#[inline(always)]
+pub fn is_own_mark(mark: u32) -> bool {
+    // SAFETY: reading our own statics; volatile since the loader changes them.
+    unsafe {
+        mark == core::ptr::read_volatile(&raw const MARK_UPSTREAM)
+            || mark == core::ptr::read_volatile(&raw const MARK_DELIVERY)
+    }
+}
+
+/// `address` is canonical: IPv4 in its mapped form, also when the socket is an IPv6 one.
+#[inline(always)]
+pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome {
+    // SAFETY: `ctx` is the program's context.
+    if unsafe { (*ctx).protocol } != IPPROTO_TCP {
+        return Outcome::Return(ALLOW);
+    }
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    // SAFETY: entries are replaced as a whole by the agent; a torn read could only mix two versions of one workload.
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else { return Outcome::Return(ALLOW) };
+    // SAFETY: as above; the verifier knows the pointer as a socket.
+    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return Outcome::Return(ALLOW);
+    }
+    match choose(ctx, sk, workload, address, port) {
+        Outcome::Rewrite { port: listener } => {
+            if remember(sk, address, port) {
+                count(Event::OutboundCaptured);
+                Outcome::Rewrite { port: listener }
+            } else {
+                count(Event::StorageFailed);
+                Outcome::Return(ALLOW)
+            }
+        }
+        other => {
+            forget(sk);
+            other
+        }
+    }
+}
+
+#[inline(always)]
+fn choose(
+    ctx: *mut bpf_sock_addr,
+    sk: *mut aya_ebpf::bindings::bpf_sock,
+    workload: &Workload,
+    address: Address,
+    port: u16,
+) -> Outcome {
+    let listener = if address.is_v4() { workload.outbound_port_v4 } else { workload.outbound_port_v6 };
+    if listener == 0 || (workload.flags & Workload::CHECK_MARK != 0 && is_own_mark(mark_of(ctx))) {
+        return Outcome::Return(ALLOW);
+    }
+    // SAFETY: the verifier knows `sk` as a socket.
+    let bound_to_device = unsafe { (*sk).bound_dev_if } != 0;
+    let question = Question { direction: Direction::Outbound, address, port, bound_to_device };
+    let rules = WorkloadRules { workload, direction: Direction::Outbound };
+    if decide(&question, &rules) != Verdict::Capture {
+        count(Event::OutboundBypassed);
+        return Outcome::Return(ALLOW);
+    }
+    if !gate_is_fresh() {
+        count(Event::GateStale);
+        return failed(workload);
+    }
+    if !listener_is_there(ctx, address.is_v4(), listener) {
+        count(Event::ListenerGone);
+        return failed(workload);
+    }
+    Outcome::Rewrite { port: listener }
+}
+
+#[inline(always)]
+fn failed(workload: &Workload) -> Outcome {
+    if workload.flags & Workload::FAIL_CLOSED == 0 {
+        return Outcome::Return(ALLOW);
+    }
+    // SAFETY: a plain number; the application gets it from connect(2) instead of EPERM.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    Outcome::Return(REFUSE)
+}
+
+#[inline(always)]
+fn mark_of(ctx: *mut bpf_sock_addr) -> u32 {
+    let mut mark = 0_u32;
+    let length = size_of::<u32>() as i32;
+    // SAFETY: `mark` lives across the call and `length` is its size.
+    let done = unsafe { bpf_getsockopt(ctx.cast(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), length) };
+    if done == 0 { mark } else { 0 }
+}
+
+/// Asks for the agent's listener in the socket's own namespace: an agent that is gone must not refuse connections.
+#[inline(always)]
+fn listener_is_there(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
+    // SAFETY: a union of plain integers.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = if v4 {
+        // SAFETY: writing the union's IPv4 arm.
+        unsafe {
+            tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes([127, 0, 0, 1]);
+            tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
+            size_of_val(&tuple.__bindgen_anon_1.ipv4)
+        }
+    } else {
+        // SAFETY: writing the union's IPv6 arm.
+        unsafe {
+            tuple.__bindgen_anon_1.ipv6.daddr = [0, 0, 0, 1_u32.to_be()];
+            tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
+            size_of_val(&tuple.__bindgen_anon_1.ipv6)
+        }
+    };
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    // SAFETY: `tuple` lives across the call; the reference is released at once.
+    unsafe {
+        let found = bpf_skc_lookup_tcp(ctx.cast(), &raw mut tuple, size as u32, netns, 0);
+        if found.is_null() {
+            return false;
+        }
+        bpf_sk_release(found.cast());
+    }
+    true
+}
+
+#[inline(always)]
+fn remember(sk: *mut aya_ebpf::bindings::bpf_sock, address: Address, port: u16) -> bool {
+    let destination = Destination { address, port, reserved: [0; 3] };
+    let mut note = SocketNote { destination, state: SocketNote::CAPTURED, workload: 0 };
+    let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
+    unsafe {
+        let place = bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags).cast::<SocketNote>();
+        if place.is_null() {
+            return false;
+        }
+        // There was one already: a socket may connect again after a failure.
+        *place = note;
+    }
+    true
+}
+
+/// A socket that connected through us before and does not now must not show the old destination.
+#[inline(always)]
+fn forget(sk: *mut aya_ebpf::bindings::bpf_sock) {
+    // SAFETY: deleting what is not there is an error which changes nothing.
+    unsafe { bpf_sk_storage_delete(storage(), sk.cast()) };
+}
+
+/// The note of a socket, or null.
+#[inline(always)]
+pub fn note_of(sk: *mut core::ffi::c_void) -> *mut SocketNote {
+    // SAFETY: the verifier knows `sk` as a socket; without the flag nothing is made.
+    unsafe { bpf_sk_storage_get(storage(), sk, null_mut(), 0).cast() }
+}
+
+#[inline(always)]
+pub fn storage() -> *mut core::ffi::c_void {
+    (&raw const SOCKETS).cast_mut().cast()
+}

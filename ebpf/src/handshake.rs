@@ -1,0 +1,171 @@
+//! sock_ops at the workload's cgroup: hands a captured connection's destination to whoever accepts it, and keeps
+//! count of the ports on which the workload listens.
+//!
+//! A handshake entry is taken by the data plane on accept, and removed here only when the connection never came to
+//! be. Not at close: a client may have sent everything and closed before the agent accepts.
+
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
+};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use aya_log_ebpf::warn;
+use shunt_ebpf_common::decision::Address;
+use shunt_ebpf_common::maps::{Destination, Event, Handshake, ListeningPort};
+
+use crate::connect::{note_of, storage};
+use crate::maps::{HANDSHAKES, LISTENING, SocketNote, WORKLOADS, count};
+
+/// sock_ops programs return 1; the reply is not ours to touch.
+const DONE: u32 = 1;
+
+#[sock_ops]
+pub fn shunt_handshake(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
+        _ => {}
+    }
+    DONE
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    let note = socket_note(ctx);
+    // SAFETY: checked for null.
+    if note.is_null() || unsafe { (*note).state } & SocketNote::CAPTURED == 0 {
+        return;
+    }
+    // SAFETY: as above.
+    let destination = unsafe { (*note).destination };
+    if HANDSHAKES.insert(&key(ctx), &destination, u64::from(BPF_ANY)).is_err() {
+        count(Event::HandshakesFull);
+        warn!(ctx, "the handshake map is full: a connection will be refused");
+    }
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+}
+
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) {
+    let port = ctx.local_port();
+    if port == 0 || local_address(ctx).is_loopback() {
+        return;
+    }
+    // SAFETY: the program's context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    // SAFETY: see `connect`.
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else { return };
+    let key = ListeningPort { workload: workload.id, port };
+    let no_destination = Destination { address: Address::UNSPECIFIED, port: 0, reserved: [0; 3] };
+    let mut note =
+        SocketNote { destination: no_destination, state: SocketNote::COUNTED_LISTENER, workload: workload.id };
+    // SAFETY: the program's context, and a note that lives across the call.
+    unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return;
+        }
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        if bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags).is_null() {
+            return;
+        }
+    }
+    if LISTENING.insert(&key, &1, u64::from(BPF_NOEXIST)).is_err() {
+        if let Some(listeners) = LISTENING.get_ptr_mut(&key) {
+            // SAFETY: a map value. Two CPUs at once may lose a count (the target has no atomic that fits): the agent
+            // compares with sock_diag every other second and mends it.
+            unsafe { *listeners += 1 };
+        }
+    }
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let before = ctx.arg(0);
+    if before == BPF_TCP_SYN_SENT {
+        let _ = HANDSHAKES.remove(&key(ctx));
+        return;
+    }
+    if before != BPF_TCP_LISTEN {
+        return;
+    }
+    let note = socket_note(ctx);
+    // SAFETY: checked for null.
+    if note.is_null() || unsafe { (*note).state } & SocketNote::COUNTED_LISTENER == 0 {
+        return;
+    }
+    // SAFETY: as above.
+    let key = ListeningPort { workload: unsafe { (*note).workload }, port: ctx.local_port() };
+    if let Some(listeners) = LISTENING.get_ptr_mut(&key) {
+        // SAFETY: as in `listening`.
+        let left = unsafe {
+            *listeners = (*listeners).saturating_sub(1);
+            *listeners
+        };
+        if left == 0 {
+            let _ = LISTENING.remove(&key);
+        }
+    }
+}
+
+#[inline(always)]
+fn socket_note(ctx: &SockOpsContext) -> *mut SocketNote {
+    // SAFETY: the program's context; the verifier wants the check for null.
+    unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        if sk.is_null() { core::ptr::null_mut() } else { note_of(sk.cast()) }
+    }
+}
+
+#[inline(always)]
+fn key(ctx: &SockOpsContext) -> Handshake {
+    Handshake {
+        // SAFETY: the program's context.
+        netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+        client: local_address(ctx),
+        client_port: ctx.local_port() as u16,
+        // Network order in the lower half of the byte-swapped word.
+        listener_port: u32::from_be(ctx.remote_port()) as u16,
+        reserved: 0,
+    }
+}
+
+#[inline(always)]
+pub fn local_address(ctx: &SockOpsContext) -> Address {
+    const AF_INET: u32 = 2;
+    if ctx.family() == AF_INET {
+        return Address::v4(ctx.local_ip4());
+    }
+    // SAFETY: the program's context; word by word, as the verifier wants it.
+    unsafe {
+        let words = (&raw const (*ctx.ops).local_ip6).cast::<u32>();
+        Address([
+            core::ptr::read_volatile(words),
+            core::ptr::read_volatile(words.add(1)),
+            core::ptr::read_volatile(words.add(2)),
+            core::ptr::read_volatile(words.add(3)),
+        ])
+    }
+}
+
+#[inline(always)]
+pub fn remote_address(ctx: &SockOpsContext) -> Address {
+    const AF_INET: u32 = 2;
+    if ctx.family() == AF_INET {
+        return Address::v4(ctx.remote_ip4());
+    }
+    // SAFETY: as in `local_address`.
+    unsafe {
+        let words = (&raw const (*ctx.ops).remote_ip6).cast::<u32>();
+        Address([
+            core::ptr::read_volatile(words),
+            core::ptr::read_volatile(words.add(1)),
+            core::ptr::read_volatile(words.add(2)),
+            core::ptr::read_volatile(words.add(3)),
+        ])
+    }
+}

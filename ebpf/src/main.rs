@@ -1,0 +1,24 @@
+//! The kernel programs: one hook per file. They decide nothing by themselves: `shunt_ebpf_common::decision` does.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod connect4;
+mod connect6;
+mod getpeername;
+mod getsockname;
+mod handshake;
+mod maps;
+mod own_flows;
+mod rules;
+mod sk_lookup;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that nothing gets here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,86 @@
+//! Every map, who writes it and who reads it. Sizes are in `shunt_ebpf_common::maps::capacity`; what happens when a
+//! map is full is said where it is written.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
+use shunt_ebpf_common::maps::{
+    Destination, Event, Handshake, ListeningPort, NetnsCookie, OwnFlow, RuleKey, RuleMarks, Workload, capacity,
+};
+
+/// The enrolled workloads. Written by the agent, read by every hook.
+#[map(name = "SHUNT_WORKLOADS")]
+pub static WORKLOADS: HashMap<NetnsCookie, Workload> =
+    HashMap::with_max_entries(capacity::WORKLOADS, BPF_F_NO_PREALLOC);
+
+/// Ports and prefixes of capture policies. Written by the agent, read by connect and sk_lookup.
+#[map(name = "SHUNT_RULES")]
+pub static RULES: LpmTrie<RuleKey, RuleMarks> =
+    LpmTrie::with_max_entries(capacity::RULES, BPF_F_NO_PREALLOC);
+
+/// Where connections in an agent's accept queue were going. Written by `handshake`, taken by the data plane on accept.
+#[map(name = "SHUNT_HANDSHAKE")]
+pub static HANDSHAKES: HashMap<Handshake, Destination> =
+    HashMap::with_max_entries(capacity::HANDSHAKES, BPF_F_NO_PREALLOC);
+
+/// Connections that the agent makes itself. Written by `own_flows`, read by sk_lookup.
+#[map(name = "SHUNT_OWN_FLOWS")]
+pub static OWN_FLOWS: HashMap<OwnFlow, u32> =
+    HashMap::with_max_entries(capacity::OWN_FLOWS, BPF_F_NO_PREALLOC);
+
+/// Ports on which workloads listen. Written by `handshake` and the agent, read by sk_lookup.
+#[map(name = "SHUNT_LISTENING")]
+pub static LISTENING: HashMap<ListeningPort, u32> =
+    HashMap::with_max_entries(capacity::LISTENING, BPF_F_NO_PREALLOC);
+
+/// The agent's inbound listeners of one workload, IPv4 and IPv6: every sk_lookup instance has its own.
+#[map(name = "SHUNT_LISTENERS")]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+
+/// CLOCK_MONOTONIC of the last proof that the data plane lives. Written by the agent, read by connect and sk_lookup.
+#[map(name = "SHUNT_GATE")]
+pub static GATE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Counters. Written by every hook, read by the agent.
+#[map(name = "SHUNT_EVENTS")]
+pub static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::COUNT, 0);
+
+/// What a socket of a workload is to us. Written by connect and `handshake`, read by `handshake`, getpeername and
+/// getsockname. Lives and dies with the socket.
+#[btf_map(name = "SHUNT_SOCKETS")]
+pub static SOCKETS: SkStorage<SocketNote> = SkStorage::new();
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SocketNote {
+    /// Where a captured connection was going.
+    pub destination: Destination,
+    /// Bits of this type.
+    pub state: u32,
+    /// The workload that a counted listener belongs to.
+    pub workload: u32,
+}
+
+impl SocketNote {
+    pub const CAPTURED: u32 = 1;
+    pub const COUNTED_LISTENER: u32 = 2;
+}
+
+#[inline(always)]
+pub fn count(event: Event) {
+    if let Some(counter) = EVENTS.get_ptr_mut(event as u32) {
+        // SAFETY: a per-CPU slot, and programs of these kinds are not preempted by each other on one CPU in a way
+        // that could do worse than lose a count.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Is the data plane alive? The clock is the one the agent writes.
+#[inline(always)]
+pub fn gate_is_fresh() -> bool {
+    let Some(beat) = GATE.get(0) else { return false };
+    // SAFETY: the helper takes no argument.
+    let now = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() };
+    now.wrapping_sub(*beat) <= shunt_ebpf_common::maps::GATE_STALE_NS
+}

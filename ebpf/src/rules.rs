@@ -1,0 +1,38 @@
+//! The decision function's rules, looked up in `RULES`.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use shunt_ebpf_common::decision::{Address, Direction, Marks, Restricts, Rules};
+use shunt_ebpf_common::maps::{RuleKey, Workload};
+
+use crate::maps::RULES;
+
+pub struct WorkloadRules<'a> {
+    pub workload: &'a Workload,
+    pub direction: Direction,
+}
+
+impl WorkloadRules<'_> {
+    #[inline(always)]
+    fn marks(&self, bits: u32, key: RuleKey) -> Marks {
+        Marks(RULES.get(Key::new(bits, key)).copied().unwrap_or(0))
+    }
+}
+
+impl Rules for WorkloadRules<'_> {
+    #[inline(always)]
+    fn restricts(&self) -> Restricts {
+        self.workload.restricts(self.direction)
+    }
+
+    #[inline(always)]
+    fn port(&self, port: u16) -> Marks {
+        let key = RuleKey::port(self.workload.rules, self.direction as u32, port);
+        self.marks(RuleKey::PORT_BITS, key)
+    }
+
+    #[inline(always)]
+    fn address(&self, address: &Address) -> Marks {
+        let key = RuleKey::address(self.workload.rules, self.direction as u32, address);
+        self.marks(RuleKey::ADDRESS_BITS, key)
+    }
+}
