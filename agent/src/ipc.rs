@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::sockets::{ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, StatusMode, WorkloadState};
-use shunt_core::workload::{Mode, WorkloadId, WorkloadName, WorkloadSpec};
+use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
 
 pub use self::channel::{Channel, ChannelError, pair};
 
@@ -80,6 +80,7 @@ pub struct EnrolledView {
     pub name: WorkloadName,
     pub mode: Mode,
     pub addresses: Vec<std::net::IpAddr>,
+    pub inbound: CapturePolicy,
     pub transparent: bool,
 }
 

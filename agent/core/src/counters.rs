@@ -42,6 +42,8 @@ impl WorkloadCounters {
 /// The agent as a whole.
 #[derive(Debug, Default)]
 pub struct AgentCounters {
+    /// Connections that have begun and not ended.
+    pub connections_active: AtomicU64,
     pub original_dst_misses: AtomicU64,
     pub loops_refused: AtomicU64,
     pub connections_refused_by_limit: AtomicU64,

@@ -4,6 +4,7 @@ pub mod address;
 pub mod config;
 pub mod counters;
 pub mod flow;
+pub mod rules;
 pub mod snapshot;
 pub mod sockets;
 pub mod status;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Limits, Timeouts};
 use crate::counters::WorkloadCounters;
-use crate::workload::{Mode, WorkloadId, WorkloadName};
+use crate::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
 
 /// An enrolled workload as the data path sees it.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Enrolled {
     pub mode: Mode,
     /// The addresses of its namespace, loopback and link-local ones left out.
     pub addresses: Vec<IpAddr>,
+    /// Which inbound connections are captured.
+    pub inbound: CapturePolicy,
     /// Delivery with the client's own source address works in this namespace.
     pub transparent: bool,
     pub counters: Arc<WorkloadCounters>,
@@ -82,6 +84,7 @@ mod tests {
             name: WorkloadName { namespace: "default".into(), name: format!("w{id}") },
             mode: Mode::Ebpf,
             addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            inbound: CapturePolicy::default(),
             transparent: true,
             counters: Arc::default(),
             withdrawn: Arc::default(),

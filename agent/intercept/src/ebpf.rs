@@ -20,6 +20,7 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use aya::programs::sk_lookup::SkLookupLink;
 use rustix::time::{ClockId, clock_gettime};
 use shunt_core::flow::Direction;
+use shunt_core::rules::PolicyRules;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::decision::Rules;
@@ -32,7 +33,6 @@ use self::hooks::Hooks;
 use self::object::Object;
 pub use self::probe::probe;
 use crate::listening::ListeningSockets;
-use crate::rules::PolicyRules;
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
 /// How often the kernel's count of listening ports is compared with the sockets there are.

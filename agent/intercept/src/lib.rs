@@ -5,7 +5,6 @@
 //! | module | what |
 //! |---|---|
 //! | [`netns`] | enter a network namespace, make sockets there, read its addresses |
-//! | [`rules`] | a workload's capture policy as the decision function wants it |
 //! | [`ebpf`] | connect hooks, `sk_lookup` and their maps |
 //! | [`iptables`] | REDIRECT rules behind a dead-man switch |
 //! | [`return_path`] | lets answers to a borrowed source address come back to the agent |
@@ -18,7 +17,6 @@ mod listening;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
-pub mod rules;
 
 use std::io;
 use std::net::IpAddr;

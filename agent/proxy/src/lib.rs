@@ -1,1 +1,28 @@
-//! Placeholder while the crate is being written.
+//! The data path, in reading order:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`worker`] | one thread: its listeners, its flows, its end |
+//! | [`listener`] | the accept loop |
+//! | [`flow`] | one connection from accept to close, on one screen |
+//! | [`connect`] | the upstream or delivery socket |
+//! | [`rendezvous`] | recognising our own flow in the destination's namespace |
+//! | [`relay`] | bytes both ways |
+//! | [`account`] | what is counted and told of a flow |
+//!
+//! Nothing here holds a privilege or knows how connections are steered: sockets come from a
+//! [`SocketSupply`](shunt_core::sockets::SocketSupply), destinations from an
+//! [`OriginalDstSource`](shunt_core::sockets::OriginalDstSource).
+
+mod account;
+mod buffers;
+mod connect;
+mod flow;
+mod listener;
+mod relay;
+mod rendezvous;
+mod worker;
+
+pub use account::FlowSink;
+pub use rendezvous::Rendezvous;
+pub use worker::{Worker, WorkerContext, spawn};

@@ -89,6 +89,7 @@ impl Serving {
             name: self.enrolment.spec.name.clone(),
             mode: self.mode,
             addresses: self.enrolment.addresses.clone(),
+            inbound: self.enrolment.spec.inbound.clone(),
             transparent: self.transparent,
         }
     }

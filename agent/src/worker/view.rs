@@ -70,6 +70,7 @@ impl View {
             name: view.name,
             mode: view.mode,
             addresses: view.addresses,
+            inbound: view.inbound,
             transparent: view.transparent,
             counters,
             withdrawn,

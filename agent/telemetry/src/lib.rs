@@ -1,1 +1,6 @@
-//! Placeholder while the crate is being written.
+//! What the agent tells: its own log, the access log, metrics.
+
+pub mod access_log;
+pub mod logging;
+pub mod metrics;
+pub mod timestamp;

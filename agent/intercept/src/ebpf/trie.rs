@@ -10,11 +10,11 @@ use aya::maps::lpm_trie::Key;
 use ipnet::IpNet;
 use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
+use shunt_core::rules::PolicyRules;
 use shunt_ebpf_common::decision::{Marks, Rules};
 use shunt_ebpf_common::maps::RuleKey;
 
 use super::RuleEntry;
-use crate::rules::PolicyRules;
 
 /// Bits before an IPv4 address in its mapped form.
 const MAPPED_BITS: u32 = 96;

@@ -5,7 +5,7 @@ use shunt_core::address::to_kernel;
 use shunt_ebpf_common::decision::{Question, Verdict, decide};
 
 use super::*;
-use crate::rules::PolicyRules;
+use shunt_core::rules::PolicyRules;
 
 const MARKS: Marks = Marks { upstream: 0x539, delivery: 0x53a };
 

@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 
-use shunt_core::address::from_kernel;
-use shunt_core::workload::{CapturePolicy, PortRange};
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules};
+
+use crate::address::from_kernel;
+use crate::workload::{CapturePolicy, PortRange};
 
 /// One direction of one workload.
 #[derive(Clone, Copy, Debug)]

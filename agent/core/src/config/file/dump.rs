@@ -1,0 +1,171 @@
+//! The inverse of reading: a configuration as YAML with nothing left to defaults.
+
+use std::fmt::{self, Display, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::{AccessLog, Config, LogFormat};
+use crate::workload::{Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadSpec};
+
+/// The YAML text that [`parse`](super::parse) reads back as the same configuration.
+pub fn dump(config: &Config) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_config(&mut text, config);
+    text
+}
+
+fn write_config(out: &mut String, config: &Config) -> fmt::Result {
+    let Config {
+        mode,
+        concurrency,
+        ports,
+        mark,
+        log,
+        admin,
+        ..
+    } = config;
+    let Config {
+        state_dir,
+        bpffs,
+        timeouts,
+        limits,
+        workloads,
+        ..
+    } = config;
+    writeln!(out, "mode: {}", mode_word(*mode))?;
+    writeln!(out, "concurrency: {concurrency}")?;
+    writeln!(
+        out,
+        "ports: {{outbound: {}, inbound: {}}}",
+        ports.outbound, ports.inbound
+    )?;
+    writeln!(out, "mark: {mark:#x}")?;
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let access = match &log.access {
+        AccessLog::Off => "off".to_owned(),
+        AccessLog::Stdout => "stdout".to_owned(),
+        AccessLog::File(path) => quoted_path(path),
+    };
+    writeln!(
+        out,
+        "log: {{level: {}, format: {format}, access: {access}}}",
+        quoted(&log.level)
+    )?;
+    write!(out, "admin: {{socket: {}", quoted_path(&admin.socket))?;
+    if let Some(address) = admin.address {
+        write!(out, ", address: {}", quoted(&address.to_string()))?;
+    }
+    writeln!(out, "}}")?;
+    writeln!(out, "state_dir: {}", quoted_path(state_dir))?;
+    writeln!(out, "bpffs: {}", quoted_path(bpffs))?;
+    let [connect, idle, half_close, drain] = [
+        timeouts.connect,
+        timeouts.idle,
+        timeouts.half_close,
+        timeouts.drain,
+    ]
+    .map(duration);
+    writeln!(
+        out,
+        "timeouts: {{connect: {connect}, idle: {idle}, half_close: {half_close}, drain: {drain}}}"
+    )?;
+    writeln!(
+        out,
+        "limits: {{connections: {}, connections_per_workload: {}}}",
+        limits.connections, limits.connections_per_workload
+    )?;
+    if workloads.is_empty() {
+        return writeln!(out, "workloads: []");
+    }
+    writeln!(out, "workloads:")?;
+    workloads
+        .iter()
+        .try_for_each(|workload| write_workload(out, workload))
+}
+
+fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
+    writeln!(out, "  - name: {}", quoted(&workload.name.name))?;
+    writeln!(out, "    namespace: {}", quoted(&workload.name.namespace))?;
+    writeln!(out, "    netns: {}", quoted_path(&workload.netns))?;
+    if let Some(cgroup) = &workload.cgroup {
+        writeln!(out, "    cgroup: {}", quoted_path(cgroup))?;
+    }
+    let labels: Vec<_> = workload
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{}: {}", quoted(key), quoted(value)))
+        .collect();
+    writeln!(out, "    labels: {{{}}}", labels.join(", "))?;
+    writeln!(out, "    mode: {}", mode_word(workload.mode))?;
+    let acceleration = match workload.acceleration {
+        Acceleration::Off => "off",
+        Acceleration::Auto => "auto",
+    };
+    writeln!(out, "    acceleration: {acceleration}")?;
+    let on_failure = match workload.on_failure {
+        OnFailure::Open => "open",
+        OnFailure::Closed => "closed",
+    };
+    writeln!(out, "    on_failure: {on_failure}")?;
+    let CapturePolicy {
+        include_cidrs,
+        exclude_cidrs,
+        ..
+    } = &workload.outbound;
+    writeln!(
+        out,
+        "    outbound: {{{}, include_cidrs: {}, exclude_cidrs: {}}}",
+        ports(&workload.outbound),
+        list(include_cidrs),
+        list(exclude_cidrs)
+    )?;
+    writeln!(out, "    inbound: {{{}}}", ports(&workload.inbound))
+}
+
+fn ports(policy: &CapturePolicy) -> String {
+    format!(
+        "include_ports: {}, exclude_ports: {}",
+        list(&policy.include_ports),
+        list(&policy.exclude_ports)
+    )
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    let items: Vec<_> = items.iter().map(|item| quoted(&item.to_string())).collect();
+    format!("[{}]", items.join(", "))
+}
+
+fn mode_word(mode: ModeSetting) -> &'static str {
+    match mode {
+        ModeSetting::Auto => "auto",
+        ModeSetting::Ebpf => "ebpf",
+        ModeSetting::Iptables => "iptables",
+    }
+}
+
+/// In the largest unit that loses nothing.
+fn duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    match units
+        .into_iter()
+        .find(|(_, size)| millis > 0 && millis.is_multiple_of(*size))
+    {
+        Some((unit, size)) => format!("{}{unit}", millis / size),
+        None if millis == 0 => "0s".to_owned(),
+        None => format!("{millis}ms"),
+    }
+}
+
+fn quoted_path(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+/// A JSON string is a YAML string, whatever is in it.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}

@@ -1,0 +1,117 @@
+//! What is counted while a flow lives, and told when it ends: once, however it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Instant, SystemTime};
+
+use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
+use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
+use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
+use shunt_core::snapshot::Enrolled;
+use shunt_core::workload::WorkloadName;
+
+/// Takes the records of ended flows. Called on worker threads: it must not block.
+pub type FlowSink = Arc<dyn Fn(FlowRecord) + Send + Sync>;
+
+/// Counts a flow and its bytes; dropping it ends the flow's books. A flow whose task is dropped has been
+/// [`Drained`](CloseReason::Drained).
+pub(crate) struct Account {
+    record: FlowRecord,
+    started: Instant,
+    sink: FlowSink,
+    agent: Arc<AgentCounters>,
+    own: Arc<WorkloadCounters>,
+    /// The workload at the other end, if it is one of this node's and the flow passes the agent only here.
+    peer: Option<Arc<WorkloadCounters>>,
+}
+
+impl Account {
+    pub(crate) fn open(
+        workload: &Enrolled,
+        direction: Direction,
+        client: ClientAddr,
+        agent: Arc<AgentCounters>,
+        sink: FlowSink,
+    ) -> Self {
+        agent.connections_active.fetch_add(1, Relaxed);
+        workload.counters.of(direction).total.fetch_add(1, Relaxed);
+        let record = FlowRecord {
+            started: SystemTime::now(),
+            workload: workload.name.clone(),
+            peer_workload: None,
+            direction,
+            mode: workload.mode,
+            client,
+            original_dst: None,
+            upstream: None,
+            upstream_local: None,
+            path: DataPath::Copy,
+            bytes_received: 0,
+            bytes_sent: 0,
+            duration: std::time::Duration::ZERO,
+            close_reason: CloseReason::Drained,
+            detail: None,
+        };
+        let own = Arc::clone(&workload.counters);
+        Self { record, started: Instant::now(), sink, agent, own, peer: None }
+    }
+
+    pub(crate) fn client(&self) -> ClientAddr {
+        self.record.client
+    }
+
+    pub(crate) fn original_dst(&mut self, original: OriginalDst) {
+        self.record.original_dst = Some(original);
+    }
+
+    pub(crate) fn peer(&mut self, name: WorkloadName) {
+        self.record.peer_workload = Some(name);
+    }
+
+    /// The flow counts at the other end too: nobody else will.
+    pub(crate) fn count_at_peer(&mut self, peer: &Enrolled) {
+        peer.counters.of(Direction::Inbound).total.fetch_add(1, Relaxed);
+        self.peer = Some(Arc::clone(&peer.counters));
+    }
+
+    pub(crate) fn upstream(&mut self, upstream: SocketAddr, local: Option<SocketAddr>) {
+        self.record.upstream = Some(UpstreamAddr(upstream));
+        self.record.upstream_local = local;
+    }
+
+    pub(crate) fn received(&mut self, bytes: u64) {
+        self.record.bytes_received += bytes;
+        self.counters().for_each(|flows| {
+            flows.bytes_received.fetch_add(bytes, Relaxed);
+        });
+    }
+
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.record.bytes_sent += bytes;
+        self.counters().for_each(|flows| {
+            flows.bytes_sent.fetch_add(bytes, Relaxed);
+        });
+    }
+
+    pub(crate) fn ended(&mut self, reason: CloseReason, detail: Option<String>) {
+        self.record.close_reason = reason;
+        self.record.detail = detail;
+    }
+
+    fn counters(&self) -> impl Iterator<Item = &FlowCounters> {
+        let own = self.own.of(self.record.direction);
+        std::iter::once(own).chain(self.peer.as_deref().map(|peer| peer.of(Direction::Inbound)))
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.counters().for_each(|flows| {
+            flows.ended.fetch_add(1, Relaxed);
+        });
+        self.agent.connections_active.fetch_sub(1, Relaxed);
+        self.record.duration = self.started.elapsed();
+        (self.sink)(self.record.clone());
+    }
+}

@@ -1,0 +1,257 @@
+//! One connection, from accept to close.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use shunt_core::address::{ClientAddr, OriginalDst, canonical, to_kernel};
+use shunt_core::flow::{CloseReason, Direction};
+use shunt_core::rules::PolicyRules;
+use shunt_core::snapshot::{Enrolled, Snapshot};
+use shunt_core::sockets::{
+    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketRole, SocketSupply, SocketWant, Steering,
+};
+use shunt_core::workload::{Mode, WorkloadId};
+use shunt_ebpf_common::decision::{Question, Verdict, decide};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::account::Account;
+use crate::connect::{self, ConnectError};
+use crate::relay::relay;
+use crate::rendezvous::Tuple;
+use crate::worker::Local;
+
+/// The whole path. Whoever returns early drops the sockets, which resets the client.
+pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
+    local: Rc<Local<S, O>>,
+    listener: Rc<ListenerSpec>,
+    client: TcpStream,
+    from: SocketAddr,
+) {
+    let snapshot = local.context.snapshot.load_full();
+    let Some(workload) = snapshot.workloads.get(&listener.workload) else { return };
+    let client_addr = ClientAddr(canonical(from));
+    if prepare(&client).is_err() {
+        return; // The client is gone already.
+    }
+    let original = original_dst(&local, &listener, &client, client_addr);
+    if let Ok(original) = &original {
+        if came_from_us(&local, &listener, client_addr, original).await {
+            return; // Its outbound task goes on with it, and tells of it.
+        }
+    }
+    let mut account = Account::open(
+        workload,
+        listener.direction,
+        client_addr,
+        Arc::clone(&local.context.counters),
+        Arc::clone(&local.context.flows),
+    );
+    let (reason, detail) =
+        match admit(&local, &snapshot, workload, &listener, original, &mut account) {
+            Err(refused) => refused,
+            Ok(destination) => {
+                let flow = Flow { local: &local, snapshot: &snapshot, workload, client: client_addr, destination };
+                match flow.connect(listener.direction).await {
+                    Err(error) => connect_failed(&error),
+                    Ok(upstream) => {
+                        account.upstream(destination, upstream.local_addr().ok());
+                        let timeouts = &snapshot.timeouts;
+                        let end = relay(client, upstream, &local.buffers, timeouts, &mut account).await;
+                        (end.reason, end.error.map(|error| error.to_string()))
+                    }
+                }
+            }
+        };
+    account.ended(reason, detail);
+}
+
+/// Dying in the middle must look like it to the client too.
+fn prepare(client: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(client).set_linger(Some(std::time::Duration::ZERO))?;
+    client.set_nodelay(true)
+}
+
+fn original_dst<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    listener: &ListenerSpec,
+    client: &TcpStream,
+    from: ClientAddr,
+) -> Result<OriginalDst, OriginalDstError> {
+    use std::os::fd::AsFd;
+    let own = client.local_addr().map_err(OriginalDstError::Lookup)?;
+    local.context.originals.original_dst(listener, client.as_fd(), from, own)
+}
+
+/// Is this the far end of one of our own upstream sockets?
+async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    listener: &ListenerSpec,
+    from: ClientAddr,
+    original: &OriginalDst,
+) -> bool {
+    if listener.direction != Direction::Inbound || listener.steering != Steering::Redirect {
+        return false;
+    }
+    let tuple = Tuple { source: from.0, destination: original.addr };
+    local.context.rendezvous.arrive(tuple, listener.workload).await
+}
+
+/// The destination, or why the connection is refused.
+fn admit<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+    listener: &ListenerSpec,
+    original: Result<OriginalDst, OriginalDstError>,
+    account: &mut Account,
+) -> Result<SocketAddr, (CloseReason, Option<String>)> {
+    let counters = &local.context.counters;
+    let original = original.map_err(|error| {
+        counters.original_dst_misses.fetch_add(1, Relaxed);
+        (CloseReason::OriginalDstMissing, Some(error.to_string()))
+    })?;
+    account.original_dst(original);
+    if is_own_listener(local, workload, original.addr) {
+        counters.loops_refused.fetch_add(1, Relaxed);
+        return Err((CloseReason::Loop, Some("the destination is the agent's own listener".into())));
+    }
+    let (limits, flows) = (&snapshot.limits, &workload.counters);
+    let of_workload = flows.outbound.active() + flows.inbound.active();
+    let over = if counters.connections_active.load(Relaxed) > limits.connections {
+        Some("limits.connections")
+    } else if of_workload > limits.connections_per_workload {
+        Some("limits.connections_per_workload")
+    } else {
+        None
+    };
+    if let Some(limit) = over {
+        counters.connections_refused_by_limit.fetch_add(1, Relaxed);
+        return Err((CloseReason::Limit, Some(format!("{limit} reached"))));
+    }
+    let other_end = match listener.direction {
+        Direction::Outbound => original.addr.ip(),
+        Direction::Inbound => account.client().0.ip(),
+    };
+    if let Some(peer) = snapshot.owner(other_end) {
+        account.peer(peer.name.clone());
+        if listener.direction == Direction::Outbound {
+            account.count_at_peer(peer);
+        }
+    }
+    Ok(original.addr)
+}
+
+/// Going on would connect the agent to itself.
+fn is_own_listener<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    workload: &Enrolled,
+    destination: SocketAddr,
+) -> bool {
+    let ip = destination.ip();
+    let ours = ip.is_loopback() || ip.is_unspecified() || workload.addresses.contains(&ip);
+    ours && local.listens_on(workload.id, destination.port())
+}
+
+fn connect_failed(error: &ConnectError) -> (CloseReason, Option<String>) {
+    let reason = match error {
+        ConnectError::Timeout(_) => CloseReason::ConnectTimeout,
+        ConnectError::Connect(_) => CloseReason::ConnectFailed,
+        ConnectError::NoSocket(_) | ConnectError::Bind(..) => CloseReason::InternalError,
+    };
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    (reason, Some(format!("{error}{}", cause.unwrap_or_default())))
+}
+
+/// A flow that was admitted and is to be connected.
+struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
+    local: &'a Local<S, O>,
+    snapshot: &'a Snapshot,
+    workload: &'a Enrolled,
+    client: ClientAddr,
+    destination: SocketAddr,
+}
+
+impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
+    async fn connect(&self, direction: Direction) -> Result<TcpStream, ConnectError> {
+        match direction {
+            Direction::Inbound => {
+                let source = self.client.0.ip();
+                self.deliver(self.workload.id, self.workload.transparent, source).await
+            }
+            Direction::Outbound => match self.expected_crossing() {
+                Some(_) => self.cross().await,
+                None => self.upstream().await?.connected(self.snapshot.timeouts.connect).await,
+            },
+        }
+    }
+
+    /// Is the destination, as far as we know, a workload whose rules will bring the connection back to us?
+    fn expected_crossing(&self) -> Option<&Enrolled> {
+        let owner = self.snapshot.owner(self.destination.ip())?;
+        let question = Question {
+            direction: Direction::Inbound,
+            // Any ordinary address: inbound rules look at ports only.
+            address: to_kernel(self.destination.ip()),
+            port: self.destination.port(),
+            bound_to_device: false,
+        };
+        let captured = decide(&question, &PolicyRules { policy: &owner.inbound, own: &[] }) == Verdict::Capture;
+        (owner.mode == Mode::Iptables && captured && !owner.withdrawn.load(Relaxed)).then_some(owner)
+    }
+
+    /// From the workload's own namespace, with its own address.
+    async fn upstream(&self) -> Result<connect::Begun, ConnectError> {
+        let want = self.want(self.workload.id, SocketRole::Upstream);
+        let supply = &self.local.context.supply;
+        let source = self.client.0.ip();
+        if source.is_loopback() || Family::of(self.client.0) != want.family {
+            return connect::begin(supply, want, None, self.destination).await;
+        }
+        // The application chose a source address, or REDIRECT kept it.
+        match connect::begin(supply, want, Some(source), self.destination).await {
+            Err(ConnectError::Bind(_, error)) => {
+                tracing::debug!(%source, %error, "cannot keep the application's source address");
+                connect::begin(supply, want, None, self.destination).await
+            }
+            other => other,
+        }
+    }
+
+    /// Connects across the node; if that leads back to ourselves, delivers directly instead.
+    async fn cross(&self) -> Result<TcpStream, ConnectError> {
+        let intent = self.local.context.rendezvous.intend(self.destination);
+        let begun = self.upstream().await?;
+        let source = begun.local;
+        let crossing = intent.cross(canonical(source));
+        let stream = begun.connected(self.snapshot.timeouts.connect).await?;
+        let Some(there) = crossing.arrived().await else { return Ok(stream) };
+        drop(stream);
+        let transparent = self.snapshot.workloads.get(&there).is_some_and(|workload| workload.transparent);
+        self.deliver(there, transparent, source.ip()).await
+    }
+
+    /// Inside the destination's namespace, with the client's address where that is possible.
+    async fn deliver(&self, to: WorkloadId, transparent: bool, client: IpAddr) -> Result<TcpStream, ConnectError> {
+        let want = self.want(to, SocketRole::Delivery);
+        let supply = &self.local.context.supply;
+        let longest = self.snapshot.timeouts.connect;
+        let same_family = client.is_ipv4() == self.destination.is_ipv4();
+        if transparent && same_family && client != self.destination.ip() {
+            match connect::begin(supply, want, Some(client), self.destination).await {
+                Ok(begun) => return begun.connected(longest).await,
+                Err(error @ (ConnectError::Bind(..) | ConnectError::NoSocket(_))) => {
+                    tracing::warn!(%client, %error, "delivering with the agent's own address");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        connect::begin(supply, want, None, self.destination).await?.connected(longest).await
+    }
+
+    fn want(&self, workload: WorkloadId, role: SocketRole) -> SocketWant {
+        SocketWant { workload, role, family: Family::of(self.destination) }
+    }
+}

@@ -1,0 +1,63 @@
+//! The accept loop.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use shunt_core::sockets::{ListenerSpec, OriginalDstSource, SocketSupply};
+use std::sync::atomic::Ordering::Relaxed;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::flow;
+use crate::worker::Local;
+
+/// Out of descriptors or memory, accept is tried again this late, and later and later: it must not spin.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// A closing listener whose queue was empty for this long, twice, has nobody left to serve.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Accepts until told to close and the queue is empty.
+pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
+    local: Rc<Local<S, O>>,
+    spec: Rc<ListenerSpec>,
+    listener: TcpListener,
+    mut closing: watch::Receiver<bool>,
+) {
+    let mut pause = FIRST_PAUSE;
+    let mut quiet = 0;
+    while quiet < 2 {
+        let accepted = if *closing.borrow() {
+            match timeout(QUIET, listener.accept()).await {
+                Ok(accepted) => accepted,
+                Err(_) => {
+                    quiet += 1;
+                    continue;
+                }
+            }
+        } else {
+            tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = closing.changed() => continue,
+            }
+        };
+        quiet = 0;
+        match accepted {
+            Ok((client, from)) => {
+                pause = FIRST_PAUSE;
+                local.start(spec.workload, flow::serve(Rc::clone(&local), Rc::clone(&spec), client, from));
+            }
+            // The client gave up while it waited.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                local.context.counters.accept_errors.fetch_add(1, Relaxed);
+                tracing::warn!(listener = %spec.addr, %error, pause_ms = pause.as_millis(), "cannot accept");
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+        }
+    }
+    local.listener_closed(&spec);
+}

@@ -1,0 +1,223 @@
+//! Bytes both ways between two sockets, with back-pressure, half-close, resets as resets.
+//!
+//! ```text
+//!  per direction:  Moving --EOF--> Ending --all written, FIN sent--> Ended
+//!  both Ended: linger cleared, an orderly close.   Anything else: dropped with linger 0, a reset to both.
+//! ```
+//! A direction holds a buffer only while it has bytes in it: an idle connection holds none.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use shunt_core::config::Timeouts;
+use shunt_core::flow::CloseReason;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::account::Account;
+use crate::buffers::{Buffers, Lease, Size};
+
+/// How a relay ended, and the error behind it.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) reason: CloseReason,
+    pub(crate) error: Option<io::Error>,
+}
+
+/// Which side an operation failed on.
+#[derive(Debug)]
+enum Failure {
+    Client(io::Error),
+    Upstream(io::Error),
+}
+
+/// Moves bytes until both sides ended, one failed, or time is up. Closes both sockets in order or, by dropping them,
+/// with a reset.
+pub(crate) async fn relay(
+    mut client: TcpStream,
+    mut upstream: TcpStream,
+    buffers: &Buffers,
+    timeouts: &Timeouts,
+    account: &mut Account,
+) -> End {
+    let end = {
+        let (client_read, client_write) = client.split();
+        let (upstream_read, upstream_write) = upstream.split();
+        let mut to_upstream = Half::new(client_read, upstream_write);
+        let mut to_client = Half::new(upstream_read, client_write);
+        let mut clock = Clock::new(timeouts);
+        poll_fn(|cx| {
+            let up = to_upstream.poll(cx, buffers, |bytes| account.received(bytes));
+            if let Poll::Ready(Err(error)) = up {
+                return Poll::Ready(failed(match error {
+                    Side::Read(error) => Failure::Client(error),
+                    Side::Write(error) => Failure::Upstream(error),
+                }));
+            }
+            let down = to_client.poll(cx, buffers, |bytes| account.sent(bytes));
+            if let Poll::Ready(Err(error)) = down {
+                return Poll::Ready(failed(match error {
+                    Side::Read(error) => Failure::Upstream(error),
+                    Side::Write(error) => Failure::Client(error),
+                }));
+            }
+            if up.is_ready() && down.is_ready() {
+                return Poll::Ready(End { reason: CloseReason::Finished, error: None });
+            }
+            let moved = to_upstream.moved + to_client.moved;
+            clock.poll(cx, moved, up.is_ready() || down.is_ready())
+        })
+        .await
+    };
+    if end.reason == CloseReason::Finished {
+        for socket in [&client, &upstream] {
+            // It fails only for a socket that is gone.
+            let _ = SockRef::from(socket).set_linger(None);
+        }
+    }
+    end
+}
+
+fn failed(failure: Failure) -> End {
+    match failure {
+        Failure::Client(error) => End { reason: CloseReason::ClientReset, error: Some(error) },
+        Failure::Upstream(error) => End { reason: CloseReason::UpstreamReset, error: Some(error) },
+    }
+}
+
+/// One direction.
+struct Half<'a> {
+    read: ReadHalf<'a>,
+    write: WriteHalf<'a>,
+    /// Bytes read and not written yet: `held[from..to]`.
+    held: Option<Held>,
+    size: Size,
+    state: State,
+    moved: u64,
+}
+
+struct Held {
+    lease: Lease,
+    from: usize,
+    to: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Moving,
+    Ending,
+    Ended,
+}
+
+enum Side {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl<'a> Half<'a> {
+    fn new(read: ReadHalf<'a>, write: WriteHalf<'a>) -> Self {
+        Self { read, write, held: None, size: Size::default(), state: State::Moving, moved: 0 }
+    }
+
+    /// Ready when this direction has ended in order. tokio's own budget keeps a bulk flow from starving others.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffers: &Buffers,
+        mut count: impl FnMut(u64),
+    ) -> Poll<Result<(), Side>> {
+        loop {
+            if let Some(held) = &mut self.held {
+                let bytes = &held.lease.bytes()[held.from..held.to];
+                let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes)).map_err(Side::Write)?;
+                held.from += written;
+                self.moved += written as u64;
+                count(written as u64);
+                if held.from == held.to {
+                    self.held = None;
+                }
+                continue;
+            }
+            match self.state {
+                State::Moving => {
+                    let mut lease = buffers.lease(self.size);
+                    let mut buffer = ReadBuf::new(lease.bytes());
+                    // Pending gives the lease back.
+                    ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer)).map_err(Side::Read)?;
+                    let (to, full) = (buffer.filled().len(), buffer.remaining() == 0);
+                    if to == 0 {
+                        self.state = State::Ending;
+                        continue;
+                    }
+                    if full {
+                        self.size.grow();
+                    }
+                    self.held = Some(Held { lease, from: 0, to });
+                }
+                State::Ending => {
+                    match ready!(Pin::new(&mut self.write).poll_shutdown(cx)) {
+                        // The other side is already closed: its own direction says how.
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                        other => other.map_err(Side::Write)?,
+                    }
+                    self.state = State::Ended;
+                }
+                State::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+/// The idle and half-close timers: one, made when first needed.
+struct Clock {
+    idle: Duration,
+    half_close: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    seen: u64,
+    half_closed: bool,
+    since: Instant,
+}
+
+impl Clock {
+    fn new(timeouts: &Timeouts) -> Self {
+        Self {
+            idle: timeouts.idle,
+            half_close: timeouts.half_close,
+            sleep: None,
+            seen: 0,
+            half_closed: false,
+            since: Instant::now(),
+        }
+    }
+
+    /// `moved` bytes so far; restarts whenever it grew. Ready when time is up.
+    fn poll(&mut self, cx: &mut Context<'_>, moved: u64, half_closed: bool) -> Poll<End> {
+        let (limit, reason) = if half_closed {
+            (self.half_close, CloseReason::HalfCloseTimeout)
+        } else {
+            (self.idle, CloseReason::IdleTimeout)
+        };
+        if limit.is_zero() {
+            return Poll::Pending;
+        }
+        if moved != self.seen || half_closed != self.half_closed {
+            (self.seen, self.half_closed, self.since) = (moved, half_closed, Instant::now());
+        }
+        let deadline = self.since + limit;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        loop {
+            // Rearmed only when it rings: a busy flow does not touch the timer wheel at each byte.
+            ready!(sleep.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(End { reason, error: None });
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}

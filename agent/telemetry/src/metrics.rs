@@ -1,0 +1,179 @@
+//! The agent's numbers in the OpenMetrics text format, which Prometheus reads.
+//!
+//! They are gathered anew for each scrape: the counters live where they are counted, and what is withdrawn is gone.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use shunt_core::counters::{AgentCounters, FlowCounters};
+use shunt_core::flow::{DataPath, Direction, direction};
+use shunt_core::snapshot::{Enrolled, Snapshot};
+use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
+
+#[cfg(test)]
+mod tests;
+
+/// The `Content-Type` of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the numbers are gathered from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    pub snapshot: &'a Snapshot,
+    pub agent: &'a AgentCounters,
+    pub workloads: &'a [WorkloadStatus],
+    /// Interceptions found damaged and set up again, by what was damaged.
+    pub repairs: &'a [(String, u64)],
+    /// The kernel programs' own counters, by name.
+    pub kernel_events: &'a [(String, u64)],
+    pub version: &'a str,
+}
+
+/// Names and values, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Labels(Vec<(&'static str, String)>);
+
+type Counters = Family<Labels, Counter>;
+type Gauges = Family<Labels, Gauge>;
+
+/// All metrics, as text.
+pub fn render(sources: &Sources<'_>) -> String {
+    let mut registry = Registry::with_prefix("shunt");
+    register_connections(&mut registry, sources.snapshot);
+    register_agent(&mut registry, sources.agent);
+    let named = |label, values: &[(String, u64)]| {
+        let family = Counters::default();
+        for (name, value) in values {
+            family
+                .get_or_create(&Labels(vec![(label, name.clone())]))
+                .inc_by(*value);
+        }
+        family
+    };
+    let repairs = named("what", sources.repairs);
+    let help = "Interceptions found damaged and set up again";
+    registry.register("interception_repairs", help, repairs);
+    let kernel_events = named("event", sources.kernel_events);
+    registry.register(
+        "kernel_events",
+        "Events counted by the kernel programs",
+        kernel_events,
+    );
+    registry.register(
+        "workloads",
+        "Workloads by how they are steered",
+        states(sources.workloads),
+    );
+    let build = Gauges::default();
+    build
+        .get_or_create(&Labels(vec![("version", sources.version.to_owned())]))
+        .set(1);
+    registry.register("build_info", "The version that runs", build);
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+/// The encoder appends `_total` to the names of counters.
+fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
+    let (total, active, bytes) = (Counters::default(), Gauges::default(), Counters::default());
+    for workload in snapshot.workloads.values() {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let counters: &FlowCounters = workload.counters.of(direction);
+            let labels = flow_labels(workload, direction);
+            let now_active = i64::try_from(counters.active()).unwrap_or(i64::MAX);
+            active.get_or_create(&labels).inc_by(now_active);
+            total
+                .get_or_create(&labels)
+                .inc_by(counters.total.load(Relaxed));
+            let flows = [
+                ("received", &counters.bytes_received),
+                ("sent", &counters.bytes_sent),
+            ];
+            for (flow, count) in flows {
+                let mut labels = labels.clone();
+                labels.0.push(("flow", flow.to_owned()));
+                bytes.get_or_create(&labels).inc_by(count.load(Relaxed));
+            }
+        }
+    }
+    registry.register("connections", "Connections begun", total);
+    registry.register(
+        "connections_active",
+        "Connections begun and not ended",
+        active,
+    );
+    registry.register(
+        "bytes",
+        "Bytes received from clients and sent to them",
+        bytes,
+    );
+}
+
+fn flow_labels(workload: &Enrolled, direction: Direction) -> Labels {
+    Labels(vec![
+        ("workload", workload.name.name.clone()),
+        ("namespace", workload.name.namespace.clone()),
+        ("direction", direction::as_str(direction).to_owned()),
+        ("mode", workload.mode.as_str().to_owned()),
+        // The only one there is so far.
+        ("path", DataPath::Copy.as_str().to_owned()),
+    ])
+}
+
+fn register_agent(registry: &mut Registry, agent: &AgentCounters) {
+    let mut register = |name: &str, help: &str, value: &AtomicU64| {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value.load(Relaxed));
+        registry.register(name, help, counter);
+    };
+    let help = "Connections refused because their original destination was not known";
+    register("original_dst_misses", help, &agent.original_dst_misses);
+    let help = "Connections refused because they led to the agent itself";
+    register("loops_refused", help, &agent.loops_refused);
+    let help = "Connections refused at a limit";
+    register(
+        "connections_refused",
+        help,
+        &agent.connections_refused_by_limit,
+    );
+    register(
+        "accept_errors",
+        "Failures to accept a connection",
+        &agent.accept_errors,
+    );
+    let help = "Access log lines dropped because the log was too slow";
+    register("access_log_dropped", help, &agent.access_log_dropped);
+}
+
+fn states(workloads: &[WorkloadStatus]) -> Gauges {
+    let family = Gauges::default();
+    for workload in workloads {
+        let mode = match workload.mode {
+            StatusMode::Ebpf => "ebpf",
+            StatusMode::Iptables => "iptables",
+            StatusMode::Off => "off",
+        };
+        let state = match workload.state {
+            WorkloadState::Ready => "ready",
+            WorkloadState::Pending => "pending",
+            WorkloadState::Failed => "failed",
+        };
+        let labels = Labels(vec![("mode", mode.to_owned()), ("state", state.to_owned())]);
+        family.get_or_create(&labels).inc();
+    }
+    family
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+}
