@@ -1,1 +1,10 @@
-//! Placeholder while the crate is being written.
+//! The admin API over HTTP/1: [`serve`] answers on sockets that are already bound, [`client`] asks.
+//!
+//! This crate knows paths, methods and limits; what the answers are is the [`AdminApi`]'s business.
+
+pub mod call;
+pub mod client;
+mod server;
+
+pub use call::{Answer, Call};
+pub use server::{AdminApi, Listener, serve};

@@ -29,6 +29,7 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What a worker works with.
+#[expect(missing_debug_implementations, reason = "closures and callers' own types")]
 pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub index: usize,
     pub snapshot: Arc<ArcSwap<Snapshot>>,

@@ -184,7 +184,10 @@ impl Control {
                 }
                 self.leaving.push(Leaving { id, closed: false });
             }
-            ToWorker::States(infos) => self.view.borrow_mut().infos = infos,
+            ToWorker::States(infos) => {
+                let mut view = self.view.borrow_mut();
+                (view.infos, view.told) = (infos, true);
+            }
             ToWorker::Settings { timeouts, limits, log_level } => {
                 self.view.borrow_mut().set_limits(timeouts, limits);
                 self.level.set(&log_level).map_err(|error| anyhow::anyhow!("log level: {error}"))?;

@@ -24,6 +24,8 @@ pub(super) struct View {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) counters: Arc<AgentCounters>,
     pub(super) infos: Vec<WorkloadInfo>,
+    /// The supervisor has said who is enrolled.
+    pub(super) told: bool,
     pub(super) kernel_events: BTreeMap<String, u64>,
     pub(super) repairs: BTreeMap<String, u64>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
@@ -44,6 +46,7 @@ impl View {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             counters: Arc::default(),
             infos: Vec::new(),
+            told: false,
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             enrolled: BTreeMap::new(),

@@ -1,0 +1,120 @@
+//! The server. Everything about a request is bounded: its size, its time, how many there are at once.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use crate::call::{Answer, Call, parse};
+
+const MAX_BODY: usize = 64 << 10;
+const MAX_HEADERS: usize = 16 << 10;
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+/// From the first byte of a connection to its last answer.
+const MAX_TIME: Duration = Duration::from_secs(10);
+/// After a failed accept.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Whoever knows the answers. One thread; futures need not be `Send`.
+pub trait AdminApi: 'static {
+    fn answer(&self, call: Call) -> impl Future<Output = Answer>;
+}
+
+/// Where requests come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// Only its owner can connect: everything is allowed.
+    Unix(UnixListener),
+    /// Anybody on the host can: reading is allowed.
+    Tcp(TcpListener),
+}
+
+/// Answers for ever. Must run inside a `LocalSet`.
+pub async fn serve(listener: Listener, api: Rc<impl AdminApi>) {
+    let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Whoever does not get a place waits in the queue of the socket.
+        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+        let api = Rc::clone(&api);
+        let accepted = match &listener {
+            Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| {
+                tokio::task::spawn_local(async move {
+                    connection(stream, api, true).await;
+                    drop(place);
+                });
+            }),
+            Listener::Tcp(tcp) => tcp.accept().await.map(|(stream, _)| {
+                tokio::task::spawn_local(async move {
+                    connection(stream, api, false).await;
+                    drop(place);
+                });
+            }),
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(%error, "cannot accept an admin connection");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    api: Rc<impl AdminApi>,
+    trusted: bool,
+) {
+    let service = service_fn(|request| {
+        let api = Rc::clone(&api);
+        async move {
+            let answer = respond(request, &*api, trusted).await;
+            let mut response = Response::new(Full::new(answer.body));
+            *response.status_mut() = answer.status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_buf_size(MAX_HEADERS)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(MAX_TIME, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an admin connection failed"),
+        Err(_) => tracing::debug!("an admin connection took too long"),
+    }
+}
+
+async fn respond(request: Request<Incoming>, api: &impl AdminApi, trusted: bool) -> Answer {
+    let (head, body) = request.into_parts();
+    if !trusted && head.method != Method::GET {
+        let text = "only GET is allowed over TCP; use the unix socket\n";
+        return Answer::text(StatusCode::FORBIDDEN, text);
+    }
+    let body: Bytes = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return Answer::text(StatusCode::PAYLOAD_TOO_LARGE, "at most 64 KiB\n"),
+    };
+    let Ok(body) = String::from_utf8(body.into()) else {
+        return Answer::text(StatusCode::BAD_REQUEST, "the body is not UTF-8\n");
+    };
+    match parse(&head.method, head.uri.path(), head.uri.query(), body) {
+        Ok(call) => api.answer(call).await,
+        Err(answer) => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! The admin API's answers. Changes go to the supervisor, which alone can carry them out.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use shunt_admin::{AdminApi, Answer, Call, Listener};
+use shunt_core::config::file;
+use shunt_core::status::WorkloadState;
+use shunt_telemetry::logging::LogLevel;
+use shunt_telemetry::metrics::{self, Sources};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::Wish;
+use super::view::View;
+use crate::ipc::Change;
+
+const OK: u16 = 200;
+const BAD_REQUEST: u16 = 400;
+const CONFLICT: u16 = 409;
+const UNAVAILABLE: u16 = 503;
+
+struct Api {
+    view: Rc<RefCell<View>>,
+    level: LogLevel,
+    wishes: mpsc::UnboundedSender<Wish>,
+}
+
+/// Starts answering on the sockets that the supervisor bound: the unix one first, then perhaps one on loopback.
+pub(super) fn serve(
+    sockets: Vec<OwnedFd>,
+    view: Rc<RefCell<View>>,
+    level: LogLevel,
+    wishes: mpsc::UnboundedSender<Wish>,
+) -> Result<()> {
+    let api = Rc::new(Api { view, level, wishes });
+    for (index, socket) in sockets.into_iter().enumerate() {
+        let listener = if index == 0 {
+            let unix = std::os::unix::net::UnixListener::from(socket);
+            unix.set_nonblocking(true).context("cannot use the admin socket")?;
+            Listener::Unix(UnixListener::from_std(unix).context("cannot use the admin socket")?)
+        } else {
+            let tcp = std::net::TcpListener::from(socket);
+            tcp.set_nonblocking(true).context("cannot use the admin address")?;
+            Listener::Tcp(TcpListener::from_std(tcp).context("cannot use the admin address")?)
+        };
+        tokio::task::spawn_local(shunt_admin::serve(listener, Rc::clone(&api)));
+    }
+    Ok(())
+}
+
+impl AdminApi for Api {
+    async fn answer(&self, call: Call) -> Answer {
+        match call {
+            Call::Ready => self.ready(),
+            Call::ServerInfo => Answer::json(&self.view.borrow().report().agent),
+            Call::Workloads => Answer::json(&self.view.borrow().report()),
+            Call::Stats => self.stats(),
+            Call::Prometheus => self.prometheus(),
+            Call::ConfigDump => Answer::json(&self.view.borrow().config),
+            Call::Listeners => self.listeners(),
+            Call::SetLogLevel(level) => match self.level.set(&level) {
+                Ok(()) => text(OK, format!("level {level}\n")),
+                Err(error) => text(BAD_REQUEST, format!("{error}\n")),
+            },
+            Call::Drain => self.change(Change::Drain).await,
+            Call::DeleteWorkload(name) => self.change(Change::Delete(name)).await,
+            Call::PutWorkload { name, body } => {
+                let mode = self.view.borrow().config.mode;
+                match file::parse_workload(&body, &name, mode) {
+                    Ok(spec) => self.change(Change::Put(Box::new(spec))).await,
+                    Err(error) => text(BAD_REQUEST, format!("{error}\n")),
+                }
+            }
+        }
+    }
+}
+
+impl Api {
+    /// Ready as long as it answers: a workload that cannot be enrolled does not make the agent unready for others,
+    /// but until every one was tried once, it is.
+    fn ready(&self) -> Answer {
+        let view = self.view.borrow();
+        let pending: Vec<String> = view
+            .infos
+            .iter()
+            .filter(|info| info.state == WorkloadState::Pending)
+            .map(|info| format!("{}: {}\n", info.name, info.state_reason))
+            .collect();
+        if !view.told {
+            return text(UNAVAILABLE, "the supervisor has not said who is enrolled yet\n".into());
+        }
+        if pending.is_empty() { text(OK, "LIVE\n".into()) } else { text(UNAVAILABLE, pending.concat()) }
+    }
+
+    fn stats(&self) -> Answer {
+        let view = self.view.borrow();
+        let counters = &view.counters;
+        let mut lines = vec![
+            format!("connections_active: {}", counters.connections_active.load(Relaxed)),
+            format!("original_dst_misses: {}", counters.original_dst_misses.load(Relaxed)),
+            format!("loops_refused: {}", counters.loops_refused.load(Relaxed)),
+            format!("connections_refused_by_limit: {}", counters.connections_refused_by_limit.load(Relaxed)),
+            format!("accept_errors: {}", counters.accept_errors.load(Relaxed)),
+            format!("access_log_dropped: {}", counters.access_log_dropped.load(Relaxed)),
+            format!("snapshot_generation: {}", view.snapshot.load().generation),
+        ];
+        lines.extend(view.kernel_events.iter().map(|(name, count)| format!("kernel.{name}: {count}")));
+        lines.extend(view.repairs.iter().map(|(name, count)| format!("repairs.{name}: {count}")));
+        text(OK, lines.join("\n") + "\n")
+    }
+
+    fn prometheus(&self) -> Answer {
+        let view = self.view.borrow();
+        let list = |map: &std::collections::BTreeMap<String, u64>| -> Vec<(String, u64)> {
+            map.iter().map(|(name, count)| (name.clone(), *count)).collect()
+        };
+        let body = metrics::render(&Sources {
+            snapshot: &view.snapshot.load(),
+            agent: &view.counters,
+            workloads: &view.report().workloads,
+            repairs: &list(&view.repairs),
+            kernel_events: &list(&view.kernel_events),
+            version: env!("CARGO_PKG_VERSION"),
+        });
+        Answer { content_type: metrics::CONTENT_TYPE, ..text(OK, body) }
+    }
+
+    fn listeners(&self) -> Answer {
+        let view = self.view.borrow();
+        let rows: Vec<serde_json::Value> = view
+            .infos
+            .iter()
+            .map(|info| json!({"workload": info.name.to_string(), "listeners": info.listeners}))
+            .collect();
+        Answer::json(&rows)
+    }
+
+    async fn change(&self, change: Change) -> Answer {
+        let (tell, told) = oneshot::channel();
+        if self.wishes.send((change, tell)).is_err() {
+            return text(UNAVAILABLE, "the agent is stopping\n".into());
+        }
+        match told.await {
+            Ok(Ok(())) => text(OK, "done\n".into()),
+            Ok(Err(reason)) => text(CONFLICT, format!("{reason}\n")),
+            Err(_) => text(UNAVAILABLE, "the agent is stopping\n".into()),
+        }
+    }
+}
+
+fn text(status: u16, body: String) -> Answer {
+    Answer::text(status.try_into().unwrap_or_default(), body)
+}
