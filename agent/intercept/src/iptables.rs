@@ -8,7 +8,7 @@ mod tools;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Seek, Write};
 
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
@@ -42,7 +42,15 @@ struct Installed {
 #[derive(Debug)]
 struct Switch {
     file: File,
-    refresh: &'static [u8],
+    words: &'static [u8],
+}
+
+impl Switch {
+    /// From the start of the file each time: the kernel takes nothing at a later offset, and knows no pwrite here.
+    fn refresh(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        self.file.write_all(self.words)
+    }
 }
 
 impl IptablesBackend {
@@ -155,7 +163,7 @@ impl Backend for IptablesBackend {
     fn keep_alive(&mut self) {
         for (id, installed) in &mut self.installed {
             for switch in &mut installed.switches {
-                if let Err(error) = switch.file.write_all(switch.refresh) {
+                if let Err(error) = switch.refresh() {
                     tracing::debug!(workload = id.0, %error, "cannot refresh a dead-man switch");
                 }
             }
@@ -164,14 +172,14 @@ impl Backend for IptablesBackend {
 }
 
 fn open_switch(netns: &Netns, family: Family) -> Result<Switch, InterceptError> {
-    let (name, refresh): (_, &[u8]) = match family {
+    let (name, words): (_, &[u8]) = match family {
         Family::V4 => ("shunt4", b"+0.0.0.0\n"),
         Family::V6 => ("shunt6", b"+::\n"),
     };
     let path = format!("/proc/thread-self/net/xt_recent/{name}");
     let opened = netns.enter(|| File::options().write(true).open(&path)).and_then(|opened| opened);
     let file = opened.map_err(|error| InterceptError::io("open the dead-man switch", &path, error))?;
-    Ok(Switch { file, refresh })
+    Ok(Switch { file, words })
 }
 
 /// What an earlier agent has left in a namespace. Looks only.

@@ -1,8 +1,9 @@
 //! Lets answers to a borrowed source address come back to the agent.
 //!
 //! A delivery socket speaks with the client's address. The application's answers to it would leave the namespace; so
-//! the accepted socket inherits the delivery mark from the SYN (`tcp_fwmark_accept`), and marked packets are routed
-//! to a table whose only route says that everything is local. See docs/adr/0004.
+//! the accepted socket inherits the delivery mark from the SYN (`tcp_fwmark_accept`), a refusal carries it back
+//! (`fwmark_reflect`), and marked packets are routed to a table whose only route says that everything is local. See
+//! docs/adr/0004.
 
 use std::fs;
 use std::io;
@@ -23,12 +24,17 @@ use crate::netns::Netns;
 
 /// The routing table, and what an observer recognises us by.
 const TABLE: u32 = 15006;
-/// The rule's priority keeps what must be restored: whether the sysctl was ours to switch on.
-const PRIORITY_SWITCHED_ON: u32 = 15005;
-const PRIORITY_WAS_ON: u32 = 15006;
+/// The rule's priority keeps what must be restored: this plus the bits of the sysctls that we switched on.
+const PRIORITY: u32 = 15000;
+/// Each with its bit.
+const SYSCTLS: [(u32, &str); 3] = [
+    (1, "/proc/sys/net/ipv4/tcp_fwmark_accept"),
+    (2, "/proc/sys/net/ipv4/fwmark_reflect"),
+    (4, "/proc/sys/net/ipv6/fwmark_reflect"),
+];
+const ALL_BITS: u32 = 7;
 /// lo is the first interface of every namespace.
 const LO: u32 = 1;
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// Puts the path in place. Doing it twice is doing it once.
@@ -37,17 +43,24 @@ const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6]
 /// The kernel lacks policy routing, or the sysctl cannot be written.
 pub fn ensure(netns: &Netns, delivery_mark: u32) -> Result<(), InterceptError> {
     at(netns, "make the return path in", |netlink| {
-        let priority = match fs::read_to_string(SYSCTL)?.trim() {
-            "0" => {
-                fs::write(SYSCTL, "1")?;
-                PRIORITY_SWITCHED_ON
+        let before = our_rules(netlink)?;
+        let mut switched = before.iter().map(|rule| switched_by(priority_of(rule))).fold(0, |all, bits| all | bits);
+        for (bit, sysctl) in SYSCTLS {
+            match fs::read_to_string(sysctl) {
+                Ok(value) if value.trim() == "0" => {
+                    fs::write(sysctl, "1")?;
+                    switched |= bit;
+                }
+                Ok(_) => {}
+                // A kernel without IPv6.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
-            // Perhaps by us: an earlier rule still says so.
-            _ if our_rules(netlink)?.iter().any(|rule| priority_of(rule) == PRIORITY_SWITCHED_ON) => {
-                PRIORITY_SWITCHED_ON
-            }
-            _ => PRIORITY_WAS_ON,
-        };
+        }
+        let priority = PRIORITY + switched;
+        for stale in before.into_iter().filter(|rule| priority_of(rule) != priority) {
+            netlink.change(RouteNetlinkMessage::DelRule(stale), 0)?;
+        }
         for family in FAMILIES {
             if family == AddressFamily::Inet6 && !fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
                 continue;
@@ -93,9 +106,10 @@ pub fn remove_any(netns: &Netns) -> Result<Vec<String>, InterceptError> {
             }
             removed.push(format!("rule and route of table {TABLE} ({:?})", rule.header.family));
         }
-        if rules.iter().any(|rule| priority_of(rule) == PRIORITY_SWITCHED_ON) {
-            fs::write(SYSCTL, "0")?;
-            removed.push("sysctl net.ipv4.tcp_fwmark_accept".into());
+        let switched = rules.iter().map(|rule| switched_by(priority_of(rule))).fold(0, |all, bits| all | bits);
+        for (_, sysctl) in SYSCTLS.iter().filter(|(bit, _)| switched & bit != 0) {
+            fs::write(sysctl, "0")?;
+            removed.push(format!("sysctl {sysctl}"));
         }
         Ok(removed)
     })
@@ -122,9 +136,14 @@ fn our_rules(netlink: &mut Netlink) -> io::Result<Vec<RuleMessage>> {
     let mut rules = netlink.rules()?;
     rules.retain(|rule| {
         let table = rule.attributes.iter().any(|attribute| *attribute == RuleAttribute::Table(TABLE));
-        table && [PRIORITY_SWITCHED_ON, PRIORITY_WAS_ON].contains(&priority_of(rule))
+        table && (PRIORITY..=PRIORITY + ALL_BITS).contains(&priority_of(rule))
     });
     Ok(rules)
+}
+
+/// The sysctls that a rule of this priority says are ours to restore.
+fn switched_by(priority: u32) -> u32 {
+    priority.wrapping_sub(PRIORITY) & ALL_BITS
 }
 
 fn priority_of(rule: &RuleMessage) -> u32 {

@@ -77,6 +77,10 @@ impl Account {
 
     pub(crate) fn upstream(&mut self, upstream: SocketAddr, local: Option<SocketAddr>) {
         self.record.upstream = Some(UpstreamAddr(upstream));
+        // A connect hook made the client's own address loopback; what the destination sees is what people look for.
+        if let Some(local) = local.filter(|_| self.record.client.0.ip().is_loopback()) {
+            self.record.client.0.set_ip(local.ip().to_canonical());
+        }
         self.record.upstream_local = local;
     }
 
