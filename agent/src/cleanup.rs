@@ -87,10 +87,15 @@ fn empty_cgroups(extent: Extent) -> Vec<String> {
     let Ok(root) = cgroup::mount_point() else { return Vec::new() };
     let entries = fs::read_dir(&root).into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(CGROUP_PREFIX))
+        .filter(|entry| is_of_dead_agent(&entry.file_name().to_string_lossy()))
         .map(|entry| entry.path())
-        .filter(|path| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty()))
         .filter(|path| extent == Extent::Look || fs::remove_dir(path).is_ok())
         .map(|path| format!("cgroup {}", path.display()))
         .collect()
+}
+
+/// A cgroup of this name was made by an agent whose process is gone.
+fn is_of_dead_agent(name: &str) -> bool {
+    let pid = name.strip_prefix(CGROUP_PREFIX).filter(|pid| pid.parse::<u32>().is_ok());
+    pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true))
 }

@@ -1,0 +1,230 @@
+//! The agent under test, as its users run it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::wait;
+use crate::world::{Pod, World};
+
+/// The agent's binary: `$SHUNT_BIN`, else what cargo built beside the tests.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("SHUNT_BIN") {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().expect("a path");
+    let target = test.ancestors().find(|dir| dir.join("shunt").is_file()).expect("target/*/shunt: build it first");
+    target.join("shunt")
+}
+
+/// A configuration in the making.
+#[derive(Debug)]
+pub struct AgentBuilder<'a> {
+    world: &'a World,
+    mode: String,
+    workloads: Vec<String>,
+}
+
+/// A running agent, stopped when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    pub dir: PathBuf,
+    mode: String,
+}
+
+impl<'a> AgentBuilder<'a> {
+    pub fn new(world: &'a World, mode: &str) -> Self {
+        Self { world, mode: mode.to_owned(), workloads: Vec::new() }
+    }
+
+    /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
+    #[must_use]
+    pub fn enrol(mut self, name: &str, pod: &Pod, more: &str) -> Self {
+        self.workloads.push(entry(name, pod, more));
+        self
+    }
+
+    /// # Panics
+    /// The agent does not become ready.
+    pub fn start(self) -> Agent {
+        let dir = self.world.dir.path().join("agent");
+        fs::create_dir_all(&dir).expect("a directory");
+        fs::write(dir.join("shunt.yaml"), config(&dir, &self.mode, &self.workloads)).expect("written");
+        let mut agent = Agent { child: spawn(&dir), dir, mode: self.mode };
+        agent.wait_until_ready();
+        agent
+    }
+}
+
+/// A line of the list of workloads.
+pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
+    let more = if more.is_empty() { String::new() } else { format!(", {more}") };
+    format!("  - {{name: {name}, netns: {}, cgroup: {}{more}}}\n", pod.netns, pod.cgroup.display())
+}
+
+fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
+    let at = dir.display();
+    let workloads = if workloads.is_empty() { " []\n".to_owned() } else { format!("\n{}", workloads.concat()) };
+    format!(
+        "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
+         log: {{level: info, format: json, access: {at}/access.log}}\nworkloads:{workloads}"
+    )
+}
+
+fn spawn(dir: &Path) -> Child {
+    let log = fs::File::options().create(true).append(true).open(dir.join("log")).expect("a log");
+    Command::new(binary())
+        .args(["run", "-c"])
+        .arg(dir.join("shunt.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("the agent starts")
+}
+
+impl Agent {
+    fn wait_until_ready(&mut self) {
+        wait::until("the agent is ready", Duration::from_secs(20), || {
+            if let Some(status) = self.child.try_wait().expect("a status") {
+                panic!("the agent ended: {status}\n{}", self.log());
+            }
+            (self.admin("GET", "/ready", "").0 == 200).then_some(())
+        });
+    }
+
+    /// Starts it anew after its end, with the same configuration.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub fn restart(&mut self) {
+        let _ = self.child.wait();
+        self.child = spawn(&self.dir);
+        self.wait_until_ready();
+    }
+
+    /// Status and body of a request to the admin socket; 0 when nobody answers.
+    pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let output = Command::new("curl")
+            .args(["-s", "-m", "5", "-X", method, "-w", "\n%{http_code}", "--data-binary", body, "--unix-socket"])
+            .arg(self.dir.join("admin.sock"))
+            .arg(format!("http://shunt{path}"))
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
+        (status.parse().unwrap_or(0), body.to_owned())
+    }
+
+    /// # Panics
+    /// The agent does not answer.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.admin("GET", "/workloads", "").1).expect("JSON")
+    }
+
+    /// One workload of [`Agent::status`].
+    ///
+    /// # Panics
+    /// There is none of that name.
+    pub fn workload(&self, name: &str) -> Value {
+        let status = self.status();
+        let all = status["workloads"].as_array().expect("a list").clone();
+        all.into_iter().find(|workload| workload["name"] == name).expect("the workload")
+    }
+
+    /// The access log so far.
+    pub fn access_log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+    }
+
+    /// Waits for the access log to hold `count` lines, and gives them.
+    ///
+    /// # Panics
+    /// There are fewer after a few seconds, or more.
+    pub fn lines(&self, count: usize) -> Vec<Value> {
+        let lines = wait::until(&format!("{count} access log lines"), Duration::from_secs(5), || {
+            let lines = self.access_log();
+            (lines.len() >= count).then_some(lines)
+        });
+        assert_eq!(lines.len(), count, "{lines:#?}");
+        lines
+    }
+
+    /// What it said on stderr.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The data plane's process, `None` while there is none.
+    pub fn worker_pid(&self) -> Option<u32> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Replaces the list of workloads in the configuration file.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn rewrite(&self, workloads: &[String]) {
+        self.rewrite_text(&config(&self.dir, &self.mode, workloads));
+    }
+
+    /// Replaces the configuration file as editors do.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn rewrite_text(&self, text: &str) {
+        let new = self.dir.join("shunt.yaml.new");
+        fs::write(&new, text).expect("written");
+        fs::rename(new, self.dir.join("shunt.yaml")).expect("renamed");
+    }
+
+    /// SIGTERM, and its end.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        signal("-TERM", self.pid());
+        wait::until("the agent ends", Duration::from_secs(40), || self.child.try_wait().expect("a status"))
+    }
+
+    /// SIGKILL to the supervisor, and its end.
+    ///
+    /// # Panics
+    /// It cannot be waited for.
+    pub fn kill(&mut self) {
+        signal("-KILL", self.pid());
+        self.child.wait().expect("ended");
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal("-TERM", self.pid());
+            for _ in 0..500 {
+                if !matches!(self.child.try_wait(), Ok(None)) {
+                    return;
+                }
+                wait::pause(Duration::from_millis(10));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Sends a signal to a process that we started.
+pub fn signal(name: &str, pid: u32) {
+    let _ = Command::new("kill").args([name, &pid.to_string()]).status();
+}
