@@ -3,10 +3,6 @@
 //! A worker hands its line to a thread of the log's own and goes on; where that thread does not keep up, lines are
 //! dropped and counted, connections never wait.
 
-mod line;
-#[cfg(test)]
-mod tests;
-
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -18,6 +14,10 @@ use shunt_core::config::{AccessLog, Log, LogFormat};
 use shunt_core::counters::AgentCounters;
 use shunt_core::flow::FlowRecord;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+mod line;
+#[cfg(test)]
+mod tests;
 
 /// Lines that wait for the writing thread; some megabytes when it is stuck, and its idle cost is small.
 const LINES_WAITING: usize = 8192;

@@ -3,15 +3,6 @@
 //! A wrong file is refused as a whole, with every fault named by line and field. Scalars are read as the text that
 //! stands in the file: YAML's own guesses (`off` is a boolean, `0x539` a number) play no part.
 
-mod dump;
-mod flags;
-mod node;
-mod sections;
-#[cfg(test)]
-mod tests;
-mod values;
-mod workloads;
-
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
@@ -25,6 +16,15 @@ use self::node::{Faults, Field};
 pub use self::values::check_level;
 use crate::config::Config;
 use crate::workload::{ModeSetting, WorkloadName, WorkloadSpec};
+
+mod dump;
+mod flags;
+mod node;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod values;
+mod workloads;
 
 /// Bytes of a configuration; above it is not one.
 const MAX_SIZE: usize = 16 << 20;
