@@ -239,6 +239,11 @@ impl Backend for EbpfBackend {
         Ok(())
     }
 
+    fn finish(&mut self, _enrolment: &Enrolment) -> Result<(), InterceptError> {
+        // Flows need no program once they are established.
+        Ok(())
+    }
+
     fn keep_alive(&mut self) {
         if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
             tracing::error!(%error, "cannot refresh the gate: connections go directly");

@@ -14,7 +14,7 @@ use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 
-use self::render::{Rendered, has_chains, jumps, removal};
+use self::render::{Rendered, has_chains, jumps, removal, unhooking};
 use self::tools::{Tools, Variant};
 use crate::netns::Netns;
 use crate::{Backend, Enrolment, Finding, InterceptError, Marks, return_path};
@@ -27,13 +27,13 @@ pub struct IptablesBackend {
     marks: Marks,
     tools: Tools,
     installed: HashMap<WorkloadId, Installed>,
+    /// By namespace: the families whose nat table was there before us, and stays.
+    foreign_tables: HashMap<u64, Vec<Family>>,
 }
 
 #[derive(Debug)]
 struct Installed {
     variant: Variant,
-    /// Families in which the nat table was there before us: it stays.
-    had_table: Vec<Family>,
     /// The `recent` lists that keep the rules closed.
     switches: Vec<Switch>,
 }
@@ -57,15 +57,15 @@ impl IptablesBackend {
     /// # Errors
     /// No usable iptables is installed.
     pub fn new(marks: Marks) -> Result<Self, InterceptError> {
-        Ok(Self { marks, tools: Tools::find()?, installed: HashMap::new() })
+        Ok(Self { marks, tools: Tools::find()?, installed: HashMap::new(), foreign_tables: HashMap::new() })
     }
 
-    fn apply(&self, enrolment: &Enrolment, variant: Variant) -> Result<Vec<Family>, InterceptError> {
-        let mut had_table = Vec::new();
+    fn apply(&mut self, enrolment: &Enrolment, variant: Variant) -> Result<(), InterceptError> {
+        let mut foreign = Vec::new();
         for family in FAMILIES {
             let saved = self.tools.save(&enrolment.netns, variant, family)?;
             if saved.contains("*nat") {
-                had_table.push(family);
+                foreign.push(family);
             }
             let rendered = Rendered::of(enrolment, self.marks, family);
             if rendered.captures_nothing() {
@@ -76,7 +76,9 @@ impl IptablesBackend {
             let text = rendered.transaction(&jumps(&saved));
             self.tools.restore(&enrolment.netns, variant, family, &text)?;
         }
-        Ok(had_table)
+        // What was there when we first came counts: later it is ours.
+        self.foreign_tables.entry(enrolment.netns.inode()).or_insert(foreign);
+        Ok(())
     }
 
     fn remove(
@@ -116,8 +118,8 @@ impl Backend for IptablesBackend {
         let variant = self.tools.choose(&enrolment.netns)?;
         let installed = self
             .apply(enrolment, variant)
-            .and_then(|had_table| Ok((had_table, self.switches(enrolment)?)))
-            .map(|(had_table, switches)| Installed { variant, had_table, switches });
+            .and_then(|()| self.switches(enrolment))
+            .map(|switches| Installed { variant, switches });
         match installed {
             Ok(installed) => {
                 self.installed.insert(enrolment.id, installed);
@@ -139,8 +141,10 @@ impl Backend for IptablesBackend {
     }
 
     fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let Some(installed) = self.installed.get(&enrolment.id) else { return self.install(enrolment) };
-        self.apply(enrolment, installed.variant)?;
+        let Some(variant) = self.installed.get(&enrolment.id).map(|installed| installed.variant) else {
+            return self.install(enrolment);
+        };
+        self.apply(enrolment, variant)?;
         let switches = self.switches(enrolment)?;
         if let Some(installed) = self.installed.get_mut(&enrolment.id) {
             installed.switches = switches;
@@ -148,13 +152,28 @@ impl Backend for IptablesBackend {
         Ok(())
     }
 
+    /// Takes out the jumps only. The REDIRECT rules stay where nothing leads to them: with the last of them the kernel
+    /// would stop tracking the namespace's connections, and with that translating the flows under way.
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let Some(installed) = self.installed.remove(&enrolment.id) else { return Ok(()) };
         for family in FAMILIES {
             let saved = self.tools.save(&enrolment.netns, installed.variant, family)?;
-            self.remove(&enrolment.netns, installed.variant, family, &saved)?;
-            if !installed.had_table.contains(&family) {
-                self.tools.drop_empty_table(&enrolment.netns, installed.variant, family)?;
+            if let Some(text) = unhooking(&saved) {
+                self.tools.restore(&enrolment.netns, installed.variant, family, &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        let foreign = self.foreign_tables.remove(&enrolment.netns.inode()).unwrap_or_default();
+        for variant in self.tools.variants(&enrolment.netns) {
+            for family in FAMILIES {
+                let saved = self.tools.save(&enrolment.netns, variant, family)?;
+                self.remove(&enrolment.netns, variant, family, &saved)?;
+                if !foreign.contains(&family) {
+                    self.tools.drop_empty_table(&enrolment.netns, variant, family)?;
+                }
             }
         }
         Ok(())

@@ -53,6 +53,12 @@ pub trait Backend {
     /// Something of ours may be left in the namespace.
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
 
+    /// The last flow of a released workload has ended: nothing of it is needed any more.
+    ///
+    /// # Errors
+    /// Something of ours may be left in the namespace.
+    fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
+
     /// Called about every 250 ms while the data plane answers. Without it, new connections go directly
     /// (or are refused, where the workload says so) after a second.
     fn keep_alive(&mut self);

@@ -21,7 +21,7 @@ use crate::account::Account;
 use crate::connect::{self, ConnectError};
 use crate::relay::relay;
 use crate::rendezvous::Tuple;
-use crate::worker::Local;
+use crate::worker::{Counted, Local};
 
 /// The whole path. Whoever returns early drops the sockets, which resets the client.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
@@ -56,7 +56,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 let flow = Flow { local: &local, snapshot: &snapshot, workload, client: client_addr, destination };
                 match flow.connect(listener.direction).await {
                     Err(error) => connect_failed(&error),
-                    Ok(upstream) => {
+                    // Delivered into another workload, the flow keeps that one's return path alive too.
+                    Ok((upstream, _destination_holds)) => {
                         account.upstream(destination, upstream.local_addr().ok());
                         let timeouts = &snapshot.timeouts;
                         let end = relay(client, upstream, &local.buffers, timeouts, &mut account).await;
@@ -175,17 +176,18 @@ struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
-    async fn connect(&self, direction: Direction) -> Result<TcpStream, ConnectError> {
-        match direction {
+    async fn connect(&self, direction: Direction) -> Result<(TcpStream, Option<Counted>), ConnectError> {
+        let stream = match direction {
             Direction::Inbound => {
                 let source = self.client.0.ip();
                 self.deliver(self.workload.id, self.workload.transparent, source).await
             }
             Direction::Outbound => match self.expected_crossing() {
-                Some(_) => self.cross().await,
+                Some(_) => return self.cross().await,
                 None => self.upstream().await?.connected(self.snapshot.timeouts.connect).await,
             },
-        }
+        };
+        stream.map(|stream| (stream, None))
     }
 
     /// Is the destination, as far as we know, a workload whose rules will bring the connection back to us?
@@ -221,16 +223,18 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
     }
 
     /// Connects across the node; if that leads back to ourselves, delivers directly instead.
-    async fn cross(&self) -> Result<TcpStream, ConnectError> {
+    async fn cross(&self) -> Result<(TcpStream, Option<Counted>), ConnectError> {
         let intent = self.local.context.rendezvous.intend(self.destination);
         let begun = self.upstream().await?;
         let source = begun.local;
         let crossing = intent.cross(canonical(source));
         let stream = begun.connected(self.snapshot.timeouts.connect).await?;
-        let Some(there) = crossing.arrived().await else { return Ok(stream) };
+        let Some(there) = crossing.arrived().await else { return Ok((stream, None)) };
         drop(stream);
+        let held = self.local.count(there);
         let transparent = self.snapshot.workloads.get(&there).is_some_and(|workload| workload.transparent);
-        self.deliver(there, transparent, source.ip()).await
+        let stream = self.deliver(there, transparent, source.ip()).await?;
+        Ok((stream, Some(held)))
     }
 
     /// Inside the destination's namespace, with the client's address where that is possible.

@@ -219,11 +219,16 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
 
     /// Runs a flow on this worker.
     pub(crate) fn start(&self, workload: WorkloadId, flow: impl Future<Output = ()> + 'static) {
-        let counted = Counted::new(self.tally.clone(), workload);
+        let counted = self.count(workload);
         tokio::task::spawn_local(async move {
             flow.await;
             drop(counted);
         });
+    }
+
+    /// A flow depends on what this workload's namespace holds.
+    pub(crate) fn count(&self, workload: WorkloadId) -> Counted {
+        Counted::new(self.tally.clone(), workload)
     }
 
     fn is_idle(&self) -> bool {
@@ -231,8 +236,8 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
     }
 }
 
-/// Counts a flow as long as its task lives.
-struct Counted {
+/// Counts a flow of a workload as long as it lives.
+pub(crate) struct Counted {
     tally: Tally,
     workload: WorkloadId,
 }

@@ -201,11 +201,15 @@ impl Supervisor {
         let serving = self.leaving.swap_remove(at);
         let inode = serving.enrolment.netns.inode();
         let served_again = self.servings().chain(&self.leaving).any(|other| other.enrolment.netns.inode() == inode);
-        if !served_again {
-            let removed = return_path::remove(&serving.enrolment.netns, self.backends.marks.delivery);
-            if let Err(error) = removed {
+        if served_again {
+            return;
+        }
+        let finished = self.backends.get(serving.mode).map(|backend| backend.finish(&serving.enrolment));
+        let removed = return_path::remove(&serving.enrolment.netns, self.backends.marks.delivery);
+        for result in [finished.unwrap_or(Ok(())), removed] {
+            if let Err(error) = result {
                 tracing::warn!(
-                    workload = %serving.enrolment.spec.name, error = error.chain(), "the return path stays"
+                    workload = %serving.enrolment.spec.name, error = error.chain(), "not everything could be removed"
                 );
             }
         }

@@ -166,16 +166,26 @@ pub(super) fn has_chains(saved: &str) -> bool {
     saved.lines().any(|line| line.starts_with(":SHUNT_") || line.contains("-j SHUNT_"))
 }
 
+/// One transaction that leaves our chains without anything leading to them; `None`: nothing does.
+pub(super) fn unhooking(saved: &str) -> Option<String> {
+    let deletions = jump_deletions(saved);
+    (!deletions.is_empty()).then(|| format!("*nat\n{deletions}COMMIT\n"))
+}
+
+fn jump_deletions(saved: &str) -> String {
+    saved
+        .lines()
+        .filter(|line| JUMPS.iter().any(|(_, chain)| is_jump(line, chain)))
+        .map(|jump| format!("-D {}\n", jump.trim_start_matches("-A ")))
+        .collect()
+}
+
 /// One transaction that removes what `saved` has of ours; `None`: nothing.
 pub(super) fn removal(saved: &str) -> Option<String> {
     if !has_chains(saved) {
         return None;
     }
-    let mut text = String::from("*nat\n");
-    let jumps = saved.lines().filter(|line| JUMPS.iter().any(|(_, chain)| is_jump(line, chain)));
-    for jump in jumps {
-        let _ = writeln!(text, "-D {}", jump.trim_start_matches("-A "));
-    }
+    let mut text = format!("*nat\n{}", jump_deletions(saved));
     let ours: Vec<&str> =
         CHAINS.into_iter().filter(|chain| saved.lines().any(|line| line.starts_with(&format!(":{chain} ")))).collect();
     for verb in ["-F", "-X"] {
