@@ -132,7 +132,8 @@ fn a_killed_supervisor_opens_within_two_seconds(mode: &str) {
     assert_eq!([scene.client.state(), scene.server.state()], before, "{cleaned:?}");
     agent.restart();
     assert!(scene.curl("5"));
-    assert!(agent.terminate().success());
+    let ended = agent.terminate();
+    assert!(ended.success(), "{ended} {}", agent.log());
     assert_eq!([scene.client.state(), scene.server.state()], before);
 }
 

@@ -1,1 +1,45 @@
-fn main() {}
+//! The tasks of this repository; `cargo xtask --help`.
+
+mod build_ebpf;
+mod ci;
+mod demo;
+mod run;
+mod test;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The tasks of this repository
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what the tests need and run them all
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --filter iptables::")]
+    Test(test::Args),
+    /// Two pods, real traffic through the agent in both modes, a table of latencies
+    Demo,
+    /// Build the eBPF object, or check that the committed one is what the sources give
+    #[command(after_help = "Examples:\n  cargo xtask build-ebpf\n  cargo xtask build-ebpf --check")]
+    BuildEbpf(build_ebpf::Args),
+    /// Check the tiers of the crates and the house rules
+    Tidy,
+    /// Everything that CI runs
+    Ci,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Test(args) => test::run(&args),
+        Task::Demo => demo::run(),
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Tidy => tidy::run(),
+        Task::Ci => ci::run(),
+    }
+}

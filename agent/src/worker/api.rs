@@ -14,6 +14,7 @@ use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::control::Wish;
 use super::view::View;
@@ -30,13 +31,15 @@ struct Api {
     wishes: mpsc::UnboundedSender<Wish>,
 }
 
-/// Starts answering on the sockets that the supervisor bound: the unix one first, then perhaps one on loopback.
+/// Starts answering on the sockets that the supervisor bound: the unix one first, then perhaps one on loopback. The
+/// tasks hold the sockets.
 pub(super) fn serve(
     sockets: Vec<OwnedFd>,
     view: Rc<RefCell<View>>,
     level: LogLevel,
     wishes: mpsc::UnboundedSender<Wish>,
-) -> Result<()> {
+) -> Result<Vec<JoinHandle<()>>> {
+    let mut servers = Vec::new();
     let api = Rc::new(Api { view, level, wishes });
     for (index, socket) in sockets.into_iter().enumerate() {
         let listener = if index == 0 {
@@ -48,9 +51,9 @@ pub(super) fn serve(
             tcp.set_nonblocking(true).context("cannot use the admin address")?;
             Listener::Tcp(TcpListener::from_std(tcp).context("cannot use the admin address")?)
         };
-        tokio::task::spawn_local(shunt_admin::serve(listener, Rc::clone(&api)));
+        servers.push(tokio::task::spawn_local(shunt_admin::serve(listener, Rc::clone(&api))));
     }
-    Ok(())
+    Ok(servers)
 }
 
 impl AdminApi for Api {

@@ -16,6 +16,7 @@ use shunt_telemetry::logging::LogLevel;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::stock::Stock;
 use super::view::View;
@@ -43,6 +44,7 @@ pub(super) struct Control {
     originals: KernelOriginalDst,
     level: LogLevel,
     leaving: Vec<Leaving>,
+    servers: Vec<JoinHandle<()>>,
     _access_log: AccessLogger,
 }
 
@@ -95,7 +97,7 @@ impl Control {
         }
         let (wish, wishes) = mpsc::unbounded_channel();
         let view = Rc::new(RefCell::new(view));
-        api::serve(admin, Rc::clone(&view), level.clone(), wish)?;
+        let servers = api::serve(admin, Rc::clone(&view), level.clone(), wish)?;
         Ok(Self {
             channel,
             workers,
@@ -108,6 +110,7 @@ impl Control {
             originals,
             level,
             leaving: Vec::new(),
+            servers,
             _access_log: access_log,
         })
     }
@@ -272,7 +275,12 @@ impl Control {
 
     /// The supervisor is dead, and soon nobody is steered here any more. Those who come until then are served as far
     /// as the stock goes; flows go on for as long as they like.
-    async fn outlive_supervisor(self) {
+    async fn outlive_supervisor(mut self) {
+        // The next agent binds its own admin socket, and nobody makes sockets for us any more.
+        for server in &self.servers {
+            server.abort();
+        }
+        self.requests.close();
         tracing::error!("the supervisor is gone: no new connections soon, those under way go on");
         tokio::time::sleep(ORPHAN).await;
         for worker in &self.workers {

@@ -81,8 +81,11 @@ impl Stock {
             let count = shelf.aim - have;
             shelf.coming += count;
             let request = ToSupervisor::NeedSockets { worker: self.worker, want, count };
-            // The receiver lives as long as the process.
-            let _ = self.requests.send(request);
+            if self.requests.send(request).is_err() {
+                shelf.coming = 0;
+                shelf.failure = Some("the supervisor is gone".into());
+                shelf.changed.notify_waiters();
+            }
         }
         socket.ok_or_else(|| Arc::clone(&shelf.changed))
     }
@@ -112,7 +115,9 @@ impl SocketSupply for Stock {
                 if let Ok(socket) = self.try_take(want) {
                     return Ok(socket);
                 }
-                notified.await;
+                if !self.requests.is_closed() {
+                    notified.await;
+                }
                 if let Some(error) = self.failure(want) {
                     return Err(io::Error::other(format!("no socket from the supervisor: {error}")));
                 }
