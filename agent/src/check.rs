@@ -35,12 +35,20 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         },
         Format::Table => cli::answer(&table(&report)),
     }
-    if report.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.usable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn examine() -> Report {
     let (ebpf, iptables) = (ebpf::probe(), iptables::probe());
-    let works = |findings: &[Finding]| findings.iter().all(|finding| finding.ok || !finding.required);
+    let works = |findings: &[Finding]| {
+        findings
+            .iter()
+            .all(|finding| finding.ok || !finding.required)
+    };
     let (ebpf_works, iptables_works) = (works(&ebpf), works(&iptables));
     let rows = |mode, findings: Vec<Finding>| {
         findings.into_iter().map(move |finding| Row {
@@ -55,18 +63,26 @@ fn examine() -> Report {
         usable: ebpf_works || iptables_works,
         ebpf: ebpf_works,
         iptables: iptables_works,
-        findings: rows("ebpf", ebpf).chain(rows("iptables", iptables)).collect(),
+        findings: rows("ebpf", ebpf)
+            .chain(rows("iptables", iptables))
+            .collect(),
     }
 }
 
 fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["MODE", "WHAT", "OK", "FOUND", "MEANING"]);
     for row in &report.findings {
         let ok = if row.ok { "yes" } else { "NO" };
         table.add_row([row.mode, row.name, ok, &row.found, &row.meaning]);
     }
     let word = |works| if works { "works" } else { "does not work" };
-    format!("{table}\neBPF mode {}, iptables mode {}", word(report.ebpf), word(report.iptables))
+    format!(
+        "{table}\neBPF mode {}, iptables mode {}",
+        word(report.ebpf),
+        word(report.iptables)
+    )
 }

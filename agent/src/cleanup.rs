@@ -21,9 +21,17 @@ pub enum Extent {
 }
 
 pub fn run(args: &CleanupArgs) -> ExitCode {
-    let extent = if args.dry_run { Extent::Look } else { Extent::Remove };
+    let extent = if args.dry_run {
+        Extent::Look
+    } else {
+        Extent::Remove
+    };
     let removed = remove_leftovers(extent);
-    let verb = if args.dry_run { "would remove" } else { "removed" };
+    let verb = if args.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
     for what in &removed {
         cli::answer(&format!("{verb} {what}"));
     }
@@ -39,7 +47,11 @@ pub fn remove_leftovers(extent: Extent) -> Vec<String> {
     for path in namespaces().into_values() {
         match clean_namespace(&path, extent) {
             Ok(removed) => {
-                told.extend(removed.into_iter().map(|what| format!("{what} in {}", path.display())));
+                told.extend(
+                    removed
+                        .into_iter()
+                        .map(|what| format!("{what} in {}", path.display())),
+                );
             }
             Err(InterceptError::Unsupported(_)) => {}
             Err(error) => cli::complain(&format!("{}: {}", path.display(), error.chain())),
@@ -62,12 +74,22 @@ fn clean_namespace(path: &std::path::Path, extent: Extent) -> Result<Vec<String>
 
 /// Every network namespace that has a name or a process, once each, the node's own left out.
 fn namespaces() -> BTreeMap<u64, PathBuf> {
-    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
+    let named = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let of_processes = fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+        })
         .map(|entry| entry.path().join("ns/net"));
     let own = fs::metadata("/proc/1/ns/net").map(|own| own.ino()).ok();
     let mut found = BTreeMap::new();
@@ -84,7 +106,9 @@ fn namespaces() -> BTreeMap<u64, PathBuf> {
 
 /// Cgroups that agents made for themselves and in which nobody is any more.
 fn empty_cgroups(extent: Extent) -> Vec<String> {
-    let Ok(root) = cgroup::mount_point() else { return Vec::new() };
+    let Ok(root) = cgroup::mount_point() else {
+        return Vec::new();
+    };
     let entries = fs::read_dir(&root).into_iter().flatten().flatten();
     entries
         .filter(|entry| is_of_dead_agent(&entry.file_name().to_string_lossy()))
@@ -96,6 +120,8 @@ fn empty_cgroups(extent: Extent) -> Vec<String> {
 
 /// A cgroup of this name was made by an agent whose process is gone.
 fn is_of_dead_agent(name: &str) -> bool {
-    let pid = name.strip_prefix(CGROUP_PREFIX).filter(|pid| pid.parse::<u32>().is_ok());
+    let pid = name
+        .strip_prefix(CGROUP_PREFIX)
+        .filter(|pid| pid.parse::<u32>().is_ok());
     pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true))
 }

@@ -32,14 +32,20 @@ impl Heartbeats {
     /// # Errors
     /// No memory file can be made.
     pub fn new(slots: usize) -> io::Result<Self> {
-        let page = File::from(rustix::fs::memfd_create("shunt-heartbeats", MemfdFlags::CLOEXEC)?);
+        let page = File::from(rustix::fs::memfd_create(
+            "shunt-heartbeats",
+            MemfdFlags::CLOEXEC,
+        )?);
         page.set_len((slots * size_of::<u64>()) as u64)?;
         Ok(Self { page, slots })
     }
 
     /// The page as received from the supervisor.
     pub fn from_fd(page: OwnedFd, slots: usize) -> Self {
-        Self { page: File::from(page), slots }
+        Self {
+            page: File::from(page),
+            slots,
+        }
     }
 
     /// # Errors
@@ -51,13 +57,17 @@ impl Heartbeats {
     /// # Errors
     /// Descriptors ran out.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { page: self.page.try_clone()?, slots: self.slots })
+        Ok(Self {
+            page: self.page.try_clone()?,
+            slots: self.slots,
+        })
     }
 
     /// # Errors
     /// The page cannot be written, which a memory file never says.
     pub fn beat(&self, slot: usize) -> io::Result<()> {
-        self.page.write_all_at(&monotonic_ns().to_ne_bytes(), offset(slot))
+        self.page
+            .write_all_at(&monotonic_ns().to_ne_bytes(), offset(slot))
     }
 
     /// Forgets earlier beats: those of a data plane that has died.

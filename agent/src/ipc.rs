@@ -24,7 +24,11 @@ pub const MAX_FDS: usize = 128;
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
     /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener.
-    Hello { config: Box<Config>, supervisor_pid: u32, started_unix_seconds: u64 },
+    Hello {
+        config: Box<Config>,
+        supervisor_pid: u32,
+        started_unix_seconds: u64,
+    },
     /// One descriptor: the handshake map.
     Handshakes,
     /// A workload is enrolled, or changed.
@@ -34,17 +38,31 @@ pub enum ToWorker {
     /// Descriptors: ready sockets, for one worker thread.
     Stock { worker: usize, want: SocketWant },
     /// No sockets could be made.
-    StockFailed { worker: usize, want: SocketWant, error: String },
+    StockFailed {
+        worker: usize,
+        want: SocketWant,
+        error: String,
+    },
     /// Take no new connections of this workload once its queues are empty, let its flows end in their own time, then
     /// say [`ToSupervisor::Drained`].
     Withdraw { id: WorkloadId },
     /// Everything `status` shows beside the data plane's own numbers.
     States(Vec<WorkloadInfo>),
-    Settings { timeouts: Timeouts, limits: Limits, log_level: String },
+    Settings {
+        timeouts: Timeouts,
+        limits: Limits,
+        log_level: String,
+    },
     /// Counters of the kernel programs, by name, and of repairs.
-    Counters { kernel: BTreeMap<String, u64>, repairs: BTreeMap<String, u64> },
+    Counters {
+        kernel: BTreeMap<String, u64>,
+        repairs: BTreeMap<String, u64>,
+    },
     /// Answer to [`ToSupervisor::Change`] of the same ticket.
-    Changed { ticket: u64, result: Result<(), String> },
+    Changed {
+        ticket: u64,
+        result: Result<(), String>,
+    },
     /// End in order.
     Stop { grace_ms: u64 },
 }
@@ -55,7 +73,11 @@ pub enum ToWorker {
 pub enum ToSupervisor {
     /// The message with this number was carried out, or why not.
     Ack { number: u64, error: Option<String> },
-    NeedSockets { worker: usize, want: SocketWant, count: usize },
+    NeedSockets {
+        worker: usize,
+        want: SocketWant,
+        count: usize,
+    },
     /// The withdrawn workload's listeners are closed and nobody waits in their queues.
     ListenersClosed { id: WorkloadId },
     /// The withdrawn workload has no flow left.

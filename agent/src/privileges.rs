@@ -13,7 +13,12 @@ pub fn drop_all() -> Result<()> {
     if caps::has_cap(None, CapSet::Effective, caps::Capability::CAP_SETPCAP)? {
         caps::clear(None, CapSet::Bounding).context("cannot empty the bounding set")?;
     }
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
         caps::clear(None, set).with_context(|| format!("cannot empty capability set {set:?}"))?;
     }
     nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")

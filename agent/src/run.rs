@@ -15,7 +15,9 @@ pub fn run(args: &RunArgs) -> ExitCode {
     let config = match read(args, path.as_deref()) {
         Ok(config) => config,
         Err(error) => {
-            cli::complain(&format!("the configuration is wrong, nothing was changed\n{error}"));
+            cli::complain(&format!(
+                "the configuration is wrong, nothing was changed\n{error}"
+            ));
             return ExitCode::from(EX_USAGE);
         }
     };
@@ -44,7 +46,9 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
         descriptors,
-        config = path.as_deref().map_or("none".into(), |path| path.display().to_string()),
+        config = path
+            .as_deref()
+            .map_or("none".into(), |path| path.display().to_string()),
         "shunt starts"
     );
     // One thread: entering a namespace is a property of the thread, and nothing here takes long.
@@ -58,5 +62,7 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
 /// The named file; else the default one when it is there.
 fn config_path(args: &RunArgs) -> Option<PathBuf> {
     let default = Path::new(Config::DEFAULT_PATH);
-    args.config.clone().or_else(|| default.exists().then(|| default.to_owned()))
+    args.config
+        .clone()
+        .or_else(|| default.exists().then(|| default.to_owned()))
 }

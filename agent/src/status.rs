@@ -30,13 +30,18 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 }
 
 fn ask(socket: &Path) -> Result<StatusReport> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let request = shunt_admin::client::request(socket, "GET", "/workloads", None);
         let answer = tokio::time::timeout(PATIENCE, request).await;
         let (status, body) = answer.context("the agent did not answer within 5 s")??;
         if !status.is_success() {
-            bail!("the agent answered {status}: {}", String::from_utf8_lossy(&body));
+            bail!(
+                "the agent answered {status}: {}",
+                String::from_utf8_lossy(&body)
+            );
         }
         serde_json::from_slice(&body).context("the agent's answer cannot be read")
     })
@@ -46,7 +51,16 @@ fn table(report: &StatusReport) -> String {
     let agent = &report.agent;
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["WORKLOAD", "STATE", "MODE", "ACTIVE", "TOTAL", "BYTES", "LISTENERS", "WHY"]);
+    table.set_header([
+        "WORKLOAD",
+        "STATE",
+        "MODE",
+        "ACTIVE",
+        "TOTAL",
+        "BYTES",
+        "LISTENERS",
+        "WHY",
+    ]);
     for workload in &report.workloads {
         table.add_row(row(workload));
     }
@@ -96,7 +110,11 @@ fn size(bytes: u64) -> String {
         whole /= 1024;
         unit += 1;
     }
-    if unit == 0 { format!("{whole} B") } else { format!("{whole}.{} {}", rest * 10 / 1024, units[unit]) }
+    if unit == 0 {
+        format!("{whole} B")
+    } else {
+        format!("{whole}.{} {}", rest * 10 / 1024, units[unit])
+    }
 }
 
 #[cfg(test)]

@@ -30,9 +30,9 @@ use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
 use self::enrolment::Serving;
-use self::home::Home;
 pub(crate) use self::enrolment::is_claimed;
 pub(crate) use self::home::CGROUP_PREFIX;
+use self::home::Home;
 use self::lifecycle::Workload;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
@@ -119,13 +119,18 @@ impl Supervisor {
             repairs: BTreeMap::new(),
         };
         for spec in supervisor.config.workloads.clone() {
-            supervisor.workloads.insert(spec.name.clone(), Workload::new(spec));
+            supervisor
+                .workloads
+                .insert(spec.name.clone(), Workload::new(spec));
         }
         Ok(supervisor)
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let started = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let hello = ToWorker::Hello {
             config: Box::new(self.config.clone()),
             supervisor_pid: std::process::id(),
@@ -165,22 +170,43 @@ impl Supervisor {
 
     fn answer(&mut self, message: ToSupervisor) -> Next {
         match message {
-            ToSupervisor::Ack { number, error: Some(error) } => {
-                tracing::error!(number, error, "the data plane could not carry out a message");
+            ToSupervisor::Ack {
+                number,
+                error: Some(error),
+            } => {
+                tracing::error!(
+                    number,
+                    error,
+                    "the data plane could not carry out a message"
+                );
             }
             ToSupervisor::Ack { .. } => {}
-            ToSupervisor::NeedSockets { worker, want, count } => {
+            ToSupervisor::NeedSockets {
+                worker,
+                want,
+                count,
+            } => {
                 self.supply(worker, want, count);
             }
             ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
             ToSupervisor::Drained { id } => self.drained(id),
-            ToSupervisor::Change { change: Change::Drain, ticket } => {
-                self.data_plane.tell(&ToWorker::Changed { ticket, result: Ok(()) }, Vec::new());
+            ToSupervisor::Change {
+                change: Change::Drain,
+                ticket,
+            } => {
+                self.data_plane.tell(
+                    &ToWorker::Changed {
+                        ticket,
+                        result: Ok(()),
+                    },
+                    Vec::new(),
+                );
                 return Next::Stop;
             }
             ToSupervisor::Change { ticket, change } => {
                 let result = self.change(change);
-                self.data_plane.tell(&ToWorker::Changed { ticket, result }, Vec::new());
+                self.data_plane
+                    .tell(&ToWorker::Changed { ticket, result }, Vec::new());
             }
         }
         Next::Continue
@@ -189,9 +215,10 @@ impl Supervisor {
     fn change(&mut self, change: Change) -> Result<(), String> {
         match change {
             Change::Put(spec) => {
-                let taken = self.workloads.values().find(|other| {
-                    other.spec.netns == spec.netns && other.spec.name != spec.name
-                });
+                let taken = self
+                    .workloads
+                    .values()
+                    .find(|other| other.spec.netns == spec.netns && other.spec.name != spec.name);
                 if let Some(other) = taken {
                     let (netns, name) = (spec.netns.display(), &other.spec.name);
                     return Err(format!("{netns} is already enrolled as {name}"));
@@ -232,7 +259,9 @@ impl Supervisor {
         tracing::info!("stopping: new connections go directly, flows may end in order");
         self.release_everything();
         let grace = self.config.timeouts.drain;
-        let stop = ToWorker::Stop { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX) };
+        let stop = ToWorker::Stop {
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        };
         self.data_plane.tell(&stop, Vec::new());
         let deadline = Instant::now() + grace + Duration::from_secs(5);
         while self.data_plane.is_running() {
@@ -258,10 +287,16 @@ impl Supervisor {
     /// Flows that are ending still need sockets; nothing is started any more.
     fn heard_while_stopping(&mut self, event: data_plane::Event) {
         match event {
-            data_plane::Event::Said(ToSupervisor::NeedSockets { worker, want, count }) => {
+            data_plane::Event::Said(ToSupervisor::NeedSockets {
+                worker,
+                want,
+                count,
+            }) => {
                 self.supply(worker, want, count);
             }
-            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => self.listeners_closed(id),
+            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => {
+                self.listeners_closed(id)
+            }
             data_plane::Event::Said(ToSupervisor::Drained { id }) => self.drained(id),
             data_plane::Event::Said(_) | data_plane::Event::StartDue => {}
             data_plane::Event::Failed(_) | data_plane::Event::Ended(_) => {
@@ -276,6 +311,9 @@ type Signal = tokio::signal::unix::Signal;
 /// A workload as the file and the admin API want it.
 impl Workload {
     fn new(spec: WorkloadSpec) -> Self {
-        Self { spec, phase: lifecycle::Phase::due() }
+        Self {
+            spec,
+            phase: lifecycle::Phase::due(),
+        }
     }
 }

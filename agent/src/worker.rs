@@ -31,7 +31,10 @@ pub fn run() -> ExitCode {
 /// Privileges go first, before anything is read and before there is a second thread.
 fn start() -> Result<()> {
     privileges::drop_all()?;
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("cannot take the channel")?;
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot take the channel")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -58,16 +61,30 @@ type ToSupervisorChannel = Channel<ToSupervisor, ToWorker>;
 
 async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel, Greeting)> {
     let (_, message, mut fds) = channel.receive().await.context("no greeting")?;
-    let ToWorker::Hello { config, supervisor_pid, started_unix_seconds } = message else {
+    let ToWorker::Hello {
+        config,
+        supervisor_pid,
+        started_unix_seconds,
+    } = message
+    else {
         bail!("the supervisor's first message is not a greeting");
     };
     if fds.len() < 2 {
-        bail!("the greeting has {} descriptors: the heartbeat page or the admin socket is missing", fds.len());
+        bail!(
+            "the greeting has {} descriptors: the heartbeat page or the admin socket is missing",
+            fds.len()
+        );
     }
     let admin = fds.split_off(1);
     let heartbeats = Heartbeats::from_fd(fds.remove(0), config.concurrency);
     Ok((
         channel,
-        Greeting { config: *config, supervisor_pid, started_unix_seconds, heartbeats, admin },
+        Greeting {
+            config: *config,
+            supervisor_pid,
+            started_unix_seconds,
+            heartbeats,
+            admin,
+        },
     ))
 }

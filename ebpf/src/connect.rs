@@ -9,7 +9,9 @@
 use core::mem::size_of;
 use core::ptr::null_mut;
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::bindings::{
+    BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_tuple,
+};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_sk_release, bpf_sk_storage_delete,
     bpf_sk_storage_get, bpf_skc_lookup_tcp,
@@ -37,7 +39,9 @@ pub static MARK_DELIVERY: u32 = 0;
 pub enum Outcome {
     Return(i32),
     /// Go to the agent's listener on loopback, this port.
-    Rewrite { port: u16 },
+    Rewrite {
+        port: u16,
+    },
 }
 
 #[inline(always)]
@@ -59,7 +63,9 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
     // SAFETY: as above.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     // SAFETY: entries are replaced as a whole by the agent; a torn read could only mix two versions of one workload.
-    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else { return Outcome::Return(ALLOW) };
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
+        return Outcome::Return(ALLOW);
+    };
     // SAFETY: as above; the verifier knows the pointer as a socket.
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
     if sk.is_null() {
@@ -90,14 +96,26 @@ fn choose(
     address: Address,
     port: u16,
 ) -> Outcome {
-    let listener = if address.is_v4() { workload.outbound_port_v4 } else { workload.outbound_port_v6 };
+    let listener = if address.is_v4() {
+        workload.outbound_port_v4
+    } else {
+        workload.outbound_port_v6
+    };
     if listener == 0 || (workload.flags & Workload::CHECK_MARK != 0 && is_own_mark(mark_of(ctx))) {
         return Outcome::Return(ALLOW);
     }
     // SAFETY: the verifier knows `sk` as a socket.
     let bound_to_device = unsafe { (*sk).bound_dev_if } != 0;
-    let question = Question { direction: Direction::Outbound, address, port, bound_to_device };
-    let rules = WorkloadRules { workload, direction: Direction::Outbound };
+    let question = Question {
+        direction: Direction::Outbound,
+        address,
+        port,
+        bound_to_device,
+    };
+    let rules = WorkloadRules {
+        workload,
+        direction: Direction::Outbound,
+    };
     if decide(&question, &rules) != Verdict::Capture {
         count(Event::OutboundBypassed);
         return Outcome::Return(ALLOW);
@@ -128,7 +146,15 @@ fn mark_of(ctx: *mut bpf_sock_addr) -> u32 {
     let mut mark = 0_u32;
     let length = size_of::<u32>() as i32;
     // SAFETY: `mark` lives across the call and `length` is its size.
-    let done = unsafe { bpf_getsockopt(ctx.cast(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), length) };
+    let done = unsafe {
+        bpf_getsockopt(
+            ctx.cast(),
+            SOL_SOCKET,
+            SO_MARK,
+            (&raw mut mark).cast(),
+            length,
+        )
+    };
     if done == 0 { mark } else { 0 }
 }
 
@@ -166,12 +192,21 @@ fn listener_is_there(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
 
 #[inline(always)]
 fn remember(sk: *mut aya_ebpf::bindings::bpf_sock, address: Address, port: u16) -> bool {
-    let destination = Destination { address, port, reserved: [0; 3] };
-    let mut note = SocketNote { destination, state: SocketNote::CAPTURED, workload: 0 };
+    let destination = Destination {
+        address,
+        port,
+        reserved: [0; 3],
+    };
+    let mut note = SocketNote {
+        destination,
+        state: SocketNote::CAPTURED,
+        workload: 0,
+    };
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
     unsafe {
-        let place = bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags).cast::<SocketNote>();
+        let place = bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags)
+            .cast::<SocketNote>();
         if place.is_null() {
             return false;
         }

@@ -30,7 +30,9 @@ fn workload_of(ctx: &SockAddrContext) -> Option<&'static Workload> {
 
 #[cgroup_sock_addr(getsockname4)]
 pub fn shunt_sockname4(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = workload_of(&ctx) else { return DONE };
+    let Some(workload) = workload_of(&ctx) else {
+        return DONE;
+    };
     let addr = ctx.sock_addr;
     // SAFETY: the program's context.
     unsafe {
@@ -43,7 +45,9 @@ pub fn shunt_sockname4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(getsockname6)]
 pub fn shunt_sockname6(ctx: SockAddrContext) -> i32 {
-    let Some(workload) = workload_of(&ctx) else { return DONE };
+    let Some(workload) = workload_of(&ctx) else {
+        return DONE;
+    };
     // SAFETY: the program's context; volatile so that no access is merged.
     unsafe {
         let words = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();

@@ -5,8 +5,9 @@
 //! be. Not at close: a client may have sent everything and closed before the agent accepts.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
@@ -41,9 +42,15 @@ fn connecting(ctx: &SockOpsContext) {
     }
     // SAFETY: as above.
     let destination = unsafe { (*note).destination };
-    if HANDSHAKES.insert(&key(ctx), &destination, u64::from(BPF_ANY)).is_err() {
+    if HANDSHAKES
+        .insert(&key(ctx), &destination, u64::from(BPF_ANY))
+        .is_err()
+    {
         count(Event::HandshakesFull);
-        warn!(ctx, "the handshake map is full: a connection will be refused");
+        warn!(
+            ctx,
+            "the handshake map is full: a connection will be refused"
+        );
     }
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }
@@ -57,11 +64,23 @@ fn listening(ctx: &SockOpsContext) {
     // SAFETY: the program's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     // SAFETY: see `connect`.
-    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else { return };
-    let key = ListeningPort { workload: workload.id, port };
-    let no_destination = Destination { address: Address::UNSPECIFIED, port: 0, reserved: [0; 3] };
-    let mut note =
-        SocketNote { destination: no_destination, state: SocketNote::COUNTED_LISTENER, workload: workload.id };
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
+        return;
+    };
+    let key = ListeningPort {
+        workload: workload.id,
+        port,
+    };
+    let no_destination = Destination {
+        address: Address::UNSPECIFIED,
+        port: 0,
+        reserved: [0; 3],
+    };
+    let mut note = SocketNote {
+        destination: no_destination,
+        state: SocketNote::COUNTED_LISTENER,
+        workload: workload.id,
+    };
     // SAFETY: the program's context, and a note that lives across the call.
     unsafe {
         let sk = (*ctx.ops).__bindgen_anon_2.sk;
@@ -99,7 +118,10 @@ fn closed(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: as above.
-    let key = ListeningPort { workload: unsafe { (*note).workload }, port: ctx.local_port() };
+    let key = ListeningPort {
+        workload: unsafe { (*note).workload },
+        port: ctx.local_port(),
+    };
     if let Some(listeners) = LISTENING.get_ptr_mut(&key) {
         // SAFETY: as in `listening`.
         let left = unsafe {
@@ -117,7 +139,11 @@ fn socket_note(ctx: &SockOpsContext) -> *mut SocketNote {
     // SAFETY: the program's context; the verifier wants the check for null.
     unsafe {
         let sk = (*ctx.ops).__bindgen_anon_2.sk;
-        if sk.is_null() { core::ptr::null_mut() } else { note_of(sk.cast()) }
+        if sk.is_null() {
+            core::ptr::null_mut()
+        } else {
+            note_of(sk.cast())
+        }
     }
 }
 

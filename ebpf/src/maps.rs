@@ -6,7 +6,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
 use shunt_ebpf_common::maps::{
-    Destination, Event, Handshake, ListeningPort, NetnsCookie, OwnFlow, RuleKey, RuleMarks, Workload, capacity,
+    Destination, Event, Handshake, ListeningPort, NetnsCookie, OwnFlow, RuleKey, RuleMarks,
+    Workload, capacity,
 };
 
 /// The enrolled workloads. Written by the agent, read by every hook.
@@ -79,7 +80,9 @@ pub fn count(event: Event) {
 /// Is the data plane alive? The clock is the one the agent writes.
 #[inline(always)]
 pub fn gate_is_fresh() -> bool {
-    let Some(beat) = GATE.get(0) else { return false };
+    let Some(beat) = GATE.get(0) else {
+        return false;
+    };
     // SAFETY: the helper takes no argument.
     let now = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_ns() };
     now.wrapping_sub(*beat) <= shunt_ebpf_common::maps::GATE_STALE_NS

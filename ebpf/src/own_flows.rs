@@ -3,7 +3,8 @@
 //! again by the handshake's last segment.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    BPF_ANY, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_TCP_CLOSE,
 };
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
@@ -43,7 +44,10 @@ fn connecting(ctx: &SockOpsContext) {
     }
     if OWN_FLOWS.insert(&key(ctx), &1, u64::from(BPF_ANY)).is_err() {
         count(Event::OwnFlowsFull);
-        warn!(ctx, "the map of own flows is full: a connection passes the agent twice");
+        warn!(
+            ctx,
+            "the map of own flows is full: a connection passes the agent twice"
+        );
         return;
     }
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);

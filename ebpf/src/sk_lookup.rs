@@ -3,7 +3,10 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::bindings::{bpf_sk_lookup, sk_action::{SK_DROP, SK_PASS}};
+use aya_ebpf::bindings::{
+    bpf_sk_lookup,
+    sk_action::{SK_DROP, SK_PASS},
+};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
@@ -28,13 +31,18 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
     }
     let flow = flow_of(lookup);
     // The workload to itself.
-    if flow.source == flow.destination || flow.destination.is_loopback() || flow.source.is_loopback() {
+    if flow.source == flow.destination
+        || flow.destination.is_loopback()
+        || flow.source.is_loopback()
+    {
         return SK_PASS;
     }
     // SAFETY: our own static, changed by the loader.
     let cookie = unsafe { read_volatile(&raw const NETNS_COOKIE) };
     // SAFETY: see `connect`.
-    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else { return SK_PASS };
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
+        return SK_PASS;
+    };
     if workload.flags & Workload::CAPTURE_INBOUND == 0 {
         return SK_PASS;
     }
@@ -42,7 +50,10 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
     if unsafe { OWN_FLOWS.get(&flow) }.is_some() {
         return SK_PASS;
     }
-    let port = ListeningPort { workload: workload.id, port: u32::from(flow.destination_port) };
+    let port = ListeningPort {
+        workload: workload.id,
+        port: u32::from(flow.destination_port),
+    };
     // SAFETY: as above. Nobody listens: the kernel refuses, as without us.
     if unsafe { LISTENING.get(&port) }.is_none() {
         return SK_PASS;
@@ -53,7 +64,10 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
         port: flow.destination_port,
         bound_to_device: false,
     };
-    let rules = WorkloadRules { workload, direction: Direction::Inbound };
+    let rules = WorkloadRules {
+        workload,
+        direction: Direction::Inbound,
+    };
     if decide(&question, &rules) != Verdict::Capture {
         count(Event::InboundBypassed);
         return SK_PASS;
@@ -73,7 +87,11 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
 
 #[inline(always)]
 fn failed(workload: &Workload) -> u32 {
-    if workload.flags & Workload::FAIL_CLOSED == 0 { SK_PASS } else { SK_DROP }
+    if workload.flags & Workload::FAIL_CLOSED == 0 {
+        SK_PASS
+    } else {
+        SK_DROP
+    }
 }
 
 #[inline(always)]
@@ -81,7 +99,10 @@ fn flow_of(lookup: *mut bpf_sk_lookup) -> OwnFlow {
     // SAFETY: the program's context; word by word, as the verifier wants it.
     unsafe {
         let (source, destination) = if (*lookup).family == AF_INET {
-            (Address::v4((*lookup).remote_ip4), Address::v4((*lookup).local_ip4))
+            (
+                Address::v4((*lookup).remote_ip4),
+                Address::v4((*lookup).local_ip4),
+            )
         } else {
             let remote = (&raw const (*lookup).remote_ip6).cast::<u32>();
             let local = (&raw const (*lookup).local_ip6).cast::<u32>();

@@ -16,7 +16,10 @@ pub fn binary() -> PathBuf {
         return PathBuf::from(path);
     }
     let test = std::env::current_exe().expect("a path");
-    let target = test.ancestors().find(|dir| dir.join("shunt").is_file()).expect("target/*/shunt: build it first");
+    let target = test
+        .ancestors()
+        .find(|dir| dir.join("shunt").is_file())
+        .expect("target/*/shunt: build it first");
     target.join("shunt")
 }
 
@@ -38,7 +41,11 @@ pub struct Agent {
 
 impl<'a> AgentBuilder<'a> {
     pub fn new(world: &'a World, mode: &str) -> Self {
-        Self { world, mode: mode.to_owned(), workloads: Vec::new() }
+        Self {
+            world,
+            mode: mode.to_owned(),
+            workloads: Vec::new(),
+        }
     }
 
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
@@ -53,8 +60,16 @@ impl<'a> AgentBuilder<'a> {
     pub fn start(self) -> Agent {
         let dir = self.world.dir.path().join("agent");
         fs::create_dir_all(&dir).expect("a directory");
-        fs::write(dir.join("shunt.yaml"), config(&dir, &self.mode, &self.workloads)).expect("written");
-        let mut agent = Agent { child: spawn(&dir), dir, mode: self.mode };
+        fs::write(
+            dir.join("shunt.yaml"),
+            config(&dir, &self.mode, &self.workloads),
+        )
+        .expect("written");
+        let mut agent = Agent {
+            child: spawn(&dir),
+            dir,
+            mode: self.mode,
+        };
         agent.wait_until_ready();
         agent
     }
@@ -62,13 +77,25 @@ impl<'a> AgentBuilder<'a> {
 
 /// A line of the list of workloads.
 pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
-    let more = if more.is_empty() { String::new() } else { format!(", {more}") };
-    format!("  - {{name: {name}, netns: {}, cgroup: {}{more}}}\n", pod.netns, pod.cgroup.display())
+    let more = if more.is_empty() {
+        String::new()
+    } else {
+        format!(", {more}")
+    };
+    format!(
+        "  - {{name: {name}, netns: {}, cgroup: {}{more}}}\n",
+        pod.netns,
+        pod.cgroup.display()
+    )
 }
 
 fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
     let at = dir.display();
-    let workloads = if workloads.is_empty() { " []\n".to_owned() } else { format!("\n{}", workloads.concat()) };
+    let workloads = if workloads.is_empty() {
+        " []\n".to_owned()
+    } else {
+        format!("\n{}", workloads.concat())
+    };
     format!(
         "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
          log: {{level: info, format: json, access: {at}/access.log}}\nworkloads:{workloads}"
@@ -76,7 +103,11 @@ fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
 }
 
 fn spawn(dir: &Path) -> Child {
-    let log = fs::File::options().create(true).append(true).open(dir.join("log")).expect("a log");
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .expect("a log");
     Command::new(binary())
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
@@ -110,7 +141,18 @@ impl Agent {
     /// Status and body of a request to the admin socket; 0 when nobody answers.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let output = Command::new("curl")
-            .args(["-s", "-m", "5", "-X", method, "-w", "\n%{http_code}", "--data-binary", body, "--unix-socket"])
+            .args([
+                "-s",
+                "-m",
+                "5",
+                "-X",
+                method,
+                "-w",
+                "\n%{http_code}",
+                "--data-binary",
+                body,
+                "--unix-socket",
+            ])
             .arg(self.dir.join("admin.sock"))
             .arg(format!("http://shunt{path}"))
             .output()
@@ -133,13 +175,17 @@ impl Agent {
     pub fn workload(&self, name: &str) -> Value {
         let status = self.status();
         let all = status["workloads"].as_array().expect("a list").clone();
-        all.into_iter().find(|workload| workload["name"] == name).expect("the workload")
+        all.into_iter()
+            .find(|workload| workload["name"] == name)
+            .expect("the workload")
     }
 
     /// The access log so far.
     pub fn access_log(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("a JSON line"))
+            .collect()
     }
 
     /// Waits for the access log to hold `count` lines, and gives them.
@@ -147,10 +193,14 @@ impl Agent {
     /// # Panics
     /// There are fewer after a few seconds, or more.
     pub fn lines(&self, count: usize) -> Vec<Value> {
-        let lines = wait::until(&format!("{count} access log lines"), Duration::from_secs(5), || {
-            let lines = self.access_log();
-            (lines.len() >= count).then_some(lines)
-        });
+        let lines = wait::until(
+            &format!("{count} access log lines"),
+            Duration::from_secs(5),
+            || {
+                let lines = self.access_log();
+                (lines.len() >= count).then_some(lines)
+            },
+        );
         assert_eq!(lines.len(), count, "{lines:#?}");
         lines
     }
@@ -195,7 +245,9 @@ impl Agent {
     /// It does not end.
     pub fn terminate(&mut self) -> ExitStatus {
         signal("-TERM", self.pid());
-        wait::until("the agent ends", Duration::from_secs(40), || self.child.try_wait().expect("a status"))
+        wait::until("the agent ends", Duration::from_secs(40), || {
+            self.child.try_wait().expect("a status")
+        })
     }
 
     /// SIGKILL to the supervisor, and its end.

@@ -12,7 +12,10 @@ pub fn until<T>(what: &str, longest: Duration, mut condition: impl FnMut() -> Op
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < longest, "waited {longest:?} in vain: {what}");
+        assert!(
+            start.elapsed() < longest,
+            "waited {longest:?} in vain: {what}"
+        );
         pause(Duration::from_millis(10));
     }
 }

@@ -51,7 +51,12 @@ impl World {
         ip(&format!("-n {label} link add br0 type bridge"));
         ip(&format!("-n {label} link set br0 up"));
         let dir = tempfile::tempdir().expect("a directory");
-        Self { label, cgroup, pods: AtomicU32::new(0), dir }
+        Self {
+            label,
+            cgroup,
+            pods: AtomicU32::new(0),
+            dir,
+        }
     }
 
     /// # Panics
@@ -61,7 +66,10 @@ impl World {
         let netns = format!("{}-p{number}", self.label);
         let (host, port) = (number + 2, format!("p{number}"));
         ip(&format!("netns add {netns}"));
-        ip(&format!("link add {port} netns {} type veth peer name eth0 netns {netns}", self.label));
+        ip(&format!(
+            "link add {port} netns {} type veth peer name eth0 netns {netns}",
+            self.label
+        ));
         ip(&format!("-n {} link set {port} master br0 up", self.label));
         let pod = Pod {
             v4: format!("10.66.0.{host}"),
@@ -75,7 +83,9 @@ impl World {
         ip(&format!("-n {netns} addr add {}/64 dev eth0 nodad", pod.v6));
         ip(&format!("-n {netns} link set eth0 up"));
         wait::until("the veth comes up", Duration::from_secs(5), || {
-            let shown = Command::new("ip").args(["-n", &netns, "-6", "addr", "show", "dev", "eth0"]).output();
+            let shown = Command::new("ip")
+                .args(["-n", &netns, "-6", "addr", "show", "dev", "eth0"])
+                .output();
             let text = String::from_utf8(shown.expect("ip runs").stdout).expect("text");
             (text.contains("LOWER_UP") && !text.contains("tentative")).then_some(())
         });
@@ -92,12 +102,16 @@ impl Default for World {
 impl Drop for World {
     fn drop(&mut self) {
         for number in 0..*self.pods.get_mut() {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}-p{number}", self.label)]).output();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &format!("{}-p{number}", self.label)])
+                .output();
             let cgroup = self.cgroup.join(format!("p{number}"));
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
             remove_cgroup(&cgroup);
         }
-        let _ = Command::new("ip").args(["netns", "del", &self.label]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.label])
+            .output();
         remove_cgroup(&self.cgroup);
     }
 }
@@ -105,7 +119,8 @@ impl Drop for World {
 fn remove_cgroup(path: &PathBuf) {
     let start = Instant::now();
     // Killed processes take a moment to leave.
-    while fs::remove_dir(path).is_err() && path.exists() && start.elapsed() < Duration::from_secs(2) {
+    while fs::remove_dir(path).is_err() && path.exists() && start.elapsed() < Duration::from_secs(2)
+    {
         wait::pause(Duration::from_millis(10));
     }
 }
@@ -114,8 +129,13 @@ impl Pod {
     /// A command in the pod's namespace and cgroup.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("sh");
-        let script = "echo 0 > \"$1/cgroup.procs\"; netns=$2; shift 2; exec ip netns exec \"$netns\" \"$@\"";
-        command.args(["-c", script, "sh"]).arg(&self.cgroup).arg(&self.netns).arg(program);
+        let script =
+            "echo 0 > \"$1/cgroup.procs\"; netns=$2; shift 2; exec ip netns exec \"$netns\" \"$@\"";
+        command
+            .args(["-c", script, "sh"])
+            .arg(&self.cgroup)
+            .arg(&self.netns)
+            .arg(program);
         command
     }
 
@@ -127,8 +147,14 @@ impl Pod {
         let mut command = Command::new("timeout");
         command.arg(LONGEST.as_secs().to_string());
         let inner = self.command(program);
-        command.arg(inner.get_program()).args(inner.get_args()).args(args);
-        command.stdin(Stdio::null()).output().expect("the program starts")
+        command
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(args);
+        command
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program starts")
     }
 
     /// A program's stdout, trimmed.
@@ -138,7 +164,11 @@ impl Pod {
     pub fn says(&self, program: &str, args: &[&str]) -> String {
         let output = self.run(program, args);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {args:?}: {}: {stderr}", output.status);
+        assert!(
+            output.status.success(),
+            "{program} {args:?}: {}: {stderr}",
+            output.status
+        );
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
@@ -156,18 +186,34 @@ impl Pod {
     /// It cannot be started.
     pub fn spawn(&self, program: &str, args: &[&str]) -> Running {
         let mut command = self.command(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Running(command.spawn().expect("the program starts"))
     }
 
     /// # Panics
     /// Nobody listens within a few seconds.
     pub fn wait_for_listener(&self, port: u16) {
-        wait::until(&format!("a listener on {port}"), Duration::from_secs(10), || {
-            let shown = Command::new("ip").args(["netns", "exec", &self.netns, "ss", "-Hltn"]).output();
-            let text = String::from_utf8(shown.expect("ss runs").stdout).expect("text");
-            text.lines().any(|line| line.split_whitespace().nth(3).is_some_and(|at| at.ends_with(&format!(":{port}")))).then_some(())
-        });
+        wait::until(
+            &format!("a listener on {port}"),
+            Duration::from_secs(10),
+            || {
+                let shown = Command::new("ip")
+                    .args(["netns", "exec", &self.netns, "ss", "-Hltn"])
+                    .output();
+                let text = String::from_utf8(shown.expect("ss runs").stdout).expect("text");
+                text.lines()
+                    .any(|line| {
+                        line.split_whitespace()
+                            .nth(3)
+                            .is_some_and(|at| at.ends_with(&format!(":{port}")))
+                    })
+                    .then_some(())
+            },
+        );
     }
 
     /// nginx on ports 80 (says the client's address) with `/big`, 4 MB that are known.
@@ -177,7 +223,9 @@ impl Pod {
     pub fn nginx(&self, world: &World) -> Running {
         let dir = world.dir.path().join(&self.netns);
         fs::create_dir_all(&dir).expect("a directory");
-        let known: Vec<u8> = (0..4_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let known: Vec<u8> = (0..4_u32 << 20)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
         fs::write(dir.join("big"), known).expect("written");
         let at = dir.display();
         let config = format!(
@@ -197,14 +245,27 @@ impl Pod {
     pub fn state(&self) -> String {
         let mut state = String::new();
         for command in [
-            "iptables-save", "ip6tables-save", "nft list ruleset", "ip rule", "ip -6 rule", "ip route show table all",
-            "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect", "ss -Hltn",
+            "iptables-save",
+            "ip6tables-save",
+            "nft list ruleset",
+            "ip rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect",
+            "ss -Hltn",
         ] {
             let words: Vec<&str> = command.split(' ').collect();
-            let output = Command::new("ip").args(["netns", "exec", &self.netns]).args(words).output().expect("runs");
+            let output = Command::new("ip")
+                .args(["netns", "exec", &self.netns])
+                .args(words)
+                .output()
+                .expect("runs");
             let text = String::from_utf8_lossy(&output.stdout);
             let lines = text.lines().filter(|line| !line.starts_with('#'));
-            state.push_str(&format!("== {command}\n{}\n", lines.collect::<Vec<_>>().join("\n")));
+            state.push_str(&format!(
+                "== {command}\n{}\n",
+                lines.collect::<Vec<_>>().join("\n")
+            ));
         }
         state
     }
@@ -218,12 +279,22 @@ impl Drop for Running {
 }
 
 fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split(' ')).output().expect("`ip` runs");
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(args.split(' '))
+        .output()
+        .expect("`ip` runs");
+    assert!(
+        output.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("a cgroup2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("a cgroup2 mount");
     PathBuf::from(line.split(' ').nth(4).expect("a mount point"))
 }

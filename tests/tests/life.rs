@@ -33,26 +33,40 @@ fn scene() -> Scene {
     require::everything();
     let world = World::new();
     let (client, server) = (world.pod(), world.pod());
-    Scene { world, client, server }
+    Scene {
+        world,
+        client,
+        server,
+    }
 }
 
 impl Scene {
     fn both<'a>(&'a self, mode: &str, more: &str) -> AgentBuilder<'a> {
-        AgentBuilder::new(&self.world, mode).enrol("client", &self.client, more).enrol("web", &self.server, more)
+        AgentBuilder::new(&self.world, mode)
+            .enrol("client", &self.client, more)
+            .enrol("web", &self.server, more)
     }
 
     fn curl(&self, seconds: &str) -> bool {
         let url = format!("http://{}/", self.server.v4);
-        self.client.run("curl", &["-sS", "-m", seconds, &url]).status.success()
+        self.client
+            .run("curl", &["-sS", "-m", seconds, &url])
+            .status
+            .success()
     }
 }
 
 /// Our eBPF programs in the kernel, by the process that holds them.
 fn programs_of(pid: u32) -> usize {
-    let output = Command::new("bpftool").args(["-j", "prog", "show"]).output().expect("bpftool runs");
+    let output = Command::new("bpftool")
+        .args(["-j", "prog", "show"])
+        .output()
+        .expect("bpftool runs");
     let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let of = |program: &&serde_json::Value| {
-        program["pids"].as_array().is_some_and(|pids| pids.iter().any(|holder| holder["pid"] == pid))
+        program["pids"]
+            .as_array()
+            .is_some_and(|pids| pids.iter().any(|holder| holder["pid"] == pid))
     };
     all.as_array().expect("a list").iter().filter(of).count()
 }
@@ -66,12 +80,17 @@ fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
     // Four megabytes at one megabyte a second.
     let file = scene.world.dir.path().join("slow");
     let url = format!("http://{}/slow", scene.server.v4);
-    let mut slow = scene.client.spawn("curl", &["-sS", "-o", &file.display().to_string(), &url]);
+    let mut slow = scene
+        .client
+        .spawn("curl", &["-sS", "-o", &file.display().to_string(), &url]);
     wait::until("the transfer runs", Duration::from_secs(5), || {
         (agent.workload("client")["connections"]["active"] == 1).then_some(())
     });
     assert!(agent.terminate().success());
-    assert!(slow.0.wait().expect("ended").success(), "the slow transfer was cut off");
+    assert!(
+        slow.0.wait().expect("ended").success(),
+        "the slow transfer was cut off"
+    );
     assert_eq!(fs::metadata(file).expect("a file").len(), 4 << 20);
     assert_eq!([scene.client.state(), scene.server.state()], before);
     assert_eq!(programs_of(pid), 0);
@@ -85,22 +104,38 @@ fn a_killed_data_plane_refuses_nobody(mode: &str) {
     let first = agent.worker_pid().expect("a data plane");
     let url = format!("http://{}/slow", scene.server.v4);
     // HTTP/1.0 without a length would end by a FIN: what is cut off must not look complete.
-    let mut cut = scene.client.spawn("curl", &["-sS", "-0", "-o", "/dev/null", &url]);
+    let mut cut = scene
+        .client
+        .spawn("curl", &["-sS", "-0", "-o", "/dev/null", &url]);
     wait::until("the transfer runs", Duration::from_secs(5), || {
         (agent.workload("client")["connections"]["active"] == 1).then_some(())
     });
     let killed = Instant::now();
     signal("-KILL", first);
-    assert!(scene.curl("5"), "a connection made while there is no data plane");
+    assert!(
+        scene.curl("5"),
+        "a connection made while there is no data plane"
+    );
     let second = wait::until("a new data plane", Duration::from_secs(1), || {
         agent.worker_pid().filter(|pid| *pid != first)
     });
-    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
-    assert!(!cut.0.wait().expect("ended").success(), "a cut transfer looked complete");
-    wait::until("interception by the new data plane", Duration::from_secs(5), || {
-        scene.curl("5");
-        (!agent.access_log().is_empty()).then_some(())
-    });
+    assert!(
+        killed.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        killed.elapsed()
+    );
+    assert!(
+        !cut.0.wait().expect("ended").success(),
+        "a cut transfer looked complete"
+    );
+    wait::until(
+        "interception by the new data plane",
+        Duration::from_secs(5),
+        || {
+            scene.curl("5");
+            (!agent.access_log().is_empty()).then_some(())
+        },
+    );
     let status = fs::read_to_string(format!("/proc/{second}/status")).expect("a process");
     let none = "0000000000000000";
     for set in ["CapEff", "CapPrm", "CapBnd"] {
@@ -121,15 +156,29 @@ fn a_killed_supervisor_opens_within_two_seconds(mode: &str) {
         let begun = killed.elapsed();
         let lines = agent.access_log().len();
         let served = scene.curl("2");
-        assert!(served || begun < Duration::from_secs(2), "cut off {begun:?} after the supervisor's death");
+        assert!(
+            served || begun < Duration::from_secs(2),
+            "cut off {begun:?} after the supervisor's death"
+        );
         if begun > Duration::from_secs(2) {
             wait::pause(Duration::from_millis(50));
-            assert_eq!(agent.access_log().len(), lines, "still captured {begun:?} after the death");
+            assert_eq!(
+                agent.access_log().len(),
+                lines,
+                "still captured {begun:?} after the death"
+            );
         }
     }
-    let cleaned = Command::new(binary()).arg("cleanup").output().expect("runs");
+    let cleaned = Command::new(binary())
+        .arg("cleanup")
+        .output()
+        .expect("runs");
     assert!(cleaned.status.success(), "{cleaned:?}");
-    assert_eq!([scene.client.state(), scene.server.state()], before, "{cleaned:?}");
+    assert_eq!(
+        [scene.client.state(), scene.server.state()],
+        before,
+        "{cleaned:?}"
+    );
     agent.restart();
     assert!(scene.curl("5"));
     let ended = agent.terminate();
@@ -152,7 +201,9 @@ fn a_stopped_worker_opens_within_two_seconds(mode: &str) {
 fn closed_means_refused(mode: &str) {
     let scene = scene();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = AgentBuilder::new(&scene.world, mode).enrol("client", &scene.client, "on_failure: closed").start();
+    let agent = AgentBuilder::new(&scene.world, mode)
+        .enrol("client", &scene.client, "on_failure: closed")
+        .start();
     assert!(scene.curl("5"));
     let worker = agent.worker_pid().expect("a data plane");
     signal("-STOP", worker);
@@ -168,7 +219,9 @@ fn workloads_change_while_connections_go_on(mode: &str) {
     let agent = scene.both(mode, "").start();
     let file = scene.world.dir.path().join("slow");
     let url = format!("http://{}/slow", scene.server.v4);
-    let mut slow = scene.client.spawn("curl", &["-sS", "-o", &file.display().to_string(), &url]);
+    let mut slow = scene
+        .client
+        .spawn("curl", &["-sS", "-o", &file.display().to_string(), &url]);
     wait::until("the transfer runs", Duration::from_secs(5), || {
         (agent.workload("client")["connections"]["active"] == 1).then_some(())
     });
@@ -182,22 +235,34 @@ fn workloads_change_while_connections_go_on(mode: &str) {
     // Excluded: new connections go directly.
     let excluded = entry("client", &scene.client, "outbound: {exclude_ports: [80]}");
     agent.rewrite(&[excluded]);
-    wait::until("the policy is in force", Duration::from_secs(5), || agent.log().contains("\"changed\"").then_some(()));
+    wait::until("the policy is in force", Duration::from_secs(5), || {
+        agent.log().contains("\"changed\"").then_some(())
+    });
     wait::until("web is withdrawn", Duration::from_secs(5), || {
         (agent.status()["workloads"].as_array().map(Vec::len) == Some(1)).then_some(())
     });
     assert!(scene.curl("5"));
     assert_eq!(agent.access_log().len(), 0, "{:#?}", agent.access_log());
     // Over the admin socket: gone, and back.
-    assert_eq!(agent.admin("DELETE", "/workloads/default/client", "").0, 200);
-    let body = format!("{{\"netns\": \"{}\", \"cgroup\": \"{}\"}}", scene.client.netns, scene.client.cgroup.display());
+    assert_eq!(
+        agent.admin("DELETE", "/workloads/default/client", "").0,
+        200
+    );
+    let body = format!(
+        "{{\"netns\": \"{}\", \"cgroup\": \"{}\"}}",
+        scene.client.netns,
+        scene.client.cgroup.display()
+    );
     let (code, answer) = agent.admin("PUT", "/workloads/default/client", &body);
     assert_eq!(code, 200, "{answer}");
     wait::until("enrolled again", Duration::from_secs(5), || {
         (agent.workload("client")["state"] == "ready").then_some(())
     });
     assert!(scene.curl("5"));
-    assert!(slow.0.wait().expect("ended").success(), "the old connection was cut off");
+    assert!(
+        slow.0.wait().expect("ended").success(),
+        "the old connection was cut off"
+    );
     assert_eq!(fs::metadata(file).expect("a file").len(), 4 << 20);
     agent.lines(2);
 }
@@ -206,11 +271,23 @@ fn workloads_change_while_connections_go_on(mode: &str) {
 fn a_wrong_file_names_every_fault_and_exits_64() {
     let dir = World::new();
     let file = dir.dir.path().join("wrong.yaml");
-    fs::write(&file, "mode: sideways\nports: {outbound: 99999}\npolicy: []\n").expect("written");
-    let output = Command::new(binary()).args(["run", "-c"]).arg(&file).output().expect("runs");
+    fs::write(
+        &file,
+        "mode: sideways\nports: {outbound: 99999}\npolicy: []\n",
+    )
+    .expect("written");
+    let output = Command::new(binary())
+        .args(["run", "-c"])
+        .arg(&file)
+        .output()
+        .expect("runs");
     assert_eq!(output.status.code(), Some(64));
     let text = String::from_utf8_lossy(&output.stderr);
-    for fault in ["wrong.yaml:1: mode", "wrong.yaml:2: ports.outbound", "wrong.yaml:3: policy"] {
+    for fault in [
+        "wrong.yaml:1: mode",
+        "wrong.yaml:2: ports.outbound",
+        "wrong.yaml:3: policy",
+    ] {
         assert!(text.contains(fault), "{fault} in\n{text}");
     }
 }
@@ -219,13 +296,17 @@ fn a_wrong_file_names_every_fault_and_exits_64() {
 fn a_missing_namespace_is_reported_and_the_others_are_served() {
     let scene = scene();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = AgentBuilder::new(&scene.world, "auto").enrol("client", &scene.client, "").start();
+    let agent = AgentBuilder::new(&scene.world, "auto")
+        .enrol("client", &scene.client, "")
+        .start();
     let ghost = "  - {name: ghost, netns: shunt-no-such-namespace}\n".to_owned();
     agent.rewrite(&[entry("client", &scene.client, ""), ghost]);
     let reason = wait::until("the ghost is reported", Duration::from_secs(5), || {
         let status = agent.status();
         let all = status["workloads"].as_array()?.clone();
-        let ghost = all.into_iter().find(|workload| workload["name"] == "ghost")?;
+        let ghost = all
+            .into_iter()
+            .find(|workload| workload["name"] == "ghost")?;
         Some(ghost["state_reason"].as_str()?.to_owned())
     });
     assert!(reason.contains("shunt-no-such-namespace"), "{reason}");

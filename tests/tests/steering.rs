@@ -33,12 +33,19 @@ fn scene() -> Scene {
     require::everything();
     let world = World::new();
     let (client, server) = (world.pod(), world.pod());
-    Scene { world, client, server }
+    Scene {
+        world,
+        client,
+        server,
+    }
 }
 
 impl Scene {
     fn agent(&self, mode: &str) -> Agent {
-        AgentBuilder::new(&self.world, mode).enrol("client", &self.client, "").enrol("web", &self.server, "").start()
+        AgentBuilder::new(&self.world, mode)
+            .enrol("client", &self.client, "")
+            .enrol("web", &self.server, "")
+            .start()
     }
 }
 
@@ -46,28 +53,68 @@ fn curl_reaches_nginx(mode: &str) {
     let scene = scene();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.agent(mode);
-    let urls = [format!("http://{}/", scene.server.v4), format!("http://[{}]/", scene.server.v6)];
-    let seen: Vec<String> = urls.iter().map(|url| scene.client.says("curl", &["-sS", url])).collect();
-    assert_eq!(seen, [scene.client.v4.clone(), scene.client.v6.clone()], "nginx's $remote_addr");
+    let urls = [
+        format!("http://{}/", scene.server.v4),
+        format!("http://[{}]/", scene.server.v6),
+    ];
+    let seen: Vec<String> = urls
+        .iter()
+        .map(|url| scene.client.says("curl", &["-sS", url]))
+        .collect();
+    assert_eq!(
+        seen,
+        [scene.client.v4.clone(), scene.client.v6.clone()],
+        "nginx's $remote_addr"
+    );
     let lines = agent.lines(2);
     for (line, (from, to)) in lines.iter().zip([
         (scene.client.v4.clone(), format!("{}:80", scene.server.v4)),
-        (format!("[{}]", scene.client.v6), format!("[{}]:80", scene.server.v6)),
+        (
+            format!("[{}]", scene.client.v6),
+            format!("[{}]:80", scene.server.v6),
+        ),
     ]) {
         assert_eq!(line["direction"], "outbound");
         assert_eq!(line["original_dst"], to.as_str());
-        assert_eq!(line["original_dst_source"], if mode == "ebpf" { "handshake" } else { "conntrack" });
-        assert!(line["client"].as_str().expect("text").starts_with(&from), "{line:#}");
-        assert!(line["workload"].to_string().contains("client") && line["peer_workload"].to_string().contains("web"));
-        assert_eq!((line["path"].as_str(), line["close_reason"].as_str()), (Some("copy"), Some("finished")));
+        assert_eq!(
+            line["original_dst_source"],
+            if mode == "ebpf" {
+                "handshake"
+            } else {
+                "conntrack"
+            }
+        );
+        assert!(
+            line["client"].as_str().expect("text").starts_with(&from),
+            "{line:#}"
+        );
+        assert!(
+            line["workload"].to_string().contains("client")
+                && line["peer_workload"].to_string().contains("web")
+        );
+        assert_eq!(
+            (line["path"].as_str(), line["close_reason"].as_str()),
+            (Some("copy"), Some("finished"))
+        );
     }
     for name in ["client", "web"] {
         let workload = agent.workload(name);
-        assert_eq!((&workload["mode"], &workload["state"]), (&mode.into(), &"ready".into()));
-        assert_eq!(workload["connections"]["total"], 2, "counted once at each end: {workload:#}");
+        assert_eq!(
+            (&workload["mode"], &workload["state"]),
+            (&mode.into(), &"ready".into())
+        );
+        assert_eq!(
+            workload["connections"]["total"], 2,
+            "counted once at each end: {workload:#}"
+        );
     }
     let metrics = agent.admin("GET", "/stats/prometheus", "").1;
-    for name in ["shunt_connections_total{", "shunt_bytes_total{", "shunt_original_dst_misses_total", "shunt_loops_refused_total"] {
+    for name in [
+        "shunt_connections_total{",
+        "shunt_bytes_total{",
+        "shunt_original_dst_misses_total",
+        "shunt_loops_refused_total",
+    ] {
         assert!(metrics.contains(name), "{name} in\n{metrics}");
     }
 }
@@ -77,16 +124,32 @@ fn a_not_enrolled_client_is_seen_and_kept(mode: &str) {
     let stranger = scene.world.pod();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.agent(mode);
-    for (own, theirs) in [(&stranger.v4, scene.server.v4.clone()), (&stranger.v6, format!("[{}]", scene.server.v6))] {
-        assert_eq!(&stranger.says("curl", &["-sS", &format!("http://{theirs}/")]), own);
+    for (own, theirs) in [
+        (&stranger.v4, scene.server.v4.clone()),
+        (&stranger.v6, format!("[{}]", scene.server.v6)),
+    ] {
+        assert_eq!(
+            &stranger.says("curl", &["-sS", &format!("http://{theirs}/")]),
+            own
+        );
     }
     for line in agent.lines(2) {
         assert_eq!(line["direction"], "inbound", "{line:#}");
     }
     // Nobody listens on 81: without us that is a refusal, with iptables a reset after the handshake.
-    let closed = stranger.run("curl", &["-sS", "-m", "5", &format!("http://{}:81/", scene.server.v4)]);
+    let closed = stranger.run(
+        "curl",
+        &["-sS", "-m", "5", &format!("http://{}:81/", scene.server.v4)],
+    );
     let code = closed.status.code();
-    assert!(if mode == "ebpf" { code == Some(7) } else { code == Some(7) || code == Some(56) }, "{closed:?}");
+    assert!(
+        if mode == "ebpf" {
+            code == Some(7)
+        } else {
+            code == Some(7) || code == Some(56)
+        },
+        "{closed:?}"
+    );
 }
 
 fn addresses_are_as_without_us(mode: &str) {
@@ -108,7 +171,13 @@ fn addresses_are_as_without_us(mode: &str) {
 
 fn the_server_may_speak_first(mode: &str) {
     let scene = scene();
-    let _server = scene.server.spawn("socat", &["TCP6-LISTEN:7,fork,reuseaddr,ipv6only=0", "SYSTEM:echo 220 hello; cat"]);
+    let _server = scene.server.spawn(
+        "socat",
+        &[
+            "TCP6-LISTEN:7,fork,reuseaddr,ipv6only=0",
+            "SYSTEM:echo 220 hello; cat",
+        ],
+    );
     scene.server.wait_for_listener(7);
     let agent = scene.agent(mode);
     let script = format!(
@@ -146,7 +215,11 @@ fn ends_and_resets_pass(mode: &str) {
         scene.server.v4
     );
     assert_eq!(scene.client.python(&reset), "reset");
-    let reasons: Vec<String> = agent.lines(2).iter().map(|line| line["close_reason"].to_string()).collect();
+    let reasons: Vec<String> = agent
+        .lines(2)
+        .iter()
+        .map(|line| line["close_reason"].to_string())
+        .collect();
     assert_eq!(reasons, ["\"finished\"", "\"upstream_reset\""]);
 }
 
@@ -155,37 +228,88 @@ fn some_things_are_never_captured(mode: &str) {
     let _nginx = scene.server.nginx(&scene.world);
     let _own = scene.client.nginx(&scene.world);
     let agent = AgentBuilder::new(&scene.world, mode)
-        .enrol("client", &scene.client, "outbound: {exclude_ports: [\"79-81\"], exclude_cidrs: [fd66::/64]}")
+        .enrol(
+            "client",
+            &scene.client,
+            "outbound: {exclude_ports: [\"79-81\"], exclude_cidrs: [fd66::/64]}",
+        )
         .start();
     let (server, own) = (&scene.server, &scene.client);
-    for host in [server.v4.clone(), format!("[{}]", server.v6), own.v4.clone(), format!("[{}]", own.v6), "127.0.0.1".into()] {
-        scene.client.says("curl", &["-sS", &format!("http://{host}/")]);
+    for host in [
+        server.v4.clone(),
+        format!("[{}]", server.v6),
+        own.v4.clone(),
+        format!("[{}]", own.v6),
+        "127.0.0.1".into(),
+    ] {
+        scene
+            .client
+            .says("curl", &["-sS", &format!("http://{host}/")]);
     }
     let workload = agent.workload("client");
-    assert_eq!(workload["connections"]["total"], 0, "{workload:#} {:#?}", agent.access_log());
+    assert_eq!(
+        workload["connections"]["total"],
+        0,
+        "{workload:#} {:#?}",
+        agent.access_log()
+    );
 }
 
 fn real_programs_work(mode: &str) {
     let scene = scene();
-    let _redis = scene.server.spawn("redis-server", &["--bind", "0.0.0.0", "::", "--protected-mode", "no", "--save", ""]);
+    let _redis = scene.server.spawn(
+        "redis-server",
+        &[
+            "--bind",
+            "0.0.0.0",
+            "::",
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+        ],
+    );
     let _iperf = scene.server.spawn("iperf3", &["-s"]);
     let _nginx = scene.server.nginx(&scene.world);
     scene.server.wait_for_listener(6379);
     scene.server.wait_for_listener(5201);
     let agent = scene.agent(mode);
-    let redis = |args: &[&str]| scene.client.says("redis-cli", &[&["-h", &scene.server.v4], args].concat());
+    let redis = |args: &[&str]| {
+        scene
+            .client
+            .says("redis-cli", &[&["-h", &scene.server.v4], args].concat())
+    };
     assert_eq!(redis(&["set", "key", "value"]), "OK");
     assert_eq!(redis(&["get", "key"]), "value");
     for reverse in [&[][..], &["-R"]] {
         let args = [&["-c", &scene.server.v6, "-t", "1", "-J"], reverse].concat();
-        let report: serde_json::Value = serde_json::from_str(&scene.client.says("iperf3", &args)).expect("JSON");
+        let report: serde_json::Value =
+            serde_json::from_str(&scene.client.says("iperf3", &args)).expect("JSON");
         let end = &report["end"];
-        assert!(end["sum_received"]["bytes"].as_u64().expect("a number") > 1 << 20, "{end:#}");
+        assert!(
+            end["sum_received"]["bytes"].as_u64().expect("a number") > 1 << 20,
+            "{end:#}"
+        );
     }
     let file = scene.world.dir.path().join("got");
-    scene.client.says("curl", &["-sS", "-o", &file.display().to_string(), &format!("http://{}/big", scene.server.v4)]);
+    scene.client.says(
+        "curl",
+        &[
+            "-sS",
+            "-o",
+            &file.display().to_string(),
+            &format!("http://{}/big", scene.server.v4),
+        ],
+    );
     let known = scene.world.dir.path().join(&scene.server.netns).join("big");
-    assert!(Command::new("cmp").arg(&file).arg(&known).status().expect("cmp runs").success());
+    assert!(
+        Command::new("cmp")
+            .arg(&file)
+            .arg(&known)
+            .status()
+            .expect("cmp runs")
+            .success()
+    );
     // Two of redis, two each (control and data) of iperf3, one of curl.
     agent.lines(7);
 }
@@ -193,14 +317,32 @@ fn real_programs_work(mode: &str) {
 fn the_agents_own_ports_are_refused(mode: &str) {
     let scene = scene();
     let agent = scene.agent(mode);
-    let mut urls = vec!["http://127.0.0.1:15001/".to_owned(), "http://[::1]:15001/".to_owned()];
+    let mut urls = vec![
+        "http://127.0.0.1:15001/".to_owned(),
+        "http://[::1]:15001/".to_owned(),
+    ];
     if mode == "iptables" {
         urls.push(format!("http://{}:15006/", scene.client.v4));
     }
     for url in &urls {
-        assert!(!scene.client.run("curl", &["-sS", "-m", "5", url]).status.success(), "{url} answered");
+        assert!(
+            !scene
+                .client
+                .run("curl", &["-sS", "-m", "5", url])
+                .status
+                .success(),
+            "{url} answered"
+        );
     }
-    let reasons: Vec<String> = agent.lines(urls.len()).iter().map(|line| line["close_reason"].to_string()).collect();
-    let want = if mode == "ebpf" { "\"original_dst_missing\"" } else { "\"loop\"" };
+    let reasons: Vec<String> = agent
+        .lines(urls.len())
+        .iter()
+        .map(|line| line["close_reason"].to_string())
+        .collect();
+    let want = if mode == "ebpf" {
+        "\"original_dst_missing\""
+    } else {
+        "\"loop\""
+    };
     assert!(reasons.iter().all(|reason| reason == want), "{reasons:?}");
 }

@@ -38,7 +38,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The sources' hash always counts; bytes are compared where the very same tools are at hand.
 fn check(sources: &str) -> Result<()> {
-    let recorded = fs::read_to_string(root().join(RECORD)).context("the committed object has no record")?;
+    let recorded =
+        fs::read_to_string(root().join(RECORD)).context("the committed object has no record")?;
     ensure!(
         recorded == record(sources),
         "the eBPF sources changed but the committed object did not: run `cargo xtask build-ebpf`\n\
@@ -46,22 +47,30 @@ fn check(sources: &str) -> Result<()> {
         record(sources)
     );
     if let Some(missing) = missing_tools() {
-        say(&format!("NOT compared byte for byte: {missing}; the sources' hash is right"));
+        say(&format!(
+            "NOT compared byte for byte: {missing}; the sources' hash is right"
+        ));
         return Ok(());
     }
     let built = fs::read(build()?)?;
-    ensure!(built == fs::read(root().join(OBJECT))?, "the sources do not give the committed bytes");
+    ensure!(
+        built == fs::read(root().join(OBJECT))?,
+        "the sources do not give the committed bytes"
+    );
     say("the sources give the committed object, byte for byte");
     Ok(())
 }
 
 fn record(sources: &str) -> String {
-    format!("sources sha256 {sources}\nrustc {RUSTC}\nbpf-linker {BPF_LINKER}\nllvm {LLVM_VERSION}\n")
+    format!(
+        "sources sha256 {sources}\nrustc {RUSTC}\nbpf-linker {BPF_LINKER}\nllvm {LLVM_VERSION}\n"
+    )
 }
 
 /// Why the object cannot be rebuilt here, if it cannot.
 fn missing_tools() -> Option<String> {
-    let says = |program: &str, args: &[&str]| output(Command::new(program).args(args)).unwrap_or_default();
+    let says =
+        |program: &str, args: &[&str]| output(Command::new(program).args(args)).unwrap_or_default();
     let llvm = format!("{LLVM}/bin/llvm-config");
     for (program, args, want) in [
         ("rustc", &["--version"][..], RUSTC),
@@ -85,24 +94,57 @@ fn rust_src() -> Result<PathBuf> {
 
 fn install() -> Result<()> {
     let version = output(Command::new("rustc").arg("--version"))?;
-    ensure!(version.contains(RUSTC), "the object is pinned to rustc {RUSTC}, here is {version}");
+    ensure!(
+        version.contains(RUSTC),
+        "the object is pinned to rustc {RUSTC}, here is {version}"
+    );
     let source = rust_src()?;
     if !source.join("library/core").is_dir()
         && loudly(Command::new("rustup").args(["component", "add", "rust-src"])).is_err()
     {
-        let archive = root().join(format!("../shared/toolchain/rust-src-{RUSTC}-library.tar.xz"));
-        ensure!(archive.is_file(), "rustup cannot download rust-src, and {} is not there", archive.display());
+        let archive = root().join(format!(
+            "../shared/toolchain/rust-src-{RUSTC}-library.tar.xz"
+        ));
+        ensure!(
+            archive.is_file(),
+            "rustup cannot download rust-src, and {} is not there",
+            archive.display()
+        );
         fs::create_dir_all(&source)?;
-        loudly(Command::new("tar").arg("xJf").arg(archive).arg("-C").arg(&source))?;
+        loudly(
+            Command::new("tar")
+                .arg("xJf")
+                .arg(archive)
+                .arg("-C")
+                .arg(&source),
+        )?;
     }
     if !Path::new(LLVM).join("bin/llvm-config").is_file() {
-        let packages = ["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
+        let packages = [
+            "llvm-22-dev",
+            "libpolly-22-dev",
+            "zlib1g-dev",
+            "libzstd-dev",
+        ];
         loudly(Command::new("apt-get").args(["-qq", "update"]))?;
-        loudly(Command::new("apt-get").args(["-qq", "install", "-y", "--no-install-recommends"]).args(packages))?;
+        loudly(
+            Command::new("apt-get")
+                .args(["-qq", "install", "-y", "--no-install-recommends"])
+                .args(packages),
+        )?;
     }
-    if !output(Command::new("bpf-linker").arg("--version")).is_ok_and(|version| version.contains(BPF_LINKER)) {
+    if !output(Command::new("bpf-linker").arg("--version"))
+        .is_ok_and(|version| version.contains(BPF_LINKER))
+    {
         let mut cargo = Command::new("cargo");
-        cargo.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features"]);
+        cargo.args([
+            "install",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
+            "--no-default-features",
+        ]);
         loudly(with_llvm(cargo.args(["--features", "llvm-22"])))?;
     }
     if let Some(missing) = missing_tools() {
@@ -113,14 +155,17 @@ fn install() -> Result<()> {
 
 fn with_llvm(command: &mut Command) -> &mut Command {
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("LLVM_PREFIX", LLVM).env("PATH", format!("{LLVM}/bin:{path}"))
+    command
+        .env("LLVM_PREFIX", LLVM)
+        .env("PATH", format!("{LLVM}/bin:{path}"))
 }
 
 /// Builds into a folder of its own; the paths of this machine do not get into the object.
 fn build() -> Result<PathBuf> {
     let package = root().join("ebpf");
     let target = root().join("target/ebpf");
-    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))?;
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let flags = [
         "-Clinker=bpf-linker".to_owned(),
@@ -135,7 +180,15 @@ fn build() -> Result<PathBuf> {
         .current_dir(&package)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-        .args(["build", "--quiet", "--release", "--locked", "--target", "bpfel-unknown-none", "-Zbuild-std=core"])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--target",
+            "bpfel-unknown-none",
+            "-Zbuild-std=core",
+        ])
         .arg("--target-dir")
         .arg(&target);
     loudly(with_llvm(&mut cargo))?;
@@ -145,7 +198,13 @@ fn build() -> Result<PathBuf> {
 /// Over every file that the object depends on, by name and content.
 fn source_hash() -> Result<String> {
     let mut files = Vec::new();
-    for part in ["ebpf/Cargo.toml", "ebpf/Cargo.lock", "ebpf/src", "ebpf/common/Cargo.toml", "ebpf/common/src"] {
+    for part in [
+        "ebpf/Cargo.toml",
+        "ebpf/Cargo.lock",
+        "ebpf/src",
+        "ebpf/common/Cargo.toml",
+        "ebpf/common/src",
+    ] {
         collect(&root().join(part), &mut files)?;
     }
     files.retain(|path| !path.ends_with("tests.rs"));
@@ -157,7 +216,11 @@ fn source_hash() -> Result<String> {
         hash.update(format!("{name} {}\n", content.len()));
         hash.update(content);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -12,13 +12,27 @@ type Step = fn() -> Result<()>;
 const STEPS: [(&str, Step); 5] = [
     ("fmt", || loudly(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", || {
-        loudly(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        loudly(cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     }),
     ("doc", || {
-        loudly(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--document-private-items"]))
+        loudly(cargo().env("RUSTDOCFLAGS", "-D warnings").args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ]))
     }),
     ("tidy", tidy::run),
-    ("build-ebpf --check", || build_ebpf::run(&build_ebpf::Args { check: true })),
+    ("build-ebpf --check", || {
+        build_ebpf::run(&build_ebpf::Args { check: true })
+    }),
 ];
 
 pub fn run() -> Result<()> {
@@ -35,7 +49,10 @@ pub fn run() -> Result<()> {
                 "FAILED"
             }
         };
-        table.push(format!("{name:<20} {word:<7} {:>4} s", start.elapsed().as_secs()));
+        table.push(format!(
+            "{name:<20} {word:<7} {:>4} s",
+            start.elapsed().as_secs()
+        ));
     }
     say(&table.join("\n"));
     if failed > 0 {

@@ -14,16 +14,24 @@ pub fn root() -> PathBuf {
 /// Says what it runs, and fails when that fails.
 pub fn loudly(command: &mut Command) -> Result<()> {
     say(&format!("$ {command:?}"));
-    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
 }
 
 /// stdout of a program that must succeed.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {}: {stderr}", output.status);
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}: {stderr}",
+        output.status
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 

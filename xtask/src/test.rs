@@ -31,7 +31,10 @@ const NEEDED: [(&str, &str); 10] = [
 ];
 
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(output(Command::new("id").arg("-u"))?.trim() == "0", "the tests make network namespaces: run them as root");
+    ensure!(
+        output(Command::new("id").arg("-u"))?.trim() == "0",
+        "the tests make network namespaces: run them as root"
+    );
     if !args.no_install {
         install()?;
     }
@@ -48,8 +51,11 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Installs the Debian packages that are missing.
 pub fn install() -> Result<()> {
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,11 +66,17 @@ pub fn install() -> Result<()> {
         apt
     };
     loudly(apt().arg("update"))?;
-    loudly(apt().args(["install", "-y", "--no-install-recommends"]).args(missing))
+    loudly(
+        apt()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(missing),
+    )
 }
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let directories = path.split(':').chain(["/usr/sbin", "/sbin"]);
-    directories.into_iter().any(|directory| std::path::Path::new(directory).join(program).is_file())
+    directories
+        .into_iter()
+        .any(|directory| std::path::Path::new(directory).join(program).is_file())
 }

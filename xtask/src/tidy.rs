@@ -28,7 +28,10 @@ const LONGEST_FILE: usize = 400;
 const FORBIDDEN: [(&str, &str); 4] = [
     (concat!("#[all", "ow("), "use #[expect(lint, reason)]"),
     (concat!("tod", "o!("), "finish it"),
-    (concat!("#[ign", "ore"), "a test that does not run proves nothing"),
+    (
+        concat!("#[ign", "ore"),
+        "a test that does not run proves nothing",
+    ),
     (concat!("FIX", "ME"), "mend it or file an issue"),
 ];
 
@@ -36,7 +39,11 @@ pub fn run() -> Result<()> {
     let mut faults = tiers()?;
     for path in sources(&root())? {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
+        let shown = path
+            .strip_prefix(root())
+            .unwrap_or(&path)
+            .display()
+            .to_string();
         faults.extend(judge(&shown, &text));
     }
     for fault in &faults {
@@ -49,17 +56,32 @@ pub fn run() -> Result<()> {
 }
 
 fn tiers() -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new().current_dir(root()).exec().context("cargo metadata")?;
-    let tier = |name: &str| TIERS.iter().find(|(known, _)| *known == name).map(|(_, tier)| *tier);
+    let metadata = MetadataCommand::new()
+        .current_dir(root())
+        .exec()
+        .context("cargo metadata")?;
+    let tier = |name: &str| {
+        TIERS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, tier)| *tier)
+    };
     let mut faults = Vec::new();
     for package in metadata.workspace_packages() {
-        let Some(own) = tier(&package.name) else { continue };
+        let Some(own) = tier(&package.name) else {
+            continue;
+        };
         for dependency in &package.dependencies {
             let allowed = WITHIN.contains(&(package.name.as_str(), dependency.name.as_str()));
             if tier(&dependency.name).is_some_and(|theirs| theirs >= own) && !allowed {
-                faults.push(format!("{} may not depend on {}: tiers", package.name, dependency.name));
+                faults.push(format!(
+                    "{} may not depend on {}: tiers",
+                    package.name, dependency.name
+                ));
             }
-            let aya = dependency.name == "aya" && dependency.kind == DependencyKind::Normal && !dependency.optional;
+            let aya = dependency.name == "aya"
+                && dependency.kind == DependencyKind::Normal
+                && !dependency.optional;
             if aya && package.name.as_str() != "shunt-intercept" {
                 faults.push(format!("{}: only shunt-intercept uses aya", package.name));
             }
@@ -75,7 +97,9 @@ fn judge(path: &str, text: &str) -> Vec<String> {
         faults.push(format!("{path}: {lines} lines, more than {LONGEST_FILE}"));
     }
     if path.ends_with("/mod.rs") {
-        faults.push(format!("{path}: name it after its module, beside the folder"));
+        faults.push(format!(
+            "{path}: name it after its module, beside the folder"
+        ));
     }
     for (index, line) in text.lines().enumerate() {
         for (text, advice) in FORBIDDEN {
@@ -91,7 +115,11 @@ fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             found.extend(sources(&path)?);
         } else if name.ends_with(".rs") {

@@ -46,7 +46,11 @@ pub struct Answer {
 impl Answer {
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
         let content_type = "text/plain; charset=utf-8";
-        Self { status, content_type, body: Bytes::from(body.into()) }
+        Self {
+            status,
+            content_type,
+            body: Bytes::from(body.into()),
+        }
     }
 
     pub fn json(value: &impl serde::Serialize) -> Self {
@@ -62,7 +66,12 @@ impl Answer {
 }
 
 /// Understands a request, or says what is wrong with it.
-pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>, body: String) -> Result<Call, Answer> {
+pub(crate) fn parse(
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    body: String,
+) -> Result<Call, Answer> {
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let call = match (method.as_str(), segments.as_slice()) {
         ("GET", [""]) => return Err(Answer::text(StatusCode::OK, ENDPOINTS)),
@@ -74,17 +83,25 @@ pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>, body: Stri
         ("GET", ["config_dump"]) => Call::ConfigDump,
         ("GET", ["listeners"]) => Call::Listeners,
         ("POST", ["logging"]) => {
-            let level = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("level="));
+            let level = query
+                .unwrap_or_default()
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("level="));
             match level {
-                Some(level) if !level.is_empty() => Call::SetLogLevel(level.replace("%2C", ",").replace("%3D", "=")),
+                Some(level) if !level.is_empty() => {
+                    Call::SetLogLevel(level.replace("%2C", ",").replace("%3D", "="))
+                }
                 _ => return Err(Answer::text(StatusCode::BAD_REQUEST, "say ?level=LEVEL\n")),
             }
         }
         ("POST", ["drain"]) => Call::Drain,
-        ("PUT", ["workloads", namespace, name]) => {
-            Call::PutWorkload { name: workload(namespace, name), body }
+        ("PUT", ["workloads", namespace, name]) => Call::PutWorkload {
+            name: workload(namespace, name),
+            body,
+        },
+        ("DELETE", ["workloads", namespace, name]) => {
+            Call::DeleteWorkload(workload(namespace, name))
         }
-        ("DELETE", ["workloads", namespace, name]) => Call::DeleteWorkload(workload(namespace, name)),
         _ => {
             let text = format!("no {method} {path}; there are\n{ENDPOINTS}");
             return Err(Answer::text(StatusCode::NOT_FOUND, text));
@@ -94,7 +111,10 @@ pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>, body: Stri
 }
 
 fn workload(namespace: &str, name: &str) -> WorkloadName {
-    WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() }
+    WorkloadName {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -108,13 +128,34 @@ mod tests {
     #[test]
     fn requests_are_understood() {
         assert_eq!(ask(Method::GET, "/ready", None), Ok(Call::Ready));
-        assert_eq!(ask(Method::GET, "/stats/prometheus", None), Ok(Call::Prometheus));
-        assert_eq!(ask(Method::POST, "/ready", None), Err(StatusCode::NOT_FOUND));
-        assert_eq!(ask(Method::GET, "/clusters", None), Err(StatusCode::NOT_FOUND));
-        assert_eq!(ask(Method::POST, "/logging", None), Err(StatusCode::BAD_REQUEST));
+        assert_eq!(
+            ask(Method::GET, "/stats/prometheus", None),
+            Ok(Call::Prometheus)
+        );
+        assert_eq!(
+            ask(Method::POST, "/ready", None),
+            Err(StatusCode::NOT_FOUND)
+        );
+        assert_eq!(
+            ask(Method::GET, "/clusters", None),
+            Err(StatusCode::NOT_FOUND)
+        );
+        assert_eq!(
+            ask(Method::POST, "/logging", None),
+            Err(StatusCode::BAD_REQUEST)
+        );
         let level = Call::SetLogLevel("debug".into());
-        assert_eq!(ask(Method::POST, "/logging", Some("level=debug")), Ok(level));
-        let name = WorkloadName { namespace: "default".into(), name: "web".into() };
-        assert_eq!(ask(Method::DELETE, "/workloads/default/web", None), Ok(Call::DeleteWorkload(name)));
+        assert_eq!(
+            ask(Method::POST, "/logging", Some("level=debug")),
+            Ok(level)
+        );
+        let name = WorkloadName {
+            namespace: "default".into(),
+            name: "web".into(),
+        };
+        assert_eq!(
+            ask(Method::DELETE, "/workloads/default/web", None),
+            Ok(Call::DeleteWorkload(name))
+        );
     }
 }

@@ -35,13 +35,15 @@ pub async fn request(
     path: &str,
     body: Option<String>,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ClientError::NotRunning(socket.to_owned())
-        }
-        io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket.to_owned()),
-        _ => ClientError::Connect(socket.to_owned(), error),
-    })?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(socket.to_owned())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket.to_owned()),
+            _ => ClientError::Connect(socket.to_owned(), error),
+        })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
         .method(method)

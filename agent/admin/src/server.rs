@@ -47,7 +47,9 @@ pub async fn serve(listener: Listener, api: Rc<impl AdminApi>) {
     let places = std::sync::Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // Whoever does not get a place waits in the queue of the socket.
-        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let api = Rc::clone(&api);
         let accepted = match &listener {
             Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| {
@@ -81,7 +83,9 @@ async fn connection(
             let answer = respond(request, &*api, trusted).await;
             let mut response = Response::new(Full::new(answer.body));
             *response.status_mut() = answer.status;
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
             Ok::<_, Infallible>(response)
         }
     });

@@ -87,14 +87,20 @@ impl Default for Config {
         Self {
             mode: ModeSetting::Auto,
             concurrency: cores.min(Self::MAX_CONCURRENCY),
-            ports: Ports { outbound: 15001, inbound: 15006 },
+            ports: Ports {
+                outbound: 15001,
+                inbound: 15006,
+            },
             mark: 0x539,
             log: Log {
                 level: "info".into(),
                 format: LogFormat::Text,
                 access: AccessLog::Stdout,
             },
-            admin: Admin { socket: "/run/shunt/admin.sock".into(), address: None },
+            admin: Admin {
+                socket: "/run/shunt/admin.sock".into(),
+                address: None,
+            },
             state_dir: "/run/shunt".into(),
             bpffs: "/sys/fs/bpf/shunt".into(),
             timeouts: Timeouts::default(),
@@ -127,6 +133,9 @@ impl Default for Timeouts {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 100_000, connections_per_workload: 20_000 }
+        Self {
+            connections: 100_000,
+            connections_per_workload: 20_000,
+        }
     }
 }

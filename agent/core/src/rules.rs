@@ -33,17 +33,37 @@ impl Rules for PolicyRules<'_> {
 
     fn port(&self, port: u16) -> Marks {
         let holds = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(port));
-        let included = if holds(&self.policy.include_ports) { Marks::INCLUDED } else { 0 };
-        let excluded = if holds(&self.policy.exclude_ports) { Marks::EXCLUDED } else { 0 };
+        let included = if holds(&self.policy.include_ports) {
+            Marks::INCLUDED
+        } else {
+            0
+        };
+        let excluded = if holds(&self.policy.exclude_ports) {
+            Marks::EXCLUDED
+        } else {
+            0
+        };
         Marks(included | excluded)
     }
 
     fn address(&self, address: &Address) -> Marks {
         let ip = from_kernel(*address);
         let holds = |nets: &[ipnet::IpNet]| nets.iter().any(|net| net.contains(&ip));
-        let included = if holds(&self.policy.include_cidrs) { Marks::INCLUDED } else { 0 };
-        let excluded = if holds(&self.policy.exclude_cidrs) { Marks::EXCLUDED } else { 0 };
-        let own = if self.own.contains(&ip) { Marks::OWN } else { 0 };
+        let included = if holds(&self.policy.include_cidrs) {
+            Marks::INCLUDED
+        } else {
+            0
+        };
+        let excluded = if holds(&self.policy.exclude_cidrs) {
+            Marks::EXCLUDED
+        } else {
+            0
+        };
+        let own = if self.own.contains(&ip) {
+            Marks::OWN
+        } else {
+            0
+        };
         Marks(included | excluded | own)
     }
 }

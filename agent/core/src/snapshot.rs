@@ -61,7 +61,13 @@ impl Snapshot {
                     .or_insert(Owner::One(workload.id));
             }
         }
-        Self { generation, timeouts, limits, workloads, by_address }
+        Self {
+            generation,
+            timeouts,
+            limits,
+            workloads,
+            by_address,
+        }
     }
 
     /// The enrolled workload that alone uses `address`. A name for people and a hint for the data path, not a
@@ -81,9 +87,15 @@ mod tests {
     fn enrolled(id: u32, addresses: &[&str]) -> (WorkloadId, Arc<Enrolled>) {
         let workload = Enrolled {
             id: WorkloadId(id),
-            name: WorkloadName { namespace: "default".into(), name: format!("w{id}") },
+            name: WorkloadName {
+                namespace: "default".into(),
+                name: format!("w{id}"),
+            },
             mode: Mode::Ebpf,
-            addresses: addresses.iter().map(|text| text.parse().expect("an address")).collect(),
+            addresses: addresses
+                .iter()
+                .map(|text| text.parse().expect("an address"))
+                .collect(),
             inbound: CapturePolicy::default(),
             transparent: true,
             counters: Arc::default(),
@@ -94,11 +106,16 @@ mod tests {
 
     #[test]
     fn an_address_of_two_workloads_belongs_to_none() {
-        let workloads =
-            [enrolled(1, &["10.0.0.1", "fd00::1"]), enrolled(2, &["10.0.0.1", "10.0.0.2"])].into();
+        let workloads = [
+            enrolled(1, &["10.0.0.1", "fd00::1"]),
+            enrolled(2, &["10.0.0.1", "10.0.0.2"]),
+        ]
+        .into();
         let snapshot = Snapshot::new(1, Timeouts::default(), Limits::default(), workloads);
         let owner = |text: &str| {
-            snapshot.owner(text.parse().expect("an address")).map(|workload| workload.id.0)
+            snapshot
+                .owner(text.parse().expect("an address"))
+                .map(|workload| workload.id.0)
         };
         assert_eq!(owner("10.0.0.1"), None);
         assert_eq!(owner("10.0.0.2"), Some(2));

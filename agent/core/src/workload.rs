@@ -158,8 +158,20 @@ mod tests {
 
     #[test]
     fn port_ranges() {
-        assert_eq!("22".parse(), Ok(PortRange { first: 22, last: 22 }));
-        assert_eq!("8000-8100".parse(), Ok(PortRange { first: 8000, last: 8100 }));
+        assert_eq!(
+            "22".parse(),
+            Ok(PortRange {
+                first: 22,
+                last: 22
+            })
+        );
+        assert_eq!(
+            "8000-8100".parse(),
+            Ok(PortRange {
+                first: 8000,
+                last: 8100
+            })
+        );
         for wrong in ["", "0", "65536", "9-8", "a-b", "1-2-3", "-5"] {
             assert!(wrong.parse::<PortRange>().is_err(), "{wrong}");
         }

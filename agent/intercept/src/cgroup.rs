@@ -39,11 +39,22 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
 pub fn of_this_process(root: &Path) -> Result<PathBuf, InterceptError> {
     let file = "/proc/self/cgroup";
     let text = fs::read_to_string(file).map_err(|error| InterceptError::io("read", file, error))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or_else(|| {
-        InterceptError::io("find the cgroup2 line in", file, io::ErrorKind::NotFound.into())
-    })?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or_else(|| {
+            InterceptError::io(
+                "find the cgroup2 line in",
+                file,
+                io::ErrorKind::NotFound.into(),
+            )
+        })?;
     let path = path.trim_start_matches('/');
-    Ok(if path.is_empty() { root.to_owned() } else { root.join(path) })
+    Ok(if path.is_empty() {
+        root.to_owned()
+    } else {
+        root.join(path)
+    })
 }
 
 /// A configured cgroup: absolute, or below the mount.

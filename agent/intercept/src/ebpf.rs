@@ -24,9 +24,7 @@ use shunt_core::rules::PolicyRules;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::decision::Rules;
-use shunt_ebpf_common::maps::{
-    Event, ListeningPort, NetnsCookie, RuleKey, RuleMarks, Workload,
-};
+use shunt_ebpf_common::maps::{Event, ListeningPort, NetnsCookie, RuleKey, RuleMarks, Workload};
 
 pub use self::handshake_table::HandshakeTable;
 use self::hooks::Hooks;
@@ -100,7 +98,10 @@ impl EbpfBackend {
             .into_iter()
             .zip(0..)
             .map(|(name, index)| {
-                let sum = self.events.get(&index, 0).map(|per_cpu| per_cpu.iter().sum());
+                let sum = self
+                    .events
+                    .get(&index, 0)
+                    .map(|per_cpu| per_cpu.iter().sum());
                 (name, sum.unwrap_or(0))
             })
             .collect()
@@ -114,7 +115,13 @@ impl EbpfBackend {
         let sockets = ListeningSockets::open(&enrolment.netns)?;
         self.enrolled.insert(
             enrolment.id,
-            Enrolled { cookie, rules, sockets, ports: HashMap::new(), _lookup: None },
+            Enrolled {
+                cookie,
+                rules,
+                sockets,
+                ports: HashMap::new(),
+                _lookup: None,
+            },
         );
         let at_root = enrolment.spec.cgroup.is_none();
         self.workloads
@@ -139,7 +146,10 @@ impl EbpfBackend {
         set: u32,
     ) -> Result<Vec<RuleEntry>, InterceptError> {
         let outbound = outbound_rules(enrolment);
-        let inbound = PolicyRules { policy: &enrolment.spec.inbound, own: &[] };
+        let inbound = PolicyRules {
+            policy: &enrolment.spec.inbound,
+            own: &[],
+        };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
         for (index, (key, marks)) in entries.iter().enumerate() {
@@ -156,35 +166,55 @@ impl EbpfBackend {
     /// Brings the map of listening ports in line with the sockets there are. New ports count at once; a port goes
     /// only when two looks in a row did not see it, since a look may be older than a fresh listener.
     fn look_at_listening(&mut self, id: WorkloadId) {
-        let Some(enrolled) = self.enrolled.get_mut(&id) else { return };
+        let Some(enrolled) = self.enrolled.get_mut(&id) else {
+            return;
+        };
         let seen = match enrolled.sockets.ports() {
             Ok(seen) => seen,
             Err(error) => {
-                tracing::debug!(workload = id.0, error = error.chain(), "cannot look at listening sockets");
+                tracing::debug!(
+                    workload = id.0,
+                    error = error.chain(),
+                    "cannot look at listening sockets"
+                );
                 return;
             }
         };
         for (&port, &sockets) in &seen {
             enrolled.ports.insert(port, 0);
-            let key = ListeningPort { workload: id.0, port: u32::from(port) };
+            let key = ListeningPort {
+                workload: id.0,
+                port: u32::from(port),
+            };
             if self.listening.get(&key, 0).ok() != Some(sockets) {
                 if let Err(error) = self.listening.insert(key, sockets, 0) {
                     tracing::error!(workload = id.0, port, %error, "inbound connections to this port are not captured");
                 }
             }
         }
-        let in_kernel = self.listening.keys().flatten().filter(|key| key.workload == id.0);
+        let in_kernel = self
+            .listening
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == id.0);
         for key in in_kernel {
             let port = u16::try_from(key.port).unwrap_or(0);
             if !seen.contains_key(&port) {
                 *enrolled.ports.entry(port).or_default() += 1;
             }
         }
-        let gone: Vec<u16> =
-            enrolled.ports.iter().filter(|(_, missed)| **missed >= 2).map(|(port, _)| *port).collect();
+        let gone: Vec<u16> = enrolled
+            .ports
+            .iter()
+            .filter(|(_, missed)| **missed >= 2)
+            .map(|(port, _)| *port)
+            .collect();
         for port in gone {
             enrolled.ports.remove(&port);
-            let _ = self.listening.remove(&ListeningPort { workload: id.0, port: u32::from(port) });
+            let _ = self.listening.remove(&ListeningPort {
+                workload: id.0,
+                port: u32::from(port),
+            });
         }
     }
 }
@@ -222,9 +252,15 @@ impl Backend for EbpfBackend {
 
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         self.hooks.detach(enrolment.id);
-        let Some(enrolled) = self.enrolled.remove(&enrolment.id) else { return Ok(()) };
+        let Some(enrolled) = self.enrolled.remove(&enrolment.id) else {
+            return Ok(());
+        };
         let ours = |workload: &Workload| workload.id == enrolment.id.0;
-        if self.workloads.get(&enrolled.cookie, 0).is_ok_and(|workload| ours(&workload)) {
+        if self
+            .workloads
+            .get(&enrolled.cookie, 0)
+            .is_ok_and(|workload| ours(&workload))
+        {
             self.workloads
                 .remove(&enrolled.cookie)
                 .map_err(|error| object::failed("remove the workload", &error))?;
@@ -232,7 +268,11 @@ impl Backend for EbpfBackend {
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
-        let listening = self.listening.keys().flatten().filter(|key| key.workload == enrolment.id.0);
+        let listening = self
+            .listening
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == enrolment.id.0);
         for key in listening.collect::<Vec<_>>() {
             let _ = self.listening.remove(&key);
         }
@@ -259,7 +299,10 @@ impl Backend for EbpfBackend {
 }
 
 fn outbound_rules(enrolment: &Enrolment) -> PolicyRules<'_> {
-    PolicyRules { policy: &enrolment.spec.outbound, own: &enrolment.addresses }
+    PolicyRules {
+        policy: &enrolment.spec.outbound,
+        own: &enrolment.addresses,
+    }
 }
 
 fn workload_value(enrolment: &Enrolment, rules: u32, at_root: bool) -> Workload {
@@ -270,10 +313,17 @@ fn workload_value(enrolment: &Enrolment, rules: u32, at_root: bool) -> Workload 
     if at_root {
         flags |= Workload::CHECK_MARK;
     }
-    if enrolment.listeners.iter().any(|listener| listener.spec.direction == Direction::Inbound) {
+    if enrolment
+        .listeners
+        .iter()
+        .any(|listener| listener.spec.direction == Direction::Inbound)
+    {
         flags |= Workload::CAPTURE_INBOUND;
     }
-    let inbound = PolicyRules { policy: &enrolment.spec.inbound, own: &[] };
+    let inbound = PolicyRules {
+        policy: &enrolment.spec.inbound,
+        own: &[],
+    };
     let port = |family| enrolment.port(Direction::Outbound, family).unwrap_or(0);
     let (source_v4, source_v6) = sources(&enrolment.addresses);
     Workload {
@@ -281,7 +331,10 @@ fn workload_value(enrolment: &Enrolment, rules: u32, at_root: bool) -> Workload 
         flags,
         outbound_port_v4: port(Family::V4),
         outbound_port_v6: port(Family::V6),
-        restricts: [outbound_rules(enrolment).restricts().0, inbound.restricts().0],
+        restricts: [
+            outbound_rules(enrolment).restricts().0,
+            inbound.restricts().0,
+        ],
         source_v4,
         source_v6,
         rules,
@@ -304,7 +357,9 @@ fn monotonic_ns() -> u64 {
 impl std::fmt::Debug for EbpfBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let enrolled: Vec<&WorkloadId> = self.enrolled.keys().collect();
-        f.debug_struct("EbpfBackend").field("enrolled", &enrolled).finish_non_exhaustive()
+        f.debug_struct("EbpfBackend")
+            .field("enrolled", &enrolled)
+            .finish_non_exhaustive()
     }
 }
 

@@ -57,7 +57,12 @@ impl IptablesBackend {
     /// # Errors
     /// No usable iptables is installed.
     pub fn new(marks: Marks) -> Result<Self, InterceptError> {
-        Ok(Self { marks, tools: Tools::find()?, installed: HashMap::new(), foreign_tables: HashMap::new() })
+        Ok(Self {
+            marks,
+            tools: Tools::find()?,
+            installed: HashMap::new(),
+            foreign_tables: HashMap::new(),
+        })
     }
 
     fn apply(&mut self, enrolment: &Enrolment, variant: Variant) -> Result<(), InterceptError> {
@@ -74,10 +79,13 @@ impl IptablesBackend {
                 continue;
             }
             let text = rendered.transaction(&jumps(&saved));
-            self.tools.restore(&enrolment.netns, variant, family, &text)?;
+            self.tools
+                .restore(&enrolment.netns, variant, family, &text)?;
         }
         // What was there when we first came counts: later it is ours.
-        self.foreign_tables.entry(enrolment.netns.inode()).or_insert(foreign);
+        self.foreign_tables
+            .entry(enrolment.netns.inode())
+            .or_insert(foreign);
         Ok(())
     }
 
@@ -102,7 +110,9 @@ impl IptablesBackend {
             .into_iter()
             .filter(|family| {
                 let port = |direction| enrolment.port(direction, *family);
-                port(Direction::Outbound).or(port(Direction::Inbound)).is_some()
+                port(Direction::Outbound)
+                    .or(port(Direction::Inbound))
+                    .is_some()
             })
             .map(|family| open_switch(&enrolment.netns, family))
             .collect()
@@ -141,7 +151,11 @@ impl Backend for IptablesBackend {
     }
 
     fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let Some(variant) = self.installed.get(&enrolment.id).map(|installed| installed.variant) else {
+        let Some(variant) = self
+            .installed
+            .get(&enrolment.id)
+            .map(|installed| installed.variant)
+        else {
             return self.install(enrolment);
         };
         self.apply(enrolment, variant)?;
@@ -155,24 +169,33 @@ impl Backend for IptablesBackend {
     /// Takes out the jumps only. The REDIRECT rules stay where nothing leads to them: with the last of them the kernel
     /// would stop tracking the namespace's connections, and with that translating the flows under way.
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let Some(installed) = self.installed.remove(&enrolment.id) else { return Ok(()) };
+        let Some(installed) = self.installed.remove(&enrolment.id) else {
+            return Ok(());
+        };
         for family in FAMILIES {
-            let saved = self.tools.save(&enrolment.netns, installed.variant, family)?;
+            let saved = self
+                .tools
+                .save(&enrolment.netns, installed.variant, family)?;
             if let Some(text) = unhooking(&saved) {
-                self.tools.restore(&enrolment.netns, installed.variant, family, &text)?;
+                self.tools
+                    .restore(&enrolment.netns, installed.variant, family, &text)?;
             }
         }
         Ok(())
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let foreign = self.foreign_tables.remove(&enrolment.netns.inode()).unwrap_or_default();
+        let foreign = self
+            .foreign_tables
+            .remove(&enrolment.netns.inode())
+            .unwrap_or_default();
         for variant in self.tools.variants(&enrolment.netns) {
             for family in FAMILIES {
                 let saved = self.tools.save(&enrolment.netns, variant, family)?;
                 self.remove(&enrolment.netns, variant, family, &saved)?;
                 if !foreign.contains(&family) {
-                    self.tools.drop_empty_table(&enrolment.netns, variant, family)?;
+                    self.tools
+                        .drop_empty_table(&enrolment.netns, variant, family)?;
                 }
             }
         }
@@ -196,18 +219,26 @@ fn open_switch(netns: &Netns, family: Family) -> Result<Switch, InterceptError> 
         Family::V6 => ("shunt6", b"+::\n"),
     };
     let path = format!("/proc/thread-self/net/xt_recent/{name}");
-    let opened = netns.enter(|| File::options().write(true).open(&path)).and_then(|opened| opened);
-    let file = opened.map_err(|error| InterceptError::io("open the dead-man switch", &path, error))?;
+    let opened = netns
+        .enter(|| File::options().write(true).open(&path))
+        .and_then(|opened| opened);
+    let file =
+        opened.map_err(|error| InterceptError::io("open the dead-man switch", &path, error))?;
     Ok(Switch { file, words })
 }
 
 /// What an earlier agent has left in a namespace. Looks only.
 pub fn leftovers(netns: &Netns) -> Vec<String> {
-    let Ok(tools) = Tools::find() else { return return_path::leftovers(netns) };
+    let Ok(tools) = Tools::find() else {
+        return return_path::leftovers(netns);
+    };
     let mut found = Vec::new();
     for variant in tools.variants(netns) {
         for family in FAMILIES {
-            if tools.save(netns, variant, family).is_ok_and(|saved| has_chains(&saved)) {
+            if tools
+                .save(netns, variant, family)
+                .is_ok_and(|saved| has_chains(&saved))
+            {
                 found.push(describe(variant, family));
             }
         }

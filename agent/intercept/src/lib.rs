@@ -84,7 +84,8 @@ impl Enrolment {
 
     /// The port of that listener, as bound.
     pub fn port(&self, direction: Direction, family: Family) -> Option<u16> {
-        self.listener(direction, family).map(|listener| listener.spec.addr.port())
+        self.listener(direction, family)
+            .map(|listener| listener.spec.addr.port())
     }
 }
 
@@ -119,7 +120,11 @@ pub struct Finding {
 pub enum InterceptError {
     /// `what` could not be done to `object`.
     #[error("cannot {what} {object}")]
-    Io { what: &'static str, object: String, source: io::Error },
+    Io {
+        what: &'static str,
+        object: String,
+        source: io::Error,
+    },
     /// An external program said no.
     #[error("{program} failed: {message}")]
     Program { program: String, message: String },
@@ -132,7 +137,11 @@ pub enum InterceptError {
 
 impl InterceptError {
     pub fn io(what: &'static str, object: impl ToString, source: io::Error) -> Self {
-        Self::Io { what, object: object.to_string(), source }
+        Self::Io {
+            what,
+            object: object.to_string(),
+            source,
+        }
     }
 
     /// The whole chain in one line.

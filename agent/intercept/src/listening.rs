@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
@@ -30,8 +32,9 @@ impl ListeningSockets {
             Ok::<_, io::Error>(socket)
         };
         let opened = netns.enter(open).and_then(|opened| opened);
-        let socket =
-            opened.map_err(|error| InterceptError::io("open sock_diag in", netns.path().display(), error))?;
+        let socket = opened.map_err(|error| {
+            InterceptError::io("open sock_diag in", netns.path().display(), error)
+        })?;
         Ok(Self { socket })
     }
 
@@ -53,7 +56,11 @@ impl ListeningSockets {
             protocol: IPPROTO_TCP,
             extensions: ExtensionFlags::empty(),
             states: StateFlags::LISTEN,
-            socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
+            socket_id: if family == AF_INET {
+                SocketId::new_v4()
+            } else {
+                SocketId::new_v6()
+            },
         };
         let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
         message.finalize();
@@ -66,8 +73,10 @@ impl ListeningSockets {
             self.socket.recv(&mut buffer, 0)?;
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+                let answer =
+                    NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+                    })?;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
                         let id = &socket.header.socket_id;
@@ -81,7 +90,9 @@ impl ListeningSockets {
                 }
                 let length = answer.header.length as usize;
                 // Messages are aligned to four bytes.
-                rest = rest.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
+                rest = rest
+                    .get(length.next_multiple_of(4).max(4)..)
+                    .unwrap_or_default();
             }
         }
     }

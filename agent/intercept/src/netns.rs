@@ -37,15 +37,27 @@ impl Netns {
         let file = File::open(path).map_err(|error| failed("open network namespace", error))?;
         let home = File::open("/proc/thread-self/ns/net")
             .map_err(|error| failed("open the agent's own namespace for", error))?;
-        let inode = file.metadata().map_err(|error| failed("stat", error))?.ino();
-        if File::open("/proc/1/ns/net").and_then(|init| init.metadata()).is_ok_and(|init| init.ino() == inode) {
+        let inode = file
+            .metadata()
+            .map_err(|error| failed("stat", error))?
+            .ino();
+        if File::open("/proc/1/ns/net")
+            .and_then(|init| init.metadata())
+            .is_ok_and(|init| init.ino() == inode)
+        {
             return Err(InterceptError::Unsupported(format!(
                 "{} is the node's own network namespace: capturing it would capture the node; \
                  give the workload a namespace of its own",
                 path.display()
             )));
         }
-        let mut netns = Self { path: path.to_owned(), file, home, inode, cookie: 0 };
+        let mut netns = Self {
+            path: path.to_owned(),
+            file,
+            home,
+            inode,
+            cookie: 0,
+        };
         netns.cookie = netns
             .enter(|| {
                 let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
@@ -214,9 +226,19 @@ fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()>
     let length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` lives across the call and `length` is its size.
     let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            length,
+        )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The cookie of the namespace in which `socket` was made.
@@ -236,5 +258,9 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

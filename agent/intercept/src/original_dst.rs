@@ -47,15 +47,22 @@ impl OriginalDstSource for KernelOriginalDst {
                 let found = table.take(&key).map_err(OriginalDstError::Lookup)?;
                 let destination = found.ok_or(OriginalDstError::Missing)?;
                 let addr = SocketAddr::new(from_kernel(destination.address), destination.port);
-                Ok(OriginalDst { addr, source: Provenance::Handshake })
+                Ok(OriginalDst {
+                    addr,
+                    source: Provenance::Handshake,
+                })
             }
             Steering::Redirect => {
                 let addr = redirected(accepted, local)?;
-                Ok(OriginalDst { addr, source: Provenance::Conntrack })
+                Ok(OriginalDst {
+                    addr,
+                    source: Provenance::Conntrack,
+                })
             }
-            Steering::SkLookup => {
-                Ok(OriginalDst { addr: canonical(local), source: Provenance::LocalAddr })
-            }
+            Steering::SkLookup => Ok(OriginalDst {
+                addr: canonical(local),
+                source: Provenance::LocalAddr,
+            }),
         }
     }
 }
@@ -63,10 +70,16 @@ impl OriginalDstSource for KernelOriginalDst {
 /// `SO_ORIGINAL_DST` of the socket's family.
 fn redirected(accepted: BorrowedFd<'_>, local: SocketAddr) -> Result<SocketAddr, OriginalDstError> {
     let socket = SockRef::from(&accepted);
-    let answer =
-        if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let answer = if local.is_ipv4() {
+        socket.original_dst_v4()
+    } else {
+        socket.original_dst_v6()
+    };
     match answer {
-        Ok(address) => address.as_socket().map(canonical).ok_or(OriginalDstError::Missing),
+        Ok(address) => address
+            .as_socket()
+            .map(canonical)
+            .ok_or(OriginalDstError::Missing),
         // ENOENT: conntrack does not know this connection.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OriginalDstError::Missing),
         Err(error) => Err(OriginalDstError::Lookup(error)),

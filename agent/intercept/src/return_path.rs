@@ -44,7 +44,10 @@ const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6]
 pub fn ensure(netns: &Netns, delivery_mark: u32) -> Result<(), InterceptError> {
     at(netns, "make the return path in", |netlink| {
         let before = our_rules(netlink)?;
-        let mut switched = before.iter().map(|rule| switched_by(priority_of(rule))).fold(0, |all, bits| all | bits);
+        let mut switched = before
+            .iter()
+            .map(|rule| switched_by(priority_of(rule)))
+            .fold(0, |all, bits| all | bits);
         for (bit, sysctl) in SYSCTLS {
             match fs::read_to_string(sysctl) {
                 Ok(value) if value.trim() == "0" => {
@@ -58,11 +61,15 @@ pub fn ensure(netns: &Netns, delivery_mark: u32) -> Result<(), InterceptError> {
             }
         }
         let priority = PRIORITY + switched;
-        for stale in before.into_iter().filter(|rule| priority_of(rule) != priority) {
+        for stale in before
+            .into_iter()
+            .filter(|rule| priority_of(rule) != priority)
+        {
             netlink.change(RouteNetlinkMessage::DelRule(stale), 0)?;
         }
         for family in FAMILIES {
-            if family == AddressFamily::Inet6 && !fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
+            if family == AddressFamily::Inet6 && !fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
+            {
                 continue;
             }
             let flags = NLM_F_CREATE | NLM_F_REPLACE;
@@ -104,9 +111,15 @@ pub fn remove_any(netns: &Netns) -> Result<Vec<String>, InterceptError> {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 other => other?,
             }
-            removed.push(format!("rule and route of table {TABLE} ({:?})", rule.header.family));
+            removed.push(format!(
+                "rule and route of table {TABLE} ({:?})",
+                rule.header.family
+            ));
         }
-        let switched = rules.iter().map(|rule| switched_by(priority_of(rule))).fold(0, |all, bits| all | bits);
+        let switched = rules
+            .iter()
+            .map(|rule| switched_by(priority_of(rule)))
+            .fold(0, |all, bits| all | bits);
         for (_, sysctl) in SYSCTLS.iter().filter(|(bit, _)| switched & bit != 0) {
             fs::write(sysctl, "0")?;
             removed.push(format!("sysctl {sysctl}"));
@@ -118,7 +131,10 @@ pub fn remove_any(netns: &Netns) -> Result<Vec<String>, InterceptError> {
 /// What is there of it. Looks only.
 pub fn leftovers(netns: &Netns) -> Vec<String> {
     let rules = at(netns, "look for the return path in", our_rules).unwrap_or_default();
-    rules.iter().map(|rule| format!("rule and route of table {TABLE} ({:?})", rule.header.family)).collect()
+    rules
+        .iter()
+        .map(|rule| format!("rule and route of table {TABLE} ({:?})", rule.header.family))
+        .collect()
 }
 
 fn at<T>(
@@ -135,7 +151,10 @@ fn at<T>(
 fn our_rules(netlink: &mut Netlink) -> io::Result<Vec<RuleMessage>> {
     let mut rules = netlink.rules()?;
     rules.retain(|rule| {
-        let table = rule.attributes.iter().any(|attribute| *attribute == RuleAttribute::Table(TABLE));
+        let table = rule
+            .attributes
+            .iter()
+            .any(|attribute| *attribute == RuleAttribute::Table(TABLE));
         table && (PRIORITY..=PRIORITY + ALL_BITS).contains(&priority_of(rule))
     });
     Ok(rules)
@@ -147,10 +166,13 @@ fn switched_by(priority: u32) -> u32 {
 }
 
 fn priority_of(rule: &RuleMessage) -> u32 {
-    let priorities = rule.attributes.iter().filter_map(|attribute| match attribute {
-        RuleAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    });
+    let priorities = rule
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RuleAttribute::Priority(priority) => Some(*priority),
+            _ => None,
+        });
     priorities.last().unwrap_or(0)
 }
 
@@ -257,13 +279,16 @@ impl Netlink {
             self.socket.recv(&mut buffer, 0)?;
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
-                let message = NetlinkMessage::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+                let message = NetlinkMessage::deserialize(rest).map_err(|error| {
+                    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+                })?;
                 let length = message.header.length as usize;
                 if last(message.payload) {
                     return Ok(());
                 }
-                rest = rest.get(length.next_multiple_of(4).max(4)..).unwrap_or_default();
+                rest = rest
+                    .get(length.next_multiple_of(4).max(4)..)
+                    .unwrap_or_default();
             }
         }
     }

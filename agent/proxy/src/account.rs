@@ -54,7 +54,14 @@ impl Account {
             detail: None,
         };
         let own = Arc::clone(&workload.counters);
-        Self { record, started: Instant::now(), sink, agent, own, peer: None }
+        Self {
+            record,
+            started: Instant::now(),
+            sink,
+            agent,
+            own,
+            peer: None,
+        }
     }
 
     pub(crate) fn client(&self) -> ClientAddr {
@@ -71,7 +78,10 @@ impl Account {
 
     /// The flow counts at the other end too: nobody else will.
     pub(crate) fn count_at_peer(&mut self, peer: &Enrolled) {
-        peer.counters.of(Direction::Inbound).total.fetch_add(1, Relaxed);
+        peer.counters
+            .of(Direction::Inbound)
+            .total
+            .fetch_add(1, Relaxed);
         self.peer = Some(Arc::clone(&peer.counters));
     }
 

@@ -36,12 +36,21 @@ impl Buffers {
     pub(crate) fn lease(&self, size: Size) -> Lease {
         let free = self.free.borrow_mut()[size.0].pop();
         let bytes = free.unwrap_or_else(|| vec![0; SIZES[size.0]].into_boxed_slice());
-        Lease { bytes: Some(bytes), size, pool: self.clone() }
+        Lease {
+            bytes: Some(bytes),
+            size,
+            pool: self.clone(),
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn free_bytes(&self) -> usize {
-        self.free.borrow().iter().flatten().map(|bytes| bytes.len()).sum()
+        self.free
+            .borrow()
+            .iter()
+            .flatten()
+            .map(|bytes| bytes.len())
+            .sum()
     }
 }
 

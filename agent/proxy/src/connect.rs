@@ -43,7 +43,9 @@ pub(crate) async fn begin<S: SocketSupply>(
     prepare(&socket).map_err(ConnectError::NoSocket)?;
     if let Some(ip) = source {
         let address = SockAddr::from(SocketAddr::new(ip, 0));
-        socket.bind(&address).map_err(|error| ConnectError::Bind(ip, error))?;
+        socket
+            .bind(&address)
+            .map_err(|error| ConnectError::Bind(ip, error))?;
     }
     match socket.connect(&SockAddr::from(destination)) {
         Ok(()) => {}
@@ -52,7 +54,10 @@ pub(crate) async fn begin<S: SocketSupply>(
     }
     let local = socket.local_addr().ok().and_then(|addr| addr.as_socket());
     let stream = TcpStream::from_std(socket.into()).map_err(ConnectError::NoSocket)?;
-    Ok(Begun { stream, local: local.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))) })
+    Ok(Begun {
+        stream,
+        local: local.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
+    })
 }
 
 /// From asm-generic/errno.h; std has no stable kind for it.

@@ -10,7 +10,8 @@ use shunt_core::flow::{CloseReason, Direction};
 use shunt_core::rules::PolicyRules;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::{
-    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketRole, SocketSupply, SocketWant, Steering,
+    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketRole, SocketSupply,
+    SocketWant, Steering,
 };
 use shunt_core::workload::{Mode, WorkloadId};
 use shunt_ebpf_common::decision::{Question, Verdict, decide};
@@ -31,7 +32,9 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     from: SocketAddr,
 ) {
     let snapshot = local.context.snapshot.load_full();
-    let Some(workload) = snapshot.workloads.get(&listener.workload) else { return };
+    let Some(workload) = snapshot.workloads.get(&listener.workload) else {
+        return;
+    };
     let client_addr = ClientAddr(canonical(from));
     if prepare(&client).is_err() {
         return; // The client is gone already.
@@ -49,23 +52,35 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         Arc::clone(&local.context.counters),
         Arc::clone(&local.context.flows),
     );
-    let (reason, detail) =
-        match admit(&local, &snapshot, workload, &listener, original, &mut account) {
-            Err(refused) => refused,
-            Ok(destination) => {
-                let flow = Flow { local: &local, snapshot: &snapshot, workload, client: client_addr, destination };
-                match flow.connect(listener.direction).await {
-                    Err(error) => connect_failed(&error),
-                    // Delivered into another workload, the flow keeps that one's return path alive too.
-                    Ok((upstream, _destination_holds)) => {
-                        account.upstream(destination, upstream.local_addr().ok());
-                        let timeouts = &snapshot.timeouts;
-                        let end = relay(client, upstream, &local.buffers, timeouts, &mut account).await;
-                        (end.reason, end.error.map(|error| error.to_string()))
-                    }
+    let (reason, detail) = match admit(
+        &local,
+        &snapshot,
+        workload,
+        &listener,
+        original,
+        &mut account,
+    ) {
+        Err(refused) => refused,
+        Ok(destination) => {
+            let flow = Flow {
+                local: &local,
+                snapshot: &snapshot,
+                workload,
+                client: client_addr,
+                destination,
+            };
+            match flow.connect(listener.direction).await {
+                Err(error) => connect_failed(&error),
+                // Delivered into another workload, the flow keeps that one's return path alive too.
+                Ok((upstream, _destination_holds)) => {
+                    account.upstream(destination, upstream.local_addr().ok());
+                    let timeouts = &snapshot.timeouts;
+                    let end = relay(client, upstream, &local.buffers, timeouts, &mut account).await;
+                    (end.reason, end.error.map(|error| error.to_string()))
                 }
             }
-        };
+        }
+    };
     account.ended(reason, detail);
 }
 
@@ -83,7 +98,10 @@ fn original_dst<S: SocketSupply, O: OriginalDstSource>(
 ) -> Result<OriginalDst, OriginalDstError> {
     use std::os::fd::AsFd;
     let own = client.local_addr().map_err(OriginalDstError::Lookup)?;
-    local.context.originals.original_dst(listener, client.as_fd(), from, own)
+    local
+        .context
+        .originals
+        .original_dst(listener, client.as_fd(), from, own)
 }
 
 /// Is this the far end of one of our own upstream sockets?
@@ -96,8 +114,15 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
     if listener.direction != Direction::Inbound || listener.steering != Steering::Redirect {
         return false;
     }
-    let tuple = Tuple { source: from.0, destination: original.addr };
-    local.context.rendezvous.arrive(tuple, listener.workload).await
+    let tuple = Tuple {
+        source: from.0,
+        destination: original.addr,
+    };
+    local
+        .context
+        .rendezvous
+        .arrive(tuple, listener.workload)
+        .await
 }
 
 /// The destination, or why the connection is refused.
@@ -117,7 +142,10 @@ fn admit<S: SocketSupply, O: OriginalDstSource>(
     account.original_dst(original);
     if is_own_listener(local, workload, original.addr) {
         counters.loops_refused.fetch_add(1, Relaxed);
-        return Err((CloseReason::Loop, Some("the destination is the agent's own listener".into())));
+        return Err((
+            CloseReason::Loop,
+            Some("the destination is the agent's own listener".into()),
+        ));
     }
     let (limits, flows) = (&snapshot.limits, &workload.counters);
     let of_workload = flows.outbound.active() + flows.inbound.active();
@@ -163,7 +191,10 @@ fn connect_failed(error: &ConnectError) -> (CloseReason, Option<String>) {
         ConnectError::NoSocket(_) | ConnectError::Bind(..) => CloseReason::InternalError,
     };
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    (reason, Some(format!("{error}{}", cause.unwrap_or_default())))
+    (
+        reason,
+        Some(format!("{error}{}", cause.unwrap_or_default())),
+    )
 }
 
 /// A flow that was admitted and is to be connected.
@@ -176,15 +207,24 @@ struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
-    async fn connect(&self, direction: Direction) -> Result<(TcpStream, Option<Counted>), ConnectError> {
+    async fn connect(
+        &self,
+        direction: Direction,
+    ) -> Result<(TcpStream, Option<Counted>), ConnectError> {
         let stream = match direction {
             Direction::Inbound => {
                 let source = self.client.0.ip();
-                self.deliver(self.workload.id, self.workload.transparent, source).await
+                self.deliver(self.workload.id, self.workload.transparent, source)
+                    .await
             }
             Direction::Outbound => match self.expected_crossing() {
                 Some(_) => return self.cross().await,
-                None => self.upstream().await?.connected(self.snapshot.timeouts.connect).await,
+                None => {
+                    self.upstream()
+                        .await?
+                        .connected(self.snapshot.timeouts.connect)
+                        .await
+                }
             },
         };
         stream.map(|stream| (stream, None))
@@ -200,8 +240,15 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             port: self.destination.port(),
             bound_to_device: false,
         };
-        let captured = decide(&question, &PolicyRules { policy: &owner.inbound, own: &[] }) == Verdict::Capture;
-        (owner.mode == Mode::Iptables && captured && !owner.withdrawn.load(Relaxed)).then_some(owner)
+        let captured = decide(
+            &question,
+            &PolicyRules {
+                policy: &owner.inbound,
+                own: &[],
+            },
+        ) == Verdict::Capture;
+        (owner.mode == Mode::Iptables && captured && !owner.withdrawn.load(Relaxed))
+            .then_some(owner)
     }
 
     /// From the workload's own namespace, with its own address.
@@ -229,16 +276,27 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         let source = begun.local;
         let crossing = intent.cross(canonical(source));
         let stream = begun.connected(self.snapshot.timeouts.connect).await?;
-        let Some(there) = crossing.arrived().await else { return Ok((stream, None)) };
+        let Some(there) = crossing.arrived().await else {
+            return Ok((stream, None));
+        };
         drop(stream);
         let held = self.local.count(there);
-        let transparent = self.snapshot.workloads.get(&there).is_some_and(|workload| workload.transparent);
+        let transparent = self
+            .snapshot
+            .workloads
+            .get(&there)
+            .is_some_and(|workload| workload.transparent);
         let stream = self.deliver(there, transparent, source.ip()).await?;
         Ok((stream, Some(held)))
     }
 
     /// Inside the destination's namespace, with the client's address where that is possible.
-    async fn deliver(&self, to: WorkloadId, transparent: bool, client: IpAddr) -> Result<TcpStream, ConnectError> {
+    async fn deliver(
+        &self,
+        to: WorkloadId,
+        transparent: bool,
+        client: IpAddr,
+    ) -> Result<TcpStream, ConnectError> {
         let want = self.want(to, SocketRole::Delivery);
         let supply = &self.local.context.supply;
         let longest = self.snapshot.timeouts.connect;
@@ -252,10 +310,17 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
                 Err(error) => return Err(error),
             }
         }
-        connect::begin(supply, want, None, self.destination).await?.connected(longest).await
+        connect::begin(supply, want, None, self.destination)
+            .await?
+            .connected(longest)
+            .await
     }
 
     fn want(&self, workload: WorkloadId, role: SocketRole) -> SocketWant {
-        SocketWant { workload, role, family: Family::of(self.destination) }
+        SocketWant {
+            workload,
+            role,
+            family: Family::of(self.destination),
+        }
     }
 }

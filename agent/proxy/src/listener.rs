@@ -47,7 +47,10 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
         match accepted {
             Ok((client, from)) => {
                 pause = FIRST_PAUSE;
-                local.start(spec.workload, flow::serve(Rc::clone(&local), Rc::clone(&spec), client, from));
+                local.start(
+                    spec.workload,
+                    flow::serve(Rc::clone(&local), Rc::clone(&spec), client, from),
+                );
             }
             // The client gave up while it waited.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}

@@ -68,7 +68,10 @@ pub(crate) async fn relay(
                 }));
             }
             if up.is_ready() && down.is_ready() {
-                return Poll::Ready(End { reason: CloseReason::Finished, error: None });
+                return Poll::Ready(End {
+                    reason: CloseReason::Finished,
+                    error: None,
+                });
             }
             let moved = to_upstream.moved + to_client.moved;
             clock.poll(cx, moved, up.is_ready() || down.is_ready())
@@ -86,8 +89,14 @@ pub(crate) async fn relay(
 
 fn failed(failure: Failure) -> End {
     match failure {
-        Failure::Client(error) => End { reason: CloseReason::ClientReset, error: Some(error) },
-        Failure::Upstream(error) => End { reason: CloseReason::UpstreamReset, error: Some(error) },
+        Failure::Client(error) => End {
+            reason: CloseReason::ClientReset,
+            error: Some(error),
+        },
+        Failure::Upstream(error) => End {
+            reason: CloseReason::UpstreamReset,
+            error: Some(error),
+        },
     }
 }
 
@@ -122,7 +131,14 @@ enum Side {
 
 impl<'a> Half<'a> {
     fn new(read: ReadHalf<'a>, write: WriteHalf<'a>) -> Self {
-        Self { read, write, held: None, size: Size::default(), state: State::Moving, moved: 0 }
+        Self {
+            read,
+            write,
+            held: None,
+            size: Size::default(),
+            state: State::Moving,
+            moved: 0,
+        }
     }
 
     /// Ready when this direction has ended in order. tokio's own budget keeps a bulk flow from starving others.
@@ -135,7 +151,8 @@ impl<'a> Half<'a> {
         loop {
             if let Some(held) = &mut self.held {
                 let bytes = &held.lease.bytes()[held.from..held.to];
-                let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes)).map_err(Side::Write)?;
+                let written =
+                    ready!(Pin::new(&mut self.write).poll_write(cx, bytes)).map_err(Side::Write)?;
                 held.from += written;
                 self.moved += written as u64;
                 count(written as u64);
@@ -149,7 +166,8 @@ impl<'a> Half<'a> {
                     let mut lease = buffers.lease(self.size);
                     let mut buffer = ReadBuf::new(lease.bytes());
                     // Pending gives the lease back.
-                    ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer)).map_err(Side::Read)?;
+                    ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))
+                        .map_err(Side::Read)?;
                     let (to, full) = (buffer.filled().len(), buffer.remaining() == 0);
                     if to == 0 {
                         self.state = State::Ending;
@@ -210,12 +228,17 @@ impl Clock {
             (self.seen, self.half_closed, self.since) = (moved, half_closed, Instant::now());
         }
         let deadline = self.since + limit;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         loop {
             // Rearmed only when it rings: a busy flow does not touch the timer wheel at each byte.
             ready!(sleep.as_mut().poll(cx));
             if Instant::now() >= deadline {
-                return Poll::Ready(End { reason, error: None });
+                return Poll::Ready(End {
+                    reason,
+                    error: None,
+                });
             }
             sleep.as_mut().reset(deadline);
         }

@@ -75,7 +75,10 @@ pub(crate) struct Crossing<'a> {
 impl Rendezvous {
     pub(crate) fn intend(&self, destination: SocketAddr) -> Intent<'_> {
         *self.lock().intents.entry(destination).or_default() += 1;
-        Intent { meeting: self, destination }
+        Intent {
+            meeting: self,
+            destination,
+        }
     }
 
     /// Is this accepted connection a crossing of ours? If so, its outbound task knows by now.
@@ -94,7 +97,10 @@ impl Rendezvous {
             places.notes.insert(tuple, Note::Arrived(workload, tell));
             taken
         };
-        let arrival = Arrival { meeting: self, tuple };
+        let arrival = Arrival {
+            meeting: self,
+            tuple,
+        };
         let matched = timeout(ARRIVAL, taken).await;
         drop(arrival);
         matches!(matched, Ok(Ok(())))
@@ -124,7 +130,10 @@ impl Drop for Arrival<'_> {
 impl<'a> Intent<'a> {
     /// The connection has begun, its tuple is known.
     pub(crate) fn cross(self, source: SocketAddr) -> Crossing<'a> {
-        let tuple = Tuple { source, destination: self.destination };
+        let tuple = Tuple {
+            source,
+            destination: self.destination,
+        };
         let (tell, answer) = oneshot::channel();
         let mut places = self.meeting.lock();
         let tell = match places.notes.remove(&tuple) {
@@ -143,7 +152,11 @@ impl<'a> Intent<'a> {
             places.notes.insert(tuple, Note::Crossing(tell));
         }
         drop(places);
-        Crossing { meeting: self.meeting, tuple, answer }
+        Crossing {
+            meeting: self.meeting,
+            tuple,
+            answer,
+        }
     }
 }
 

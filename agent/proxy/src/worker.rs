@@ -29,7 +29,10 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What a worker works with.
-#[expect(missing_debug_implementations, reason = "closures and callers' own types")]
+#[expect(
+    missing_debug_implementations,
+    reason = "closures and callers' own types"
+)]
 pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub index: usize,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -75,31 +78,40 @@ struct Counts {
 pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
     context: WorkerContext<S, O>,
 ) -> io::Result<Worker> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (commands, orders) = mpsc::unbounded_channel();
     let (end, ended) = oneshot::channel();
     let tally = Tally::default();
-    let worker = Worker { commands, tally: tally.clone(), ended };
-    std::thread::Builder::new().name(format!("worker-{}", context.index)).spawn(move || {
-        let tasks = LocalSet::new();
-        let local = Rc::new(Local {
-            context,
-            buffers: Buffers::default(),
-            tally,
-            listeners: RefCell::default(),
-        });
-        tasks.block_on(&runtime, run(local, orders));
-        // What is left of flows is dropped here: resets, each with its record.
-        drop(tasks);
-        let _ = end.send(());
-    })?;
+    let worker = Worker {
+        commands,
+        tally: tally.clone(),
+        ended,
+    };
+    std::thread::Builder::new()
+        .name(format!("worker-{}", context.index))
+        .spawn(move || {
+            let tasks = LocalSet::new();
+            let local = Rc::new(Local {
+                context,
+                buffers: Buffers::default(),
+                tally,
+                listeners: RefCell::default(),
+            });
+            tasks.block_on(&runtime, run(local, orders));
+            // What is left of flows is dropped here: resets, each with its record.
+            drop(tasks);
+            let _ = end.send(());
+        })?;
     Ok(worker)
 }
 
 impl Worker {
     /// Serves this listener from now on.
     pub fn listen(&self, spec: ListenerSpec, socket: std::net::TcpListener) {
-        self.tally.change(spec.workload, |counts| counts.listeners += 1);
+        self.tally
+            .change(spec.workload, |counts| counts.listeners += 1);
         self.send(Command::Listen(spec, socket));
     }
 
@@ -184,17 +196,24 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
 
 impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
     fn listen(self: &Rc<Self>, spec: ListenerSpec, socket: std::net::TcpListener) {
-        let listener = match socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)) {
+        let listener = match socket
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(socket))
+        {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(listener = %spec.addr, %error, "cannot serve a listener");
-                self.tally.change(spec.workload, |counts| counts.listeners -= 1);
+                self.tally
+                    .change(spec.workload, |counts| counts.listeners -= 1);
                 return;
             }
         };
         let spec = Rc::new(spec);
         let (close, closing) = watch::channel(false);
-        self.listeners.borrow_mut().push(Open { spec: Rc::clone(&spec), close });
+        self.listeners.borrow_mut().push(Open {
+            spec: Rc::clone(&spec),
+            close,
+        });
         tokio::task::spawn_local(listener::accept(Rc::clone(self), spec, listener, closing));
     }
 
@@ -208,13 +227,18 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
     }
 
     pub(crate) fn listener_closed(&self, spec: &Rc<ListenerSpec>) {
-        self.listeners.borrow_mut().retain(|open| !Rc::ptr_eq(&open.spec, spec));
-        self.tally.change(spec.workload, |counts| counts.listeners -= 1);
+        self.listeners
+            .borrow_mut()
+            .retain(|open| !Rc::ptr_eq(&open.spec, spec));
+        self.tally
+            .change(spec.workload, |counts| counts.listeners -= 1);
     }
 
     pub(crate) fn listens_on(&self, workload: WorkloadId, port: u16) -> bool {
         let listeners = self.listeners.borrow();
-        listeners.iter().any(|open| open.spec.workload == workload && open.spec.addr.port() == port)
+        listeners
+            .iter()
+            .any(|open| open.spec.workload == workload && open.spec.addr.port() == port)
     }
 
     /// Runs a flow on this worker.

@@ -83,7 +83,10 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
     /// # Errors
     /// Not in a tokio runtime, or not a socket.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        #[expect(deprecated, reason = "an OwnedFd stays open as long as it is registered; the successor is unsafe")]
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd stays open as long as it is registered; the successor is unsafe"
+        )]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self {
             socket,
@@ -101,7 +104,11 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
     pub fn send(&mut self, body: &Out, fds: Vec<OwnedFd>) -> Result<u64, ChannelError> {
         let number = self.next_number;
         self.next_number += 1;
-        let text = serde_json::to_vec(&Frame { version: VERSION, number, body })?;
+        let text = serde_json::to_vec(&Frame {
+            version: VERSION,
+            number,
+            body,
+        })?;
         self.waiting.push_back((text, fds));
         push(self.socket.get_ref(), &mut self.waiting)?;
         Ok(number)
@@ -155,7 +162,8 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
         let socket = self.socket.get_ref();
         // Asked first, since a packet that does not fit is cut off.
         let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-        let (_, length) = rustix::net::recv(socket, &mut [0_u8; 0][..], peek).map_err(io::Error::from)?;
+        let (_, length) =
+            rustix::net::recv(socket, &mut [0_u8; 0][..], peek).map_err(io::Error::from)?;
         if length > MAX_MESSAGE {
             return Err(ChannelError::Truncated);
         }
@@ -166,12 +174,13 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let slices = &mut [IoSliceMut::new(&mut self.buffer)];
-        let got = rustix::net::recvmsg(socket, slices, &mut control, flags).map_err(|error| {
-            match error {
-                rustix::io::Errno::CONNRESET => ChannelError::Closed,
-                other => ChannelError::Io(other.into()),
-            }
-        })?;
+        let got =
+            rustix::net::recvmsg(socket, slices, &mut control, flags).map_err(
+                |error| match error {
+                    rustix::io::Errno::CONNRESET => ChannelError::Closed,
+                    other => ChannelError::Io(other.into()),
+                },
+            )?;
         let fds: Vec<OwnedFd> = control
             .drain()
             .filter_map(|message| match message {
@@ -180,7 +189,10 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
             })
             .flatten()
             .collect();
-        if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        if got
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+        {
             return Err(ChannelError::Truncated);
         }
         if got.bytes == 0 {

@@ -33,7 +33,10 @@ enum Slot<T> {
 impl Backends {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            marks: Marks { upstream: config.mark, delivery: config.delivery_mark() },
+            marks: Marks {
+                upstream: config.mark,
+                delivery: config.delivery_mark(),
+            },
             state_dir: config.state_dir.clone(),
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
@@ -107,9 +110,11 @@ impl Backends {
 
     pub(super) fn events(&self) -> BTreeMap<String, u64> {
         match &self.ebpf {
-            Slot::Ready(backend) => {
-                backend.events().into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
-            }
+            Slot::Ready(backend) => backend
+                .events()
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
             _ => BTreeMap::new(),
         }
     }

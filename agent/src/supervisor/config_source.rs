@@ -31,12 +31,21 @@ impl ConfigSource {
                     // Full: a change is already reported.
                     let _ = tell.try_send(());
                 })?;
-                watcher.watch(directory, RecursiveMode::NonRecursive).map(|()| watcher)
+                watcher
+                    .watch(directory, RecursiveMode::NonRecursive)
+                    .map(|()| watcher)
             })
             .transpose()
             .context("cannot watch the configuration file's directory")?;
-        let seen = path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
-        Ok(Self { path, events, seen, _watcher: watcher })
+        let seen = path
+            .as_deref()
+            .and_then(|path| std::fs::read_to_string(path).ok());
+        Ok(Self {
+            path,
+            events,
+            seen,
+            _watcher: watcher,
+        })
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
@@ -52,7 +61,10 @@ impl ConfigSource {
             }
             tokio::time::sleep(SETTLE).await;
             while self.events.try_recv().is_ok() {}
-            let now = self.path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+            let now = self
+                .path
+                .as_deref()
+                .and_then(|path| std::fs::read_to_string(path).ok());
             if now.is_some() && now != self.seen {
                 self.seen = now;
                 return;

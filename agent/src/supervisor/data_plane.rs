@@ -64,7 +64,9 @@ impl DataPlane {
     /// Starts the child and says hello. `admin` are the sockets it answers on.
     pub(super) fn spawn(&mut self, hello: &ToWorker, admin: Vec<OwnedFd>) -> Result<()> {
         let (ours, theirs) = ipc::pair().context("cannot make the channel to the data plane")?;
-        self.heartbeats.clear().context("cannot clear the heartbeats")?;
+        self.heartbeats
+            .clear()
+            .context("cannot clear the heartbeats")?;
         // Through /proc, so that a replaced file on disk does not mix two builds.
         let child = Command::new("/proc/self/exe")
             .arg0("shunt")
@@ -74,19 +76,32 @@ impl DataPlane {
             .spawn()
             .context("cannot start the data plane")?;
         let mut channel = Channel::new(ours).context("cannot use the channel to the data plane")?;
-        let mut fds = vec![self.heartbeats.share().context("cannot share the heartbeats")?];
+        let mut fds = vec![
+            self.heartbeats
+                .share()
+                .context("cannot share the heartbeats")?,
+        ];
         fds.extend(admin);
-        channel.send(hello, fds).context("cannot greet the data plane")?;
+        channel
+            .send(hello, fds)
+            .context("cannot greet the data plane")?;
         tracing::info!(pid = child.id(), "data plane started");
         self.start_at = None;
         self.last_alive = Instant::now();
-        self.running = Some(Running { child, channel, channel_failed: false, started: Instant::now() });
+        self.running = Some(Running {
+            child,
+            channel,
+            channel_failed: false,
+            started: Instant::now(),
+        });
         Ok(())
     }
 
     /// Queues a message. Without a data plane it is dropped: the next one is told everything anyway.
     pub(super) fn tell(&mut self, message: &ToWorker, fds: Vec<OwnedFd>) {
-        let Some(running) = &mut self.running else { return };
+        let Some(running) = &mut self.running else {
+            return;
+        };
         if running.channel_failed {
             return;
         }
@@ -107,7 +122,9 @@ impl DataPlane {
             self.start_at = None;
             return Event::StartDue;
         }
-        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let Some(running) = &mut self.running else {
+            return std::future::pending().await;
+        };
         tokio::select! {
             biased;
             heard = running.channel.receive(), if !running.channel_failed => match heard {
@@ -174,11 +191,22 @@ impl DataPlane {
         want: SocketWant,
         count: usize,
     ) {
-        match serving.enrolment.netns.stock(want.role, want.family, marks, count) {
+        match serving
+            .enrolment
+            .netns
+            .stock(want.role, want.family, marks, count)
+        {
             Ok(sockets) => self.tell(&ToWorker::Stock { worker, want }, sockets),
             Err(error) => {
                 let error = error.to_string();
-                self.tell(&ToWorker::StockFailed { worker, want, error }, Vec::new());
+                self.tell(
+                    &ToWorker::StockFailed {
+                        worker,
+                        want,
+                        error,
+                    },
+                    Vec::new(),
+                );
             }
         }
     }

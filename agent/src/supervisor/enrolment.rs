@@ -49,7 +49,10 @@ impl Serving {
             let backend = match backends.get(mode) {
                 Ok(backend) => backend,
                 Err(reason) => {
-                    reasons.push(format!("{} does not work on this host: {reason}", mode.as_str()));
+                    reasons.push(format!(
+                        "{} does not work on this host: {reason}",
+                        mode.as_str()
+                    ));
                     continue;
                 }
             };
@@ -78,7 +81,13 @@ impl Serving {
             } else {
                 reasons.join("; ")
             };
-            return Ok(Self { enrolment, mode, mode_reason, transparent, claim: Some(claim) });
+            return Ok(Self {
+                enrolment,
+                mode,
+                mode_reason,
+                transparent,
+                claim: Some(claim),
+            });
         }
         Err(InterceptError::Unsupported(reasons.join("; ")))
     }
@@ -106,17 +115,24 @@ impl Serving {
 
     /// Duplicates for the data plane.
     pub(super) fn listener_fds(listener: &Listener) -> io::Result<Vec<OwnedFd>> {
-        listener.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned()).collect()
+        listener
+            .sockets
+            .iter()
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect()
     }
 }
 
 fn claim(netns: &Netns) -> Result<UnixDatagram, InterceptError> {
-    let bind = || UnixAddr::from_abstract_name(CLAIM).and_then(|name| UnixDatagram::bind_addr(&name));
+    let bind =
+        || UnixAddr::from_abstract_name(CLAIM).and_then(|name| UnixDatagram::bind_addr(&name));
     match netns.enter(bind).and_then(|bound| bound) {
         Ok(claim) => Ok(claim),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(InterceptError::io("claim (another agent serves it)", netns.path().display(), error))
-        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(InterceptError::io(
+            "claim (another agent serves it)",
+            netns.path().display(),
+            error,
+        )),
         Err(error) => Err(InterceptError::io("claim", netns.path().display(), error)),
     }
 }
@@ -140,19 +156,39 @@ fn listen(
         Mode::Iptables => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
     };
     let (to_outbound, to_inbound) = match mode {
-        Mode::Ebpf => (Steering::ConnectHook { netns_cookie: netns.cookie() }, Steering::SkLookup),
+        Mode::Ebpf => (
+            Steering::ConnectHook {
+                netns_cookie: netns.cookie(),
+            },
+            Steering::SkLookup,
+        ),
         Mode::Iptables => (Steering::Redirect, Steering::Redirect),
     };
     let mut listeners = Vec::new();
     for (direction, steering, addresses, port) in [
-        (Direction::Outbound, to_outbound, loopback, config.ports.outbound),
-        (Direction::Inbound, to_inbound, inbound, config.ports.inbound),
+        (
+            Direction::Outbound,
+            to_outbound,
+            loopback,
+            config.ports.outbound,
+        ),
+        (
+            Direction::Inbound,
+            to_inbound,
+            inbound,
+            config.ports.inbound,
+        ),
     ] {
         for address in addresses {
             let wanted = SocketAddr::new(address, port);
             match netns.listen(wanted, config.mark, config.concurrency) {
                 Ok((addr, sockets)) => listeners.push(Listener {
-                    spec: ListenerSpec { workload: id, direction, steering, addr },
+                    spec: ListenerSpec {
+                        workload: id,
+                        direction,
+                        steering,
+                        addr,
+                    },
                     sockets,
                 }),
                 Err(error) if address.is_ipv6() && no_such_family(&error) => {
@@ -170,5 +206,7 @@ fn listen(
 
 fn no_such_family(error: &io::Error) -> bool {
     let codes = [nix::libc::EADDRNOTAVAIL, nix::libc::EAFNOSUPPORT];
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
 }

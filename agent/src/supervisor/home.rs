@@ -41,10 +41,15 @@ impl Home {
             .write(true)
             .open(&lock_path)
             .with_context(|| format!("cannot open {}", lock_path.display()))?;
-        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        let _ = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error);
         let lock = lock.with_context(|| {
-            format!("another agent uses {}; give this one its own state_dir", dir.display())
+            format!(
+                "another agent uses {}; give this one its own state_dir",
+                dir.display()
+            )
         })?;
         let admin_tcp = config
             .admin
@@ -119,13 +124,23 @@ impl OwnCgroup {
         let root = cgroup::mount_point()?;
         let own = cgroup::of_this_process(&root)?;
         if own != root {
-            return Ok(Self { path: own, made: false, root });
+            return Ok(Self {
+                path: own,
+                made: false,
+                root,
+            });
         }
         let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path)
             .and_then(|()| fs::write(path.join("cgroup.procs"), "0"))
-            .map_err(|error| InterceptError::io("move the agent into cgroup", path.display(), error))?;
-        Ok(Self { path, made: true, root })
+            .map_err(|error| {
+                InterceptError::io("move the agent into cgroup", path.display(), error)
+            })?;
+        Ok(Self {
+            path,
+            made: true,
+            root,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -33,7 +33,12 @@ pub(super) struct Workload {
 
 #[derive(Debug)]
 pub(super) enum Phase {
-    Waiting { retry_at: Instant, pause: Duration, state: WorkloadState, reason: String },
+    Waiting {
+        retry_at: Instant,
+        pause: Duration,
+        state: WorkloadState,
+        reason: String,
+    },
     Serving(Serving),
 }
 
@@ -57,13 +62,28 @@ impl Supervisor {
             None => {
                 self.workloads.insert(name, Workload::new(spec));
             }
-            Some(Workload { phase: Phase::Serving(mut serving), spec: old }) => {
+            Some(Workload {
+                phase: Phase::Serving(mut serving),
+                spec: old,
+            }) => {
                 if old == spec {
-                    self.workloads.insert(name, Workload { spec, phase: Phase::Serving(serving) });
+                    self.workloads.insert(
+                        name,
+                        Workload {
+                            spec,
+                            phase: Phase::Serving(serving),
+                        },
+                    );
                 } else if changes_in_place(&old, &spec) {
                     serving.enrolment.spec = spec.clone();
                     self.refresh(&serving);
-                    self.workloads.insert(name, Workload { spec, phase: Phase::Serving(serving) });
+                    self.workloads.insert(
+                        name,
+                        Workload {
+                            spec,
+                            phase: Phase::Serving(serving),
+                        },
+                    );
                 } else {
                     self.leave(serving);
                     self.workloads.insert(name, Workload::new(spec));
@@ -77,7 +97,9 @@ impl Supervisor {
     }
 
     pub(super) fn withdraw(&mut self, name: &WorkloadName) {
-        let Some(workload) = self.workloads.remove(name) else { return };
+        let Some(workload) = self.workloads.remove(name) else {
+            return;
+        };
         tracing::info!(workload = %name, "withdrawn");
         if let Phase::Serving(serving) = workload.phase {
             self.leave(serving);
@@ -133,24 +155,36 @@ impl Supervisor {
 
     /// Tells the data plane of a workload: what it is, where it listens, sockets to begin with.
     fn introduce(&mut self, serving: &Serving) {
-        self.data_plane.tell(&ToWorker::Enrol(serving.view()), Vec::new());
+        self.data_plane
+            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
         for listener in &serving.enrolment.listeners {
             match Serving::listener_fds(listener) {
-                Ok(fds) => self.data_plane.tell(&ToWorker::Listen(listener.spec.clone()), fds),
+                Ok(fds) => self
+                    .data_plane
+                    .tell(&ToWorker::Listen(listener.spec.clone()), fds),
                 Err(error) => tracing::error!(%error, "cannot share a listener"),
             }
         }
         let families: Vec<Family> = [Family::V4, Family::V6]
             .into_iter()
             .filter(|family| {
-                serving.enrolment.listeners.iter().any(|l| Family::of(l.spec.addr) == *family)
+                serving
+                    .enrolment
+                    .listeners
+                    .iter()
+                    .any(|l| Family::of(l.spec.addr) == *family)
             })
             .collect();
         for worker in 0..self.config.concurrency {
             for role in [SocketRole::Upstream, SocketRole::Delivery] {
                 for &family in &families {
-                    let want = SocketWant { workload: serving.enrolment.id, role, family };
-                    self.data_plane.stock(serving, self.backends.marks, worker, want, FIRST_STOCK);
+                    let want = SocketWant {
+                        workload: serving.enrolment.id,
+                        role,
+                        family,
+                    };
+                    self.data_plane
+                        .stock(serving, self.backends.marks, worker, want, FIRST_STOCK);
                 }
             }
         }
@@ -159,19 +193,28 @@ impl Supervisor {
     /// Hooks and policy of a served workload follow its (changed) spec and addresses.
     fn refresh(&mut self, serving: &Serving) {
         let name = &serving.enrolment.spec.name;
-        match self.backends.get(serving.mode).map(|backend| backend.update(&serving.enrolment)) {
+        match self
+            .backends
+            .get(serving.mode)
+            .map(|backend| backend.update(&serving.enrolment))
+        {
             Ok(Ok(())) => tracing::info!(workload = %name, "changed"),
             Ok(Err(error)) => {
                 tracing::error!(workload = %name, error = error.chain(), "cannot change; the old policy stays");
             }
             Err(reason) => tracing::error!(workload = %name, reason, "cannot change"),
         }
-        self.data_plane.tell(&ToWorker::Enrol(serving.view()), Vec::new());
+        self.data_plane
+            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
     }
 
     /// New connections of the workload go directly; what goes on goes on.
     fn leave(&mut self, serving: Serving) {
-        match self.backends.get(serving.mode).map(|backend| backend.release(&serving.enrolment)) {
+        match self
+            .backends
+            .get(serving.mode)
+            .map(|backend| backend.release(&serving.enrolment))
+        {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(
                 workload = %serving.enrolment.spec.name, error = error.chain(), "not everything could be removed"
@@ -189,7 +232,11 @@ impl Supervisor {
     }
 
     pub(super) fn listeners_closed(&mut self, id: WorkloadId) {
-        for serving in self.leaving.iter_mut().filter(|serving| serving.enrolment.id == id) {
+        for serving in self
+            .leaving
+            .iter_mut()
+            .filter(|serving| serving.enrolment.id == id)
+        {
             serving.claim = None;
             serving.enrolment.listeners.clear();
         }
@@ -197,14 +244,26 @@ impl Supervisor {
     }
 
     pub(super) fn drained(&mut self, id: WorkloadId) {
-        let Some(at) = self.leaving.iter().position(|serving| serving.enrolment.id == id) else { return };
+        let Some(at) = self
+            .leaving
+            .iter()
+            .position(|serving| serving.enrolment.id == id)
+        else {
+            return;
+        };
         let serving = self.leaving.swap_remove(at);
         let inode = serving.enrolment.netns.inode();
-        let served_again = self.servings().chain(&self.leaving).any(|other| other.enrolment.netns.inode() == inode);
+        let served_again = self
+            .servings()
+            .chain(&self.leaving)
+            .any(|other| other.enrolment.netns.inode() == inode);
         if served_again {
             return;
         }
-        let finished = self.backends.get(serving.mode).map(|backend| backend.finish(&serving.enrolment));
+        let finished = self
+            .backends
+            .get(serving.mode)
+            .map(|backend| backend.finish(&serving.enrolment));
         let removed = return_path::remove(&serving.enrolment.netns, self.backends.marks.delivery);
         for result in [finished.unwrap_or(Ok(())), removed] {
             if let Err(error) = result {
@@ -217,7 +276,11 @@ impl Supervisor {
 
     /// The data plane is dead, and its flows with it.
     pub(super) fn flows_are_gone(&mut self) {
-        let ids: Vec<WorkloadId> = self.leaving.iter().map(|serving| serving.enrolment.id).collect();
+        let ids: Vec<WorkloadId> = self
+            .leaving
+            .iter()
+            .map(|serving| serving.enrolment.id)
+            .collect();
         for id in ids {
             self.listeners_closed(id);
             self.drained(id);
@@ -236,7 +299,9 @@ impl Supervisor {
     pub(super) fn look(&mut self) {
         let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
         for name in names {
-            let Some(Workload { spec, phase }) = self.workloads.remove(&name) else { continue };
+            let Some(Workload { spec, phase }) = self.workloads.remove(&name) else {
+                continue;
+            };
             let phase = match phase {
                 Phase::Serving(serving) => self.look_at(serving),
                 waiting @ Phase::Waiting { .. } => waiting,
@@ -280,11 +345,19 @@ impl Supervisor {
         match serving {
             Some(serving) => {
                 let count = count.min(MAX_FDS);
-                self.data_plane.stock(serving, self.backends.marks, worker, want, count);
+                self.data_plane
+                    .stock(serving, self.backends.marks, worker, want, count);
             }
             None => {
                 let error = "the workload was withdrawn".to_owned();
-                self.data_plane.tell(&ToWorker::StockFailed { worker, want, error }, Vec::new());
+                self.data_plane.tell(
+                    &ToWorker::StockFailed {
+                        worker,
+                        want,
+                        error,
+                    },
+                    Vec::new(),
+                );
             }
         }
     }
@@ -314,14 +387,17 @@ impl Supervisor {
     pub(super) fn publish(&mut self) {
         let states = self.workloads.values().map(info).collect();
         self.data_plane.publish_states(states);
-        self.data_plane.publish_counters(self.backends.events(), self.repairs.clone());
+        self.data_plane
+            .publish_counters(self.backends.events(), self.repairs.clone());
     }
 
     fn servings(&self) -> impl Iterator<Item = &Serving> {
-        self.workloads.values().filter_map(|workload| match &workload.phase {
-            Phase::Serving(serving) => Some(serving),
-            Phase::Waiting { .. } => None,
-        })
+        self.workloads
+            .values()
+            .filter_map(|workload| match &workload.phase {
+                Phase::Serving(serving) => Some(serving),
+                Phase::Waiting { .. } => None,
+            })
     }
 }
 
@@ -347,7 +423,12 @@ fn wait_longer(spec: &WorkloadSpec, before: Phase, error: &InterceptError) -> Ph
         _ => WorkloadState::Pending,
     };
     let retry_at = Instant::now() + pause;
-    Phase::Waiting { retry_at, pause: (pause * 2).min(LAST_RETRY), state, reason }
+    Phase::Waiting {
+        retry_at,
+        pause: (pause * 2).min(LAST_RETRY),
+        state,
+        reason,
+    }
 }
 
 fn info(workload: &Workload) -> WorkloadInfo {

@@ -75,5 +75,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
     ];
-    rows.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field).collect()
+    rows.into_iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(field, _)| field)
+        .collect()
 }

@@ -40,18 +40,27 @@ pub(super) fn serve(
     wishes: mpsc::UnboundedSender<Wish>,
 ) -> Result<Vec<JoinHandle<()>>> {
     let mut servers = Vec::new();
-    let api = Rc::new(Api { view, level, wishes });
+    let api = Rc::new(Api {
+        view,
+        level,
+        wishes,
+    });
     for (index, socket) in sockets.into_iter().enumerate() {
         let listener = if index == 0 {
             let unix = std::os::unix::net::UnixListener::from(socket);
-            unix.set_nonblocking(true).context("cannot use the admin socket")?;
+            unix.set_nonblocking(true)
+                .context("cannot use the admin socket")?;
             Listener::Unix(UnixListener::from_std(unix).context("cannot use the admin socket")?)
         } else {
             let tcp = std::net::TcpListener::from(socket);
-            tcp.set_nonblocking(true).context("cannot use the admin address")?;
+            tcp.set_nonblocking(true)
+                .context("cannot use the admin address")?;
             Listener::Tcp(TcpListener::from_std(tcp).context("cannot use the admin address")?)
         };
-        servers.push(tokio::task::spawn_local(shunt_admin::serve(listener, Rc::clone(&api))));
+        servers.push(tokio::task::spawn_local(shunt_admin::serve(
+            listener,
+            Rc::clone(&api),
+        )));
     }
     Ok(servers)
 }
@@ -95,32 +104,61 @@ impl Api {
             .map(|info| format!("{}: {}\n", info.name, info.state_reason))
             .collect();
         if !view.told {
-            return text(UNAVAILABLE, "the supervisor has not said who is enrolled yet\n".into());
+            return text(
+                UNAVAILABLE,
+                "the supervisor has not said who is enrolled yet\n".into(),
+            );
         }
-        if pending.is_empty() { text(OK, "LIVE\n".into()) } else { text(UNAVAILABLE, pending.concat()) }
+        if pending.is_empty() {
+            text(OK, "LIVE\n".into())
+        } else {
+            text(UNAVAILABLE, pending.concat())
+        }
     }
 
     fn stats(&self) -> Answer {
         let view = self.view.borrow();
         let counters = &view.counters;
         let mut lines = vec![
-            format!("connections_active: {}", counters.connections_active.load(Relaxed)),
-            format!("original_dst_misses: {}", counters.original_dst_misses.load(Relaxed)),
+            format!(
+                "connections_active: {}",
+                counters.connections_active.load(Relaxed)
+            ),
+            format!(
+                "original_dst_misses: {}",
+                counters.original_dst_misses.load(Relaxed)
+            ),
             format!("loops_refused: {}", counters.loops_refused.load(Relaxed)),
-            format!("connections_refused_by_limit: {}", counters.connections_refused_by_limit.load(Relaxed)),
+            format!(
+                "connections_refused_by_limit: {}",
+                counters.connections_refused_by_limit.load(Relaxed)
+            ),
             format!("accept_errors: {}", counters.accept_errors.load(Relaxed)),
-            format!("access_log_dropped: {}", counters.access_log_dropped.load(Relaxed)),
+            format!(
+                "access_log_dropped: {}",
+                counters.access_log_dropped.load(Relaxed)
+            ),
             format!("snapshot_generation: {}", view.snapshot.load().generation),
         ];
-        lines.extend(view.kernel_events.iter().map(|(name, count)| format!("kernel.{name}: {count}")));
-        lines.extend(view.repairs.iter().map(|(name, count)| format!("repairs.{name}: {count}")));
+        lines.extend(
+            view.kernel_events
+                .iter()
+                .map(|(name, count)| format!("kernel.{name}: {count}")),
+        );
+        lines.extend(
+            view.repairs
+                .iter()
+                .map(|(name, count)| format!("repairs.{name}: {count}")),
+        );
         text(OK, lines.join("\n") + "\n")
     }
 
     fn prometheus(&self) -> Answer {
         let view = self.view.borrow();
         let list = |map: &std::collections::BTreeMap<String, u64>| -> Vec<(String, u64)> {
-            map.iter().map(|(name, count)| (name.clone(), *count)).collect()
+            map.iter()
+                .map(|(name, count)| (name.clone(), *count))
+                .collect()
         };
         let body = metrics::render(&Sources {
             snapshot: &view.snapshot.load(),
@@ -130,7 +168,10 @@ impl Api {
             kernel_events: &list(&view.kernel_events),
             version: env!("CARGO_PKG_VERSION"),
         });
-        Answer { content_type: metrics::CONTENT_TYPE, ..text(OK, body) }
+        Answer {
+            content_type: metrics::CONTENT_TYPE,
+            ..text(OK, body)
+        }
     }
 
     fn listeners(&self) -> Answer {

@@ -62,7 +62,13 @@ enum End {
 
 impl Control {
     pub(super) fn start(channel: ToSupervisorChannel, greeting: Greeting) -> Result<Self> {
-        let Greeting { config, supervisor_pid, started_unix_seconds, heartbeats, admin } = greeting;
+        let Greeting {
+            config,
+            supervisor_pid,
+            started_unix_seconds,
+            heartbeats,
+            admin,
+        } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
         let view = View::new(config, supervisor_pid, started_unix_seconds);
         let access_log = AccessLogger::open(&view.config.log, Arc::clone(&view.counters))
@@ -74,7 +80,9 @@ impl Control {
         let mut stocks = Vec::new();
         for index in 0..view.config.concurrency {
             let stock = Stock::new(index, ask.clone());
-            let page = heartbeats.try_clone().context("cannot share the heartbeats")?;
+            let page = heartbeats
+                .try_clone()
+                .context("cannot share the heartbeats")?;
             let log = access_log.clone();
             let flows: FlowSink = Arc::new(move |record| log.write(&record));
             let worker = shunt_proxy::spawn(WorkerContext {
@@ -163,22 +171,39 @@ impl Control {
         match message {
             ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
             ToWorker::Handshakes => {
-                let map = fds.into_iter().next().context("no map came with the message")?;
+                let map = fds
+                    .into_iter()
+                    .next()
+                    .context("no map came with the message")?;
                 self.originals.set_handshakes(HandshakeTable::from_fd(map));
             }
             ToWorker::Enrol(view) => self.view.borrow_mut().enrol(view),
             ToWorker::Listen(spec) => {
                 let sockets = fds.len();
-                anyhow::ensure!(sockets == self.workers.len(), "{sockets} sockets for {} workers", self.workers.len());
+                anyhow::ensure!(
+                    sockets == self.workers.len(),
+                    "{sockets} sockets for {} workers",
+                    self.workers.len()
+                );
                 for (worker, socket) in self.workers.iter().zip(fds) {
                     worker.listen(spec.clone(), socket.into());
                 }
             }
             ToWorker::Stock { worker, want } => {
-                self.stocks.get(worker).context("no such worker")?.put(want, fds);
+                self.stocks
+                    .get(worker)
+                    .context("no such worker")?
+                    .put(want, fds);
             }
-            ToWorker::StockFailed { worker, want, error } => {
-                self.stocks.get(worker).context("no such worker")?.fail(want, error);
+            ToWorker::StockFailed {
+                worker,
+                want,
+                error,
+            } => {
+                self.stocks
+                    .get(worker)
+                    .context("no such worker")?
+                    .fail(want, error);
             }
             ToWorker::Withdraw { id } => {
                 self.view.borrow_mut().withdraw(id);
@@ -191,9 +216,15 @@ impl Control {
                 let mut view = self.view.borrow_mut();
                 (view.infos, view.told) = (infos, true);
             }
-            ToWorker::Settings { timeouts, limits, log_level } => {
+            ToWorker::Settings {
+                timeouts,
+                limits,
+                log_level,
+            } => {
                 self.view.borrow_mut().set_limits(timeouts, limits);
-                self.level.set(&log_level).map_err(|error| anyhow::anyhow!("log level: {error}"))?;
+                self.level
+                    .set(&log_level)
+                    .map_err(|error| anyhow::anyhow!("log level: {error}"))?;
             }
             ToWorker::Counters { kernel, repairs } => {
                 let mut view = self.view.borrow_mut();
@@ -215,12 +246,20 @@ impl Control {
         let mut done = Vec::new();
         let mut told = Vec::new();
         for leaving in &mut self.leaving {
-            let listeners: usize = self.workers.iter().map(|worker| worker.listeners(leaving.id)).sum();
+            let listeners: usize = self
+                .workers
+                .iter()
+                .map(|worker| worker.listeners(leaving.id))
+                .sum();
             if !leaving.closed && listeners == 0 {
                 leaving.closed = true;
                 told.push(ToSupervisor::ListenersClosed { id: leaving.id });
             }
-            let flows: u64 = self.workers.iter().map(|worker| worker.flows(leaving.id)).sum();
+            let flows: u64 = self
+                .workers
+                .iter()
+                .map(|worker| worker.flows(leaving.id))
+                .sum();
             if leaving.closed && flows == 0 {
                 told.push(ToSupervisor::Drained { id: leaving.id });
                 done.push(leaving.id);
@@ -240,7 +279,10 @@ impl Control {
 
     /// In order: the supervisor still supplies sockets while flows end.
     async fn stop(mut self, grace: Duration) {
-        tracing::info!(grace_s = grace.as_secs(), "the data plane lets its flows end");
+        tracing::info!(
+            grace_s = grace.as_secs(),
+            "the data plane lets its flows end"
+        );
         let workers = std::mem::take(&mut self.workers);
         let ended = async {
             for worker in &workers {

@@ -40,7 +40,11 @@ struct Shelf {
 
 impl Stock {
     pub(super) fn new(worker: usize, requests: UnboundedSender<ToSupervisor>) -> Self {
-        Self { worker, shelves: Arc::default(), requests }
+        Self {
+            worker,
+            shelves: Arc::default(),
+            requests,
+        }
     }
 
     pub(super) fn put(&self, want: SocketWant, sockets: Vec<OwnedFd>) {
@@ -80,7 +84,11 @@ impl Stock {
         if have <= shelf.aim / 2 {
             let count = shelf.aim - have;
             shelf.coming += count;
-            let request = ToSupervisor::NeedSockets { worker: self.worker, want, count };
+            let request = ToSupervisor::NeedSockets {
+                worker: self.worker,
+                want,
+                count,
+            };
             if self.requests.send(request).is_err() {
                 shelf.coming = 0;
                 shelf.failure = Some("the supervisor is gone".into());
@@ -91,7 +99,9 @@ impl Stock {
     }
 
     fn failure(&self, want: SocketWant) -> Option<String> {
-        self.lock().get(&want).and_then(|shelf| shelf.failure.clone())
+        self.lock()
+            .get(&want)
+            .and_then(|shelf| shelf.failure.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketWant, Shelf>> {
@@ -119,13 +129,20 @@ impl SocketSupply for Stock {
                     notified.await;
                 }
                 if let Some(error) = self.failure(want) {
-                    return Err(io::Error::other(format!("no socket from the supervisor: {error}")));
+                    return Err(io::Error::other(format!(
+                        "no socket from the supervisor: {error}"
+                    )));
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, taken).await.unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "no socket from the supervisor in 10 s"))
-        })
+        tokio::time::timeout(PATIENCE, taken)
+            .await
+            .unwrap_or_else(|_| {
+                Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "no socket from the supervisor in 10 s",
+                ))
+            })
     }
 }
 
@@ -136,11 +153,20 @@ mod tests {
 
     use super::*;
 
-    const WANT: SocketWant =
-        SocketWant { workload: WorkloadId(1), role: SocketRole::Upstream, family: Family::V4 };
+    const WANT: SocketWant = SocketWant {
+        workload: WorkloadId(1),
+        role: SocketRole::Upstream,
+        family: Family::V4,
+    };
 
     fn sockets(count: usize) -> Vec<OwnedFd> {
-        (0..count).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket").into()).collect()
+        (0..count)
+            .map(|_| {
+                std::net::UdpSocket::bind("127.0.0.1:0")
+                    .expect("a socket")
+                    .into()
+            })
+            .collect()
     }
 
     #[tokio::test]
@@ -152,7 +178,9 @@ mod tests {
             async move { stock.take(WANT).await }
         });
         let request = asked.recv().await.expect("a request");
-        let ToSupervisor::NeedSockets { count, .. } = request else { panic!("{request:?}") };
+        let ToSupervisor::NeedSockets { count, .. } = request else {
+            panic!("{request:?}")
+        };
         stock.put(WANT, sockets(count));
         waiting.await.expect("no panic").expect("a socket");
         assert!(asked.try_recv().is_err(), "asked twice");

@@ -8,9 +8,7 @@ use arc_swap::ArcSwap;
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
 use shunt_core::snapshot::{Enrolled, Snapshot};
-use shunt_core::status::{
-    AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus,
-};
+use shunt_core::status::{AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus};
 use shunt_core::workload::{WorkloadId, WorkloadName};
 
 use crate::ipc::{EnrolledView, WorkloadInfo};
@@ -84,9 +82,14 @@ impl View {
 
     /// The workload stays known, for its flows, but owns no address any more.
     pub(super) fn withdraw(&mut self, id: WorkloadId) {
-        let Some(known) = self.enrolled.get(&id) else { return };
+        let Some(known) = self.enrolled.get(&id) else {
+            return;
+        };
         known.withdrawn.store(true, Ordering::Relaxed);
-        let homeless = Enrolled { addresses: Vec::new(), ..Enrolled::clone(known) };
+        let homeless = Enrolled {
+            addresses: Vec::new(),
+            ..Enrolled::clone(known)
+        };
         self.enrolled.insert(id, Arc::new(homeless));
         self.publish();
     }
@@ -98,7 +101,12 @@ impl View {
 
     fn publish(&self) {
         let generation = self.snapshot.load().generation + 1;
-        let next = Snapshot::new(generation, self.timeouts, self.limits, self.enrolled.clone());
+        let next = Snapshot::new(
+            generation,
+            self.timeouts,
+            self.limits,
+            self.enrolled.clone(),
+        );
         self.snapshot.store(Arc::new(next));
     }
 
@@ -112,7 +120,11 @@ impl View {
                 pid: self.supervisor_pid,
                 worker_pid: std::process::id(),
             },
-            workloads: self.infos.iter().map(|info| self.workload_status(info)).collect(),
+            workloads: self
+                .infos
+                .iter()
+                .map(|info| self.workload_status(info))
+                .collect(),
         }
     }
 

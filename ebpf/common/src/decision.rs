@@ -186,8 +186,11 @@ pub fn decide(question: &Question, rules: &impl Rules) -> Verdict {
     if by_address.has(Marks::OWN) {
         return Verdict::OwnAddress;
     }
-    let by_port =
-        if restricts.has(Restricts::ANY_PORTS) { rules.port(question.port) } else { Marks(0) };
+    let by_port = if restricts.has(Restricts::ANY_PORTS) {
+        rules.port(question.port)
+    } else {
+        Marks(0)
+    };
     if by_port.has(Marks::EXCLUDED) {
         return Verdict::ExcludedPort;
     }

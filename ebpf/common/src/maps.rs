@@ -62,12 +62,20 @@ impl RuleKey {
     #[inline(always)]
     pub fn port(set: u32, direction: u32, port: u16) -> Self {
         let data = [(u32::from(port) << 16).to_be(), 0, 0, 0];
-        Self { set, table: Self::OUTBOUND_PORTS + direction, data }
+        Self {
+            set,
+            table: Self::OUTBOUND_PORTS + direction,
+            data,
+        }
     }
 
     #[inline(always)]
     pub fn address(set: u32, direction: u32, address: &Address) -> Self {
-        Self { set, table: Self::OUTBOUND_ADDRESSES + direction, data: address.0 }
+        Self {
+            set,
+            table: Self::OUTBOUND_ADDRESSES + direction,
+            data: address.0,
+        }
     }
 }
 
@@ -157,7 +165,10 @@ pub mod capacity {
 }
 
 #[cfg(feature = "user")]
-#[expect(unsafe_code, reason = "promising the kernel that these types have no padding")]
+#[expect(
+    unsafe_code,
+    reason = "promising the kernel that these types have no padding"
+)]
 mod pod {
     use super::*;
 

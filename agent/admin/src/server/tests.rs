@@ -19,13 +19,19 @@ async fn questions_are_answered_over_a_unix_socket() {
             let socket = dir.path().join("admin.sock");
             let listener = Listener::Unix(UnixListener::bind(&socket).expect("bound"));
             tokio::task::spawn_local(serve(listener, Rc::new(Echo)));
-            let (status, body) = client::request(&socket, "GET", "/ready", None).await.expect("an answer");
+            let (status, body) = client::request(&socket, "GET", "/ready", None)
+                .await
+                .expect("an answer");
             assert_eq!((status, &body[..]), (StatusCode::OK, &b"Ready"[..]));
-            let (status, _) = client::request(&socket, "GET", "/nothing", None).await.expect("an answer");
+            let (status, _) = client::request(&socket, "GET", "/nothing", None)
+                .await
+                .expect("an answer");
             assert_eq!(status, StatusCode::NOT_FOUND);
             let huge = "x".repeat(MAX_BODY + 1);
             let path = "/workloads/default/web";
-            let (status, _) = client::request(&socket, "PUT", path, Some(huge)).await.expect("an answer");
+            let (status, _) = client::request(&socket, "PUT", path, Some(huge))
+                .await
+                .expect("an answer");
             assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         })
         .await;
@@ -34,7 +40,10 @@ async fn questions_are_answered_over_a_unix_socket() {
 #[tokio::test]
 async fn nobody_answers() {
     let error = client::request(std::path::Path::new("/nonexistent"), "GET", "/ready", None).await;
-    assert!(matches!(error, Err(client::ClientError::NotRunning(_))), "{error:?}");
+    assert!(
+        matches!(error, Err(client::ClientError::NotRunning(_))),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -46,7 +55,9 @@ async fn over_tcp_only_reading_is_allowed() {
             let addr = tcp.local_addr().expect("an address");
             tokio::task::spawn_local(serve(Listener::Tcp(tcp), Rc::new(Echo)));
             for (method, want) in [("GET /ready", "200"), ("POST /drain", "403")] {
-                let mut stream = tokio::net::TcpStream::connect(addr).await.expect("connected");
+                let mut stream = tokio::net::TcpStream::connect(addr)
+                    .await
+                    .expect("connected");
                 let request = format!("{method} HTTP/1.1\r\nhost: x\r\n\r\n");
                 stream.write_all(request.as_bytes()).await.expect("sent");
                 let mut answer = String::new();

@@ -1,6 +1,9 @@
 //! Taking original destinations out of the handshake map. Runs in the data plane, without any capability: kernels
 //! from 5.19 let whoever holds a map's descriptor use it.
-#![expect(unsafe_code, reason = "bpf(2) has no safe binding for look-up-and-delete")]
+#![expect(
+    unsafe_code,
+    reason = "bpf(2) has no safe binding for look-up-and-delete"
+)]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -50,7 +53,8 @@ impl HandshakeTable {
         };
         let (address, size) = (std::ptr::from_ref(&attr), size_of::<ElementAttr>());
         // SAFETY: `attr` has the layout of the command, and its pointers lead to a key and a value of the map's sizes.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_ELEM, address, size) };
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_ELEM, address, size) };
         if done == 0 {
             // SAFETY: the kernel wrote the whole value.
             return Ok(Some(unsafe { destination.assume_init() }));

@@ -41,13 +41,20 @@ struct Attached {
 impl Hooks {
     pub(super) fn load(object: &mut Object, agent_cgroup: &Path) -> Result<Self, InterceptError> {
         for name in SOCK_ADDR {
-            sock_addr(object, name)?.load().map_err(|error| failed(&format!("load {name}"), &error))?;
+            sock_addr(object, name)?
+                .load()
+                .map_err(|error| failed(&format!("load {name}"), &error))?;
         }
         for name in [HANDSHAKE, OWN_FLOWS] {
-            sock_ops(object, name)?.load().map_err(|error| failed(&format!("load {name}"), &error))?;
+            sock_ops(object, name)?
+                .load()
+                .map_err(|error| failed(&format!("load {name}"), &error))?;
         }
         let own_flows = attach_sock_ops(object, OWN_FLOWS, &open(agent_cgroup)?)?;
-        Ok(Self { attached: HashMap::new(), _own_flows: own_flows })
+        Ok(Self {
+            attached: HashMap::new(),
+            _own_flows: own_flows,
+        })
     }
 
     pub(super) fn attach(
@@ -68,12 +75,18 @@ impl Hooks {
             let link = program
                 .attach(&directory, CgroupAttachMode::Single)
                 .and_then(|link| program.take_link(link))
-                .map_err(|error| failed(&format!("attach {name} to {}", cgroup.display()), &error))?;
+                .map_err(|error| {
+                    failed(&format!("attach {name} to {}", cgroup.display()), &error)
+                })?;
             links.push(link);
         }
         // Dropped from the back of this list's point of view: connect hooks first.
         links.reverse();
-        let attached = Attached { _sock_addr: links, _handshake: handshake, users: vec![id] };
+        let attached = Attached {
+            _sock_addr: links,
+            _handshake: handshake,
+            users: vec![id],
+        };
         self.attached.insert(cgroup.to_owned(), attached);
         Ok(())
     }
@@ -91,17 +104,34 @@ fn open(cgroup: &Path) -> Result<File, InterceptError> {
     File::open(cgroup).map_err(|error| InterceptError::io("open cgroup", cgroup.display(), error))
 }
 
-fn sock_addr<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut CgroupSockAddr, InterceptError> {
-    let program = object.main.program_mut(name).ok_or_else(|| failed("find program", &name))?;
-    program.try_into().map_err(|error| failed(&format!("use {name}"), &error))
+fn sock_addr<'a>(
+    object: &'a mut Object,
+    name: &str,
+) -> Result<&'a mut CgroupSockAddr, InterceptError> {
+    let program = object
+        .main
+        .program_mut(name)
+        .ok_or_else(|| failed("find program", &name))?;
+    program
+        .try_into()
+        .map_err(|error| failed(&format!("use {name}"), &error))
 }
 
 fn sock_ops<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut SockOps, InterceptError> {
-    let program = object.main.program_mut(name).ok_or_else(|| failed("find program", &name))?;
-    program.try_into().map_err(|error| failed(&format!("use {name}"), &error))
+    let program = object
+        .main
+        .program_mut(name)
+        .ok_or_else(|| failed("find program", &name))?;
+    program
+        .try_into()
+        .map_err(|error| failed(&format!("use {name}"), &error))
 }
 
-fn attach_sock_ops(object: &mut Object, name: &str, cgroup: &File) -> Result<SockOpsLink, InterceptError> {
+fn attach_sock_ops(
+    object: &mut Object,
+    name: &str,
+    cgroup: &File,
+) -> Result<SockOpsLink, InterceptError> {
     let program = sock_ops(object, name)?;
     program
         .attach(cgroup, CgroupAttachMode::Single)

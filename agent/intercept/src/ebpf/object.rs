@@ -18,7 +18,10 @@ use super::raw;
 use crate::{Enrolment, InterceptError, Marks};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/ebpf/shunt-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/src/ebpf/shunt-ebpf.o"
+));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
 const SHARED: [&str; 9] = [
@@ -63,12 +66,21 @@ impl Object {
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
             .ok();
-        Ok(Self { marks, bpffs, main, handshakes, logger: Logger(logger) })
+        Ok(Self {
+            marks,
+            bpffs,
+            main,
+            handshakes,
+            logger: Logger(logger),
+        })
     }
 
     /// Takes a map out of the object.
     pub(super) fn map<M: TryFrom<Map>>(&mut self, name: &str) -> Result<M, InterceptError> {
-        let map = self.main.take_map(name).ok_or_else(|| failed("find map", &name))?;
+        let map = self
+            .main
+            .take_map(name)
+            .ok_or_else(|| failed("find map", &name))?;
         M::try_from(map).map_err(|_| failed("use map", &name))
     }
 
@@ -96,13 +108,22 @@ impl Object {
         if !any {
             return Ok(None);
         }
-        let program = instance.program_mut("shunt_sk_lookup").ok_or_else(|| failed("find program", &"shunt_sk_lookup"))?;
-        let program: &mut SkLookup = program.try_into().map_err(|error| failed("use sk_lookup", &error))?;
-        program.load().map_err(|error| failed("load sk_lookup", &error))?;
+        let program = instance
+            .program_mut("shunt_sk_lookup")
+            .ok_or_else(|| failed("find program", &"shunt_sk_lookup"))?;
+        let program: &mut SkLookup = program
+            .try_into()
+            .map_err(|error| failed("use sk_lookup", &error))?;
+        program
+            .load()
+            .map_err(|error| failed("load sk_lookup", &error))?;
         let link = program
             .attach(&*enrolment.netns)
             .map_err(|error| failed("attach sk_lookup", &error))?;
-        program.take_link(link).map(Some).map_err(|error| failed("keep sk_lookup", &error))
+        program
+            .take_link(link)
+            .map(Some)
+            .map_err(|error| failed("keep sk_lookup", &error))
     }
 
     /// Passes on what the programs said since the last call.
@@ -116,7 +137,10 @@ impl Object {
 fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {
     let mut loader = EbpfLoader::new();
     for name in SHARED {
-        loader.map_pin_path(name, PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs))));
+        loader.map_pin_path(
+            name,
+            PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs))),
+        );
     }
     loader
         .override_global("MARK_UPSTREAM", &marks.upstream, true)
@@ -130,7 +154,11 @@ fn detached_bpffs() -> Result<OwnedFd, InterceptError> {
     let make = || {
         let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )
     };
     make().map_err(|error| InterceptError::io("make a private", "bpffs", error.into()))
 }
@@ -144,5 +172,8 @@ pub(super) fn failed(what: &str, error: &dyn Display) -> InterceptError {
     if !rest.is_empty() {
         tracing::debug!(what, log = rest.join("\n"), "the verifier said");
     }
-    InterceptError::Ebpf { what: format!("cannot {what}"), message: first }
+    InterceptError::Ebpf {
+        what: format!("cannot {what}"),
+        message: first,
+    }
 }

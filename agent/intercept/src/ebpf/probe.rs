@@ -13,22 +13,48 @@ const KERNEL: KernelVersion = KernelVersion::new(5, 19, 0);
 
 /// Looks at everything that eBPF mode needs. Changes nothing.
 pub fn probe() -> Vec<Finding> {
-    vec![kernel(), btf(), cgroup2(), capabilities(), bpf_permitted(), sock_addr(), sk_lookup()]
+    vec![
+        kernel(),
+        btf(),
+        cgroup2(),
+        capabilities(),
+        bpf_permitted(),
+        sock_addr(),
+        sk_lookup(),
+    ]
 }
 
-fn finding(name: &'static str, required: bool, result: Result<String, String>, meaning: &str) -> Finding {
+fn finding(
+    name: &'static str,
+    required: bool,
+    result: Result<String, String>,
+    meaning: &str,
+) -> Finding {
     let ok = result.is_ok();
     let found = result.unwrap_or_else(|reason| reason);
-    Finding { name, ok, required, found, meaning: meaning.to_owned() }
+    Finding {
+        name,
+        ok,
+        required,
+        found,
+        meaning: meaning.to_owned(),
+    }
 }
 
 fn kernel() -> Finding {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     let new_enough = KernelVersion::current().is_ok_and(|now| now >= KERNEL);
     finding(
         "kernel",
         true,
-        if new_enough { Ok(release) } else { Err(format!("{release}, older than 5.19")) },
+        if new_enough {
+            Ok(release)
+        } else {
+            Err(format!("{release}, older than 5.19"))
+        },
         "the data plane holds no capability: it may use map descriptors from 5.19 on",
     )
 }
@@ -56,16 +82,31 @@ fn cgroup2() -> Finding {
 
 fn capabilities() -> Finding {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or("").trim();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .unwrap_or("")
+        .trim();
     let bits = u64::from_str_radix(line, 16).unwrap_or(0);
     // Numbers from linux/capability.h.
-    let needed = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_BPF", 39)];
-    let missing: Vec<&str> =
-        needed.iter().filter(|(_, bit)| bits >> bit & 1 == 0).map(|(name, _)| *name).collect();
+    let needed = [
+        ("CAP_NET_ADMIN", 12),
+        ("CAP_SYS_ADMIN", 21),
+        ("CAP_BPF", 39),
+    ];
+    let missing: Vec<&str> = needed
+        .iter()
+        .filter(|(_, bit)| bits >> bit & 1 == 0)
+        .map(|(name, _)| *name)
+        .collect();
     finding(
         "capabilities",
         true,
-        if missing.is_empty() { Ok(format!("CapEff {line}")) } else { Err(format!("missing {}", missing.join(", "))) },
+        if missing.is_empty() {
+            Ok(format!("CapEff {line}"))
+        } else {
+            Err(format!("missing {}", missing.join(", ")))
+        },
         "the supervisor enters namespaces (SYS_ADMIN), sets marks (NET_ADMIN) and loads programs (BPF)",
     )
 }
@@ -80,11 +121,21 @@ fn bpf_permitted() -> Finding {
 }
 
 fn sock_addr() -> Finding {
-    finding("connect hooks", true, supported(ProgramType::CgroupSockAddr), "outbound capture (kernel 4.17)")
+    finding(
+        "connect hooks",
+        true,
+        supported(ProgramType::CgroupSockAddr),
+        "outbound capture (kernel 4.17)",
+    )
 }
 
 fn sk_lookup() -> Finding {
-    finding("sk_lookup", true, supported(ProgramType::SkLookup), "inbound capture without NAT (kernel 5.9)")
+    finding(
+        "sk_lookup",
+        true,
+        supported(ProgramType::SkLookup),
+        "inbound capture without NAT (kernel 5.9)",
+    )
 }
 
 fn supported(kind: ProgramType) -> Result<String, String> {

@@ -26,7 +26,11 @@ pub(super) fn compile(set: u32, direction: Direction, rules: &PolicyRules<'_>) -
 }
 
 fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
-    let ranges = rules.policy.include_ports.iter().chain(&rules.policy.exclude_ports);
+    let ranges = rules
+        .policy
+        .include_ports
+        .iter()
+        .chain(&rules.policy.exclude_ports);
     let mut cuts: BTreeSet<u32> = BTreeSet::new();
     for range in ranges {
         cuts.insert(u32::from(range.first));
@@ -53,11 +57,18 @@ fn prefixes(first: u32, end: u32) -> Vec<(u16, u32)> {
     let mut blocks = Vec::new();
     let mut at = first;
     while at < end {
-        let mut size = if at == 0 { 1 << 16 } else { at & at.wrapping_neg() };
+        let mut size = if at == 0 {
+            1 << 16
+        } else {
+            at & at.wrapping_neg()
+        };
         while at + size > end {
             size /= 2;
         }
-        blocks.push((u16::try_from(at).unwrap_or(u16::MAX), 16 - size.trailing_zeros()));
+        blocks.push((
+            u16::try_from(at).unwrap_or(u16::MAX),
+            16 - size.trailing_zeros(),
+        ));
         at += size;
     }
     blocks
@@ -65,15 +76,25 @@ fn prefixes(first: u32, end: u32) -> Vec<(u16, u32)> {
 
 fn addresses(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
     let mut direct: BTreeMap<IpNet, u32> = BTreeMap::new();
-    let included = rules.policy.include_cidrs.iter().map(|net| (*net, Marks::INCLUDED));
-    let excluded = rules.policy.exclude_cidrs.iter().map(|net| (*net, Marks::EXCLUDED));
+    let included = rules
+        .policy
+        .include_cidrs
+        .iter()
+        .map(|net| (*net, Marks::INCLUDED));
+    let excluded = rules
+        .policy
+        .exclude_cidrs
+        .iter()
+        .map(|net| (*net, Marks::EXCLUDED));
     let own = rules.own.iter().map(|ip| (IpNet::from(*ip), Marks::OWN));
     for (net, mark) in included.chain(excluded).chain(own) {
         *direct.entry(net.trunc()).or_default() |= mark;
     }
     // A short IPv6 prefix covers the mapped IPv4 range too, which it does not mean: this entry stands in between.
     if direct.keys().any(|net| matches!(net, IpNet::V6(_))) {
-        direct.entry(IpNet::V4(ipnet::Ipv4Net::default())).or_default();
+        direct
+            .entry(IpNet::V4(ipnet::Ipv4Net::default()))
+            .or_default();
     }
     direct
         .keys()
@@ -96,7 +117,9 @@ fn addresses(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<Rul
 /// An IPv6 prefix inside `::ffff:0:0/96`: every address there is IPv4 to us.
 fn is_mapped(net: &IpNet) -> bool {
     match net.network() {
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().is_some() && u32::from(net.prefix_len()) >= MAPPED_BITS,
+        IpAddr::V6(v6) => {
+            v6.to_ipv4_mapped().is_some() && u32::from(net.prefix_len()) >= MAPPED_BITS
+        }
         IpAddr::V4(_) => false,
     }
 }

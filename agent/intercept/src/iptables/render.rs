@@ -11,11 +11,19 @@ use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
 use crate::{Enrolment, Marks};
 
 /// Our chains. A jump leads only to a later one, so they can be deleted in this order once they are flushed.
-pub(super) const CHAINS: [&str; 5] =
-    ["SHUNT_OUTPUT", "SHUNT_OUT_ADDR", "SHUNT_TO_OUT", "SHUNT_PREROUTING", "SHUNT_TO_IN"];
+pub(super) const CHAINS: [&str; 5] = [
+    "SHUNT_OUTPUT",
+    "SHUNT_OUT_ADDR",
+    "SHUNT_TO_OUT",
+    "SHUNT_PREROUTING",
+    "SHUNT_TO_IN",
+];
 
 /// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
-const JUMPS: [(&str, &str); 2] = [("OUTPUT", "SHUNT_OUTPUT"), ("PREROUTING", "SHUNT_PREROUTING")];
+const JUMPS: [(&str, &str); 2] = [
+    ("OUTPUT", "SHUNT_OUTPUT"),
+    ("PREROUTING", "SHUNT_PREROUTING"),
+];
 
 /// Everything the rules of one family depend on.
 #[derive(Clone, Debug)]
@@ -80,12 +88,20 @@ impl<'a> Rendered<'a> {
         self.never(rules, "SHUNT_OUTPUT", "-d");
         rules.push("SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN".into());
         for range in &self.outbound.exclude_ports {
-            rules.push(format!("SHUNT_OUTPUT -p tcp -m tcp {} -j RETURN", ports(*range)));
+            rules.push(format!(
+                "SHUNT_OUTPUT -p tcp -m tcp {} -j RETURN",
+                ports(*range)
+            ));
         }
         for net in self.nets(&self.outbound.exclude_cidrs) {
             rules.push(format!("SHUNT_OUTPUT -d {net} -j RETURN"));
         }
-        included(rules, "SHUNT_OUTPUT", &self.outbound.include_ports, "SHUNT_OUT_ADDR");
+        included(
+            rules,
+            "SHUNT_OUTPUT",
+            &self.outbound.include_ports,
+            "SHUNT_OUT_ADDR",
+        );
         if self.outbound.include_cidrs.is_empty() {
             rules.push("SHUNT_OUT_ADDR -j SHUNT_TO_OUT".into());
         }
@@ -99,9 +115,17 @@ impl<'a> Rendered<'a> {
         rules.push("SHUNT_PREROUTING -m addrtype ! --dst-type LOCAL -j RETURN".into());
         self.never(rules, "SHUNT_PREROUTING", "-s");
         for range in &self.inbound.exclude_ports {
-            rules.push(format!("SHUNT_PREROUTING -p tcp -m tcp {} -j RETURN", ports(*range)));
+            rules.push(format!(
+                "SHUNT_PREROUTING -p tcp -m tcp {} -j RETURN",
+                ports(*range)
+            ));
         }
-        included(rules, "SHUNT_PREROUTING", &self.inbound.include_ports, "SHUNT_TO_IN");
+        included(
+            rules,
+            "SHUNT_PREROUTING",
+            &self.inbound.include_ports,
+            "SHUNT_TO_IN",
+        );
         rules.push(self.redirect("SHUNT_TO_IN", port));
     }
 
@@ -111,7 +135,12 @@ impl<'a> Rendered<'a> {
             rules.push(format!("{chain} -m mark --mark {mark:#x} -j RETURN"));
         }
         let nets: &[&str] = match self.family {
-            Family::V4 => &["127.0.0.0/8", "0.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"],
+            Family::V4 => &[
+                "127.0.0.0/8",
+                "0.0.0.0/8",
+                "224.0.0.0/4",
+                "255.255.255.255/32",
+            ],
             Family::V6 => &["::1/128", "::/128", "ff00::/8"],
         };
         for net in nets {
@@ -135,7 +164,8 @@ impl<'a> Rendered<'a> {
 
     fn nets<'b>(&self, nets: &'b [IpNet]) -> impl Iterator<Item = &'b IpNet> {
         let v4 = self.family == Family::V4;
-        nets.iter().filter(move |net| matches!(net, IpNet::V4(_)) == v4)
+        nets.iter()
+            .filter(move |net| matches!(net, IpNet::V4(_)) == v4)
     }
 }
 
@@ -144,7 +174,10 @@ fn included(rules: &mut Vec<String>, chain: &str, include: &[PortRange], target:
         rules.push(format!("{chain} -j {target}"));
     }
     for range in include {
-        rules.push(format!("{chain} -p tcp -m tcp {} -j {target}", ports(*range)));
+        rules.push(format!(
+            "{chain} -p tcp -m tcp {} -j {target}",
+            ports(*range)
+        ));
     }
 }
 
@@ -159,11 +192,17 @@ fn ports(range: PortRange) -> String {
 /// Our chains to which a built-in chain of `saved` already jumps.
 pub(super) fn jumps(saved: &str) -> Vec<&'static str> {
     let present = |chain: &str| saved.lines().any(|line| is_jump(line, chain));
-    JUMPS.iter().map(|(_, chain)| *chain).filter(|chain| present(chain)).collect()
+    JUMPS
+        .iter()
+        .map(|(_, chain)| *chain)
+        .filter(|chain| present(chain))
+        .collect()
 }
 
 pub(super) fn has_chains(saved: &str) -> bool {
-    saved.lines().any(|line| line.starts_with(":SHUNT_") || line.contains("-j SHUNT_"))
+    saved
+        .lines()
+        .any(|line| line.starts_with(":SHUNT_") || line.contains("-j SHUNT_"))
 }
 
 /// One transaction that leaves our chains without anything leading to them; `None`: nothing does.
@@ -186,8 +225,14 @@ pub(super) fn removal(saved: &str) -> Option<String> {
         return None;
     }
     let mut text = format!("*nat\n{}", jump_deletions(saved));
-    let ours: Vec<&str> =
-        CHAINS.into_iter().filter(|chain| saved.lines().any(|line| line.starts_with(&format!(":{chain} ")))).collect();
+    let ours: Vec<&str> = CHAINS
+        .into_iter()
+        .filter(|chain| {
+            saved
+                .lines()
+                .any(|line| line.starts_with(&format!(":{chain} ")))
+        })
+        .collect();
     for verb in ["-F", "-X"] {
         for chain in &ours {
             let _ = writeln!(text, "{verb} {chain}");

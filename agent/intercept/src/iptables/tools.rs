@@ -47,7 +47,11 @@ pub(super) struct Tools {
 impl Tools {
     pub(super) fn find() -> Result<Self, InterceptError> {
         let has = |variant: Variant| which(&variant.command(Family::V4, "-restore")).is_some();
-        let tools = Self { nft: has(Variant::Nft), legacy: has(Variant::Legacy), nft_program: which("nft") };
+        let tools = Self {
+            nft: has(Variant::Nft),
+            legacy: has(Variant::Legacy),
+            nft_program: which("nft"),
+        };
         if tools.nft || tools.legacy {
             return Ok(tools);
         }
@@ -61,19 +65,34 @@ impl Tools {
     /// Where rules are already in legacy tables, ours must be there too: the two do not see each other.
     pub(super) fn choose(&self, netns: &Netns) -> Result<Variant, InterceptError> {
         let legacy_in_use = netns.enter(legacy_nat_in_use).unwrap_or(false);
-        if self.legacy && (legacy_in_use || !self.nft) { Ok(Variant::Legacy) } else { Ok(Variant::Nft) }
+        if self.legacy && (legacy_in_use || !self.nft) {
+            Ok(Variant::Legacy)
+        } else {
+            Ok(Variant::Nft)
+        }
     }
 
     /// Variants whose rules may be in a namespace.
     pub(super) fn variants(&self, netns: &Netns) -> Vec<Variant> {
         let legacy = self.legacy && netns.enter(legacy_nat_in_use).unwrap_or(false);
         let nft = self.nft.then_some(Variant::Nft);
-        nft.into_iter().chain(legacy.then_some(Variant::Legacy)).collect()
+        nft.into_iter()
+            .chain(legacy.then_some(Variant::Legacy))
+            .collect()
     }
 
     /// The nat table as text. Empty where the family does not exist.
-    pub(super) fn save(&self, netns: &Netns, variant: Variant, family: Family) -> Result<String, InterceptError> {
-        if variant == Variant::Legacy && !netns.enter(|| legacy_names(family).contains("nat")).unwrap_or(false) {
+    pub(super) fn save(
+        &self,
+        netns: &Netns,
+        variant: Variant,
+        family: Family,
+    ) -> Result<String, InterceptError> {
+        if variant == Variant::Legacy
+            && !netns
+                .enter(|| legacy_names(family).contains("nat"))
+                .unwrap_or(false)
+        {
             return Ok(String::new());
         }
         let program = variant.command(family, "-save");
@@ -85,7 +104,9 @@ impl Tools {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         // iptables-nft-save knows -t, but then complains where there is no such table.
         let nat = text.find("*nat").map(|at| &text[at..]).unwrap_or_default();
-        let end = nat.find("COMMIT").map_or(nat.len(), |at| at + "COMMIT\n".len());
+        let end = nat
+            .find("COMMIT")
+            .map_or(nat.len(), |at| at + "COMMIT\n".len());
         Ok(nat.get(..end).unwrap_or(nat).to_owned())
     }
 
@@ -100,7 +121,9 @@ impl Tools {
         let program = variant.command(family, "-restore");
         let mut command = command(&program)?;
         command.args(["--noflush", "-w", "5"]);
-        run_in(netns, command, text.as_bytes(), &program).map(|_| ()).map_err(explain)
+        run_in(netns, command, text.as_bytes(), &program)
+            .map(|_| ())
+            .map_err(explain)
     }
 
     /// Removes the nat table when nothing is in it any more: it came with our rules. A legacy table cannot be
@@ -116,12 +139,17 @@ impl Tools {
         }
         let saved = self.save(netns, variant, family)?;
         let untouched = |line: &str| {
-            line.is_empty() || line.starts_with(['*', '#']) || line == "COMMIT" || line.contains(" ACCEPT ")
+            line.is_empty()
+                || line.starts_with(['*', '#'])
+                || line == "COMMIT"
+                || line.contains(" ACCEPT ")
         };
         if saved.is_empty() || !saved.lines().all(untouched) {
             return Ok(());
         }
-        let Some(nft) = &self.nft_program else { return Ok(()) };
+        let Some(nft) = &self.nft_program else {
+            return Ok(());
+        };
         let mut command = Command::new(nft);
         let family = match family {
             Family::V4 => "ip",
@@ -133,7 +161,12 @@ impl Tools {
 }
 
 /// Runs a program inside the namespace: a child starts where its parent's thread is.
-fn run_in(netns: &Netns, mut command: Command, input: &[u8], program: &str) -> Result<Output, InterceptError> {
+fn run_in(
+    netns: &Netns,
+    mut command: Command,
+    input: &[u8],
+    program: &str,
+) -> Result<Output, InterceptError> {
     netns
         .enter(|| feed(&mut command, input))
         .and_then(|output| output)
@@ -142,7 +175,10 @@ fn run_in(netns: &Netns, mut command: Command, input: &[u8], program: &str) -> R
 }
 
 fn feed(command: &mut Command, input: &[u8]) -> io::Result<Output> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // A program that ended early says why on stderr.
@@ -155,8 +191,13 @@ fn checked(output: Output, program: &str) -> Result<Output, InterceptError> {
     if output.status.success() {
         return Ok(output);
     }
-    let message = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(InterceptError::Program { program: program.to_owned(), message })
+    let message = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .replace('\n', "; ");
+    Err(InterceptError::Program {
+        program: program.to_owned(),
+        message,
+    })
 }
 
 /// Says what a failed transaction means, where that is known.
@@ -173,7 +214,9 @@ fn explain(error: InterceptError) -> InterceptError {
 }
 
 fn command(program: &str) -> Result<Command, InterceptError> {
-    let path = which(program).ok_or_else(|| InterceptError::io("find program", program, io::ErrorKind::NotFound.into()))?;
+    let path = which(program).ok_or_else(|| {
+        InterceptError::io("find program", program, io::ErrorKind::NotFound.into())
+    })?;
     Ok(Command::new(path))
 }
 
@@ -188,7 +231,9 @@ fn which(program: &str) -> Option<PathBuf> {
 
 /// Of this thread's namespace.
 fn legacy_nat_in_use() -> bool {
-    [Family::V4, Family::V6].into_iter().any(|family| legacy_names(family).contains("nat"))
+    [Family::V4, Family::V6]
+        .into_iter()
+        .any(|family| legacy_names(family).contains("nat"))
 }
 
 fn legacy_names(family: Family) -> String {
@@ -220,7 +265,11 @@ pub(super) fn probe() -> Vec<Finding> {
     };
     let mut findings = vec![installed, nft];
     if let Ok(tools) = tools {
-        let variant = if tools.nft { Variant::Nft } else { Variant::Legacy };
+        let variant = if tools.nft {
+            Variant::Nft
+        } else {
+            Variant::Legacy
+        };
         for (name, family, list, mask) in [
             ("rules, IPv4", Family::V4, "shuntprobe4", "0.0.0.0"),
             ("rules, IPv6", Family::V6, "shuntprobe6", "::"),
@@ -236,7 +285,13 @@ fn word(installed: bool) -> &'static str {
 }
 
 /// Installs the rules that matter in a namespace which ends with the thread.
-fn try_rules(name: &'static str, variant: Variant, family: Family, list: &str, mask: &str) -> Finding {
+fn try_rules(
+    name: &'static str,
+    variant: Variant,
+    family: Family,
+    list: &str,
+    mask: &str,
+) -> Finding {
     let text = format!(
         "*nat\n-A OUTPUT -p tcp -m mark --mark 0x1 -j RETURN\n-A OUTPUT -m addrtype --dst-type LOCAL -j RETURN\n\
          -A OUTPUT -p tcp -m recent --rcheck --seconds 1 --name {list} --mask {mask} --rdest -j REDIRECT --to-ports 1\nCOMMIT\n"

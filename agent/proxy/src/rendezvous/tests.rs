@@ -7,7 +7,10 @@ fn addr(port: u16) -> SocketAddr {
 }
 
 fn tuple() -> Tuple {
-    Tuple { source: addr(40000), destination: addr(80) }
+    Tuple {
+        source: addr(40000),
+        destination: addr(80),
+    }
 }
 
 impl Rendezvous {
@@ -50,9 +53,15 @@ async fn an_ordinary_connection_does_not_wait() {
 #[tokio::test(start_paused = true)]
 async fn nobody_comes() {
     let meeting = Rendezvous::default();
-    assert_eq!(meeting.intend(addr(80)).cross(addr(40000)).arrived().await, None);
+    assert_eq!(
+        meeting.intend(addr(80)).cross(addr(40000)).arrived().await,
+        None
+    );
     let other = meeting.intend(addr(80));
-    assert!(!meeting.arrive(tuple(), THERE).await, "an intent of another connection");
+    assert!(
+        !meeting.arrive(tuple(), THERE).await,
+        "an intent of another connection"
+    );
     drop(other);
     assert!(meeting.is_empty());
 }

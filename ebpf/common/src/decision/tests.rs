@@ -20,7 +20,11 @@ impl Rules for Fixed {
     }
 }
 
-const NO_RULES: Fixed = Fixed { restricts: 0, port: 0, address: 0 };
+const NO_RULES: Fixed = Fixed {
+    restricts: 0,
+    port: 0,
+    address: 0,
+};
 
 fn address(text: &str) -> Address {
     let octets = match text.parse().expect("an address") {
@@ -71,9 +75,17 @@ fn a_mapped_address_is_judged_as_ipv4() {
 fn exclusion_wins_over_inclusion() {
     let both = Marks::INCLUDED | Marks::EXCLUDED;
     let all = Restricts::ANY_PORTS | Restricts::INCLUDE_PORTS | Restricts::INCLUDE_ADDRESSES;
-    let rules = Fixed { restricts: all, port: both, address: Marks::INCLUDED };
+    let rules = Fixed {
+        restricts: all,
+        port: both,
+        address: Marks::INCLUDED,
+    };
     assert_eq!(ask("10.0.0.1", &rules), Verdict::ExcludedPort);
-    let rules = Fixed { restricts: all, port: Marks::INCLUDED, address: both };
+    let rules = Fixed {
+        restricts: all,
+        port: Marks::INCLUDED,
+        address: both,
+    };
     assert_eq!(ask("10.0.0.1", &rules), Verdict::ExcludedAddress);
 }
 
@@ -81,12 +93,26 @@ fn exclusion_wins_over_inclusion() {
 fn include_lists_leave_the_rest_alone() {
     let ports = Restricts::ANY_PORTS | Restricts::INCLUDE_PORTS;
     assert_eq!(
-        ask("10.0.0.1", &Fixed { restricts: ports, port: 0, address: 0 }),
+        ask(
+            "10.0.0.1",
+            &Fixed {
+                restricts: ports,
+                port: 0,
+                address: 0
+            }
+        ),
         Verdict::PortNotIncluded
     );
     let addresses = Restricts::INCLUDE_ADDRESSES;
     assert_eq!(
-        ask("10.0.0.1", &Fixed { restricts: addresses, port: 0, address: 0 }),
+        ask(
+            "10.0.0.1",
+            &Fixed {
+                restricts: addresses,
+                port: 0,
+                address: 0
+            }
+        ),
         Verdict::AddressNotIncluded
     );
     let rules = Fixed {
@@ -99,7 +125,11 @@ fn include_lists_leave_the_rest_alone() {
 
 #[test]
 fn own_addresses_come_before_any_rule() {
-    let rules = Fixed { restricts: 0, port: 0, address: Marks::OWN | Marks::INCLUDED };
+    let rules = Fixed {
+        restricts: 0,
+        port: 0,
+        address: Marks::OWN | Marks::INCLUDED,
+    };
     assert_eq!(ask("10.0.0.1", &rules), Verdict::OwnAddress);
 }
 

@@ -13,7 +13,11 @@ struct Trie<'a> {
 impl Trie<'_> {
     fn find(&self, key: RuleKey) -> Marks {
         let bytes = |key: &RuleKey| -> Vec<u8> {
-            [key.set, key.table].iter().chain(&key.data).flat_map(|word| word.to_ne_bytes()).collect()
+            [key.set, key.table]
+                .iter()
+                .chain(&key.data)
+                .flat_map(|word| word.to_ne_bytes())
+                .collect()
         };
         let wanted = bytes(&key);
         let bit = |bytes: &[u8], at: u32| bytes[at as usize / 8] >> (7 - at % 8) & 1;
@@ -21,7 +25,11 @@ impl Trie<'_> {
             let (held, length) = (bytes(&entry.data()), entry.prefix_len());
             (0..length).all(|at| bit(&held, at) == bit(&wanted, at))
         };
-        let best = self.entries.iter().filter(covers).max_by_key(|(entry, _)| entry.prefix_len());
+        let best = self
+            .entries
+            .iter()
+            .filter(covers)
+            .max_by_key(|(entry, _)| entry.prefix_len());
         Marks(best.map_or(0, |(_, marks)| *marks))
     }
 }
@@ -43,7 +51,10 @@ fn port() -> impl Strategy<Value = u16> {
 }
 
 fn range() -> impl Strategy<Value = PortRange> {
-    (port(), port()).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) })
+    (port(), port()).prop_map(|(a, b)| PortRange {
+        first: a.min(b),
+        last: a.max(b),
+    })
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -64,9 +75,14 @@ fn net() -> impl Strategy<Value = IpNet> {
 fn policy() -> impl Strategy<Value = CapturePolicy> {
     let ranges = || proptest::collection::vec(range(), 0..4);
     let nets = || proptest::collection::vec(net(), 0..4);
-    (ranges(), ranges(), nets(), nets()).prop_map(|(include_ports, exclude_ports, include_cidrs, exclude_cidrs)| {
-        CapturePolicy { include_ports, exclude_ports, include_cidrs, exclude_cidrs }
-    })
+    (ranges(), ranges(), nets(), nets()).prop_map(
+        |(include_ports, exclude_ports, include_cidrs, exclude_cidrs)| CapturePolicy {
+            include_ports,
+            exclude_ports,
+            include_cidrs,
+            exclude_cidrs,
+        },
+    )
 }
 
 proptest! {

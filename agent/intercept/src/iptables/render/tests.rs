@@ -7,9 +7,16 @@ use shunt_ebpf_common::decision::{Question, Verdict, decide};
 use super::*;
 use shunt_core::rules::PolicyRules;
 
-const MARKS: Marks = Marks { upstream: 0x539, delivery: 0x53a };
+const MARKS: Marks = Marks {
+    upstream: 0x539,
+    delivery: 0x53a,
+};
 
-fn rendered<'a>(family: Family, outbound: &'a CapturePolicy, inbound: &'a CapturePolicy) -> Rendered<'a> {
+fn rendered<'a>(
+    family: Family,
+    outbound: &'a CapturePolicy,
+    inbound: &'a CapturePolicy,
+) -> Rendered<'a> {
     Rendered {
         family,
         marks: MARKS,
@@ -22,13 +29,25 @@ fn rendered<'a>(family: Family, outbound: &'a CapturePolicy, inbound: &'a Captur
 }
 
 /// Walks the rules as netfilter would. True: redirected.
-fn walk(rules: &[String], chain: &str, remote: IpAddr, port: u16, own: &[IpAddr], inbound: bool) -> Option<bool> {
+fn walk(
+    rules: &[String],
+    chain: &str,
+    remote: IpAddr,
+    port: u16,
+    own: &[IpAddr],
+    inbound: bool,
+) -> Option<bool> {
     for rule in rules {
         let words: Vec<&str> = rule.split(' ').collect();
         if words[0] != chain {
             continue;
         }
-        let after = |word: &str| words.iter().position(|at| *at == word).map(|at| words[at + 1]);
+        let after = |word: &str| {
+            words
+                .iter()
+                .position(|at| *at == word)
+                .map(|at| words[at + 1])
+        };
         let net_holds = |text: &str| text.parse::<IpNet>().expect("a network").contains(&remote);
         let port_holds = |text: &str| {
             let (first, last) = text.split_once(':').unwrap_or((text, text));
@@ -61,7 +80,10 @@ fn port() -> impl Strategy<Value = u16> {
 }
 
 fn range() -> impl Strategy<Value = PortRange> {
-    (port(), port()).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) })
+    (port(), port()).prop_map(|(a, b)| PortRange {
+        first: a.min(b),
+        last: a.max(b),
+    })
 }
 
 fn ip() -> impl Strategy<Value = IpAddr> {
@@ -82,7 +104,12 @@ fn policy(cidrs: bool) -> impl Strategy<Value = CapturePolicy> {
     let nets = proptest::collection::vec(net, 0..if cidrs { 4 } else { 1 });
     (ranges(), ranges(), nets).prop_map(|(include_ports, exclude_ports, mut nets)| {
         let exclude_cidrs = nets.split_off(nets.len() / 2);
-        CapturePolicy { include_ports, exclude_ports, include_cidrs: nets, exclude_cidrs }
+        CapturePolicy {
+            include_ports,
+            exclude_ports,
+            include_cidrs: nets,
+            exclude_cidrs,
+        }
     })
 }
 
@@ -115,8 +142,20 @@ proptest! {
 #[test]
 fn the_text_of_a_small_policy() {
     let outbound = CapturePolicy {
-        exclude_ports: vec![PortRange { first: 22, last: 22 }, PortRange { first: 8000, last: 8100 }],
-        exclude_cidrs: vec!["10.9.0.0/16".parse().expect("a network"), "fd00::/8".parse().expect("a network")],
+        exclude_ports: vec![
+            PortRange {
+                first: 22,
+                last: 22,
+            },
+            PortRange {
+                first: 8000,
+                last: 8100,
+            },
+        ],
+        exclude_cidrs: vec![
+            "10.9.0.0/16".parse().expect("a network"),
+            "fd00::/8".parse().expect("a network"),
+        ],
         ..CapturePolicy::default()
     };
     let inbound = CapturePolicy::default();
