@@ -95,10 +95,10 @@ fn namespaces() -> BTreeMap<u64, PathBuf> {
     let mut found = BTreeMap::new();
     for path in named.chain(of_processes) {
         // A process that ends meanwhile has no namespace left.
-        if let Ok(metadata) = fs::metadata(&path) {
-            if Some(metadata.ino()) != own {
-                found.entry(metadata.ino()).or_insert(path);
-            }
+        if let Ok(metadata) = fs::metadata(&path)
+            && Some(metadata.ino()) != own
+        {
+            found.entry(metadata.ino()).or_insert(path);
         }
     }
     found

@@ -15,6 +15,7 @@ mod enrolment;
 mod home;
 mod lifecycle;
 mod settings;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -186,10 +186,10 @@ impl EbpfBackend {
                 workload: id.0,
                 port: u32::from(port),
             };
-            if self.listening.get(&key, 0).ok() != Some(sockets) {
-                if let Err(error) = self.listening.insert(key, sockets, 0) {
-                    tracing::error!(workload = id.0, port, %error, "inbound connections to this port are not captured");
-                }
+            if self.listening.get(&key, 0).ok() != Some(sockets)
+                && let Err(error) = self.listening.insert(key, sockets, 0)
+            {
+                tracing::error!(workload = id.0, port, %error, "inbound connections to this port are not captured");
             }
         }
         let in_kernel = self

@@ -151,10 +151,7 @@ fn at<T>(
 fn our_rules(netlink: &mut Netlink) -> io::Result<Vec<RuleMessage>> {
     let mut rules = netlink.rules()?;
     rules.retain(|rule| {
-        let table = rule
-            .attributes
-            .iter()
-            .any(|attribute| *attribute == RuleAttribute::Table(TABLE));
+        let table = rule.attributes.contains(&RuleAttribute::Table(TABLE));
         table && (PRIORITY..=PRIORITY + ALL_BITS).contains(&priority_of(rule))
     });
     Ok(rules)
@@ -166,14 +163,14 @@ fn switched_by(priority: u32) -> u32 {
 }
 
 fn priority_of(rule: &RuleMessage) -> u32 {
-    let priorities = rule
+    let mut priorities = rule
         .attributes
         .iter()
         .filter_map(|attribute| match attribute {
             RuleAttribute::Priority(priority) => Some(*priority),
             _ => None,
         });
-    priorities.last().unwrap_or(0)
+    priorities.next().unwrap_or(0)
 }
 
 fn rule(family: AddressFamily, mark: u32, priority: u32) -> RuleMessage {

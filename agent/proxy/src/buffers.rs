@@ -8,10 +8,13 @@ const SIZES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
 /// Free memory kept per size, so that a burst does not stay for ever.
 const KEPT_BYTES: usize = 2 << 20;
 
+/// Free buffers of one size.
+type Shelf = Vec<Box<[u8]>>;
+
 /// A worker's pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Buffers {
-    free: Rc<RefCell<[Vec<Box<[u8]>>; SIZES.len()]>>,
+    free: Rc<RefCell<[Shelf; SIZES.len()]>>,
 }
 
 /// How large a direction's buffers are by now.

@@ -40,10 +40,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         return; // The client is gone already.
     }
     let original = original_dst(&local, &listener, &client, client_addr);
-    if let Ok(original) = &original {
-        if came_from_us(&local, &listener, client_addr, original).await {
-            return; // Its outbound task goes on with it, and tells of it.
-        }
+    if let Ok(original) = &original
+        && came_from_us(&local, &listener, client_addr, original).await
+    {
+        return; // Its outbound task goes on with it, and tells of it.
     }
     let mut account = Account::open(
         workload,

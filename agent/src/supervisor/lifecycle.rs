@@ -11,17 +11,14 @@
 
 use std::time::{Duration, Instant};
 
-use shunt_core::sockets::{Family, SocketRole, SocketWant};
-use shunt_core::status::{StatusMode, WorkloadState};
+use shunt_core::status::WorkloadState;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::{InterceptError, return_path};
 
 use super::Supervisor;
 use super::enrolment::Serving;
-use crate::ipc::{MAX_FDS, ToWorker, WorkloadInfo};
+use crate::ipc::ToWorker;
 
-/// Sockets per worker and kind that a fresh workload gets; busy ones ask for more.
-const FIRST_STOCK: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -39,7 +36,7 @@ pub(super) enum Phase {
         state: WorkloadState,
         reason: String,
     },
-    Serving(Serving),
+    Serving(Box<Serving>),
 }
 
 impl Phase {
@@ -146,48 +143,11 @@ impl Supervisor {
                 if self.data_plane.alive() {
                     self.backends.keep_alive();
                 }
-                Phase::Serving(serving)
+                Phase::Serving(Box::new(serving))
             }
             Err(error) => wait_longer(&spec, phase, &error),
         };
         Workload { spec, phase }
-    }
-
-    /// Tells the data plane of a workload: what it is, where it listens, sockets to begin with.
-    fn introduce(&mut self, serving: &Serving) {
-        self.data_plane
-            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
-        for listener in &serving.enrolment.listeners {
-            match Serving::listener_fds(listener) {
-                Ok(fds) => self
-                    .data_plane
-                    .tell(&ToWorker::Listen(listener.spec.clone()), fds),
-                Err(error) => tracing::error!(%error, "cannot share a listener"),
-            }
-        }
-        let families: Vec<Family> = [Family::V4, Family::V6]
-            .into_iter()
-            .filter(|family| {
-                serving
-                    .enrolment
-                    .listeners
-                    .iter()
-                    .any(|l| Family::of(l.spec.addr) == *family)
-            })
-            .collect();
-        for worker in 0..self.config.concurrency {
-            for role in [SocketRole::Upstream, SocketRole::Delivery] {
-                for &family in &families {
-                    let want = SocketWant {
-                        workload: serving.enrolment.id,
-                        role,
-                        family,
-                    };
-                    self.data_plane
-                        .stock(serving, self.backends.marks, worker, want, FIRST_STOCK);
-                }
-            }
-        }
     }
 
     /// Hooks and policy of a served workload follow its (changed) spec and addresses.
@@ -209,7 +169,7 @@ impl Supervisor {
     }
 
     /// New connections of the workload go directly; what goes on goes on.
-    fn leave(&mut self, serving: Serving) {
+    fn leave(&mut self, serving: Box<Serving>) {
         match self
             .backends
             .get(serving.mode)
@@ -222,7 +182,7 @@ impl Supervisor {
             Err(reason) => tracing::error!(reason, "cannot release"),
         }
         let id = serving.enrolment.id;
-        self.leaving.push(serving);
+        self.leaving.push(*serving);
         if self.data_plane.is_running() {
             self.data_plane.tell(&ToWorker::Withdraw { id }, Vec::new());
         } else {
@@ -310,7 +270,7 @@ impl Supervisor {
         }
     }
 
-    fn look_at(&mut self, mut serving: Serving) -> Phase {
+    fn look_at(&mut self, mut serving: Box<Serving>) -> Phase {
         let name = serving.enrolment.spec.name.clone();
         if !serving.enrolment.netns.is_current() {
             tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
@@ -331,73 +291,17 @@ impl Supervisor {
         Phase::Serving(serving)
     }
 
-    /// The data plane's stock of a workload runs low.
-    pub(super) fn supply(&mut self, worker: usize, want: SocketWant, count: usize) {
-        let serving = self
-            .workloads
-            .values()
-            .filter_map(|workload| match &workload.phase {
-                Phase::Serving(serving) => Some(serving),
-                Phase::Waiting { .. } => None,
-            })
-            .chain(&self.leaving)
-            .find(|serving| serving.enrolment.id == want.workload);
-        match serving {
-            Some(serving) => {
-                let count = count.min(MAX_FDS);
-                self.data_plane
-                    .stock(serving, self.backends.marks, worker, want, count);
-            }
-            None => {
-                let error = "the workload was withdrawn".to_owned();
-                self.data_plane.tell(
-                    &ToWorker::StockFailed {
-                        worker,
-                        want,
-                        error,
-                    },
-                    Vec::new(),
-                );
-            }
-        }
-    }
-
-    /// A new data plane knows nothing.
-    pub(super) fn tell_everything(&mut self) {
-        self.tell_handshakes();
-        let workloads = std::mem::take(&mut self.workloads);
-        for workload in workloads.values() {
-            if let Phase::Serving(serving) = &workload.phase {
-                self.introduce(serving);
-            }
-        }
-        self.workloads = workloads;
-        self.data_plane.forget_published();
-        self.tell_settings();
-        self.publish();
-    }
-
-    fn tell_handshakes(&mut self) {
-        if let Some(map) = self.backends.handshakes() {
-            self.data_plane.tell(&ToWorker::Handshakes, vec![map]);
-        }
-    }
-
-    /// Sends what `status` and the metrics show, where it differs from what was sent last.
-    pub(super) fn publish(&mut self) {
-        let states = self.workloads.values().map(info).collect();
-        self.data_plane.publish_states(states);
-        self.data_plane
-            .publish_counters(self.backends.events(), self.repairs.clone());
-    }
-
     fn servings(&self) -> impl Iterator<Item = &Serving> {
-        self.workloads
-            .values()
-            .filter_map(|workload| match &workload.phase {
-                Phase::Serving(serving) => Some(serving),
-                Phase::Waiting { .. } => None,
-            })
+        self.workloads.values().filter_map(Workload::serving)
+    }
+}
+
+impl Workload {
+    pub(super) fn serving(&self) -> Option<&Serving> {
+        match &self.phase {
+            Phase::Serving(serving) => Some(serving),
+            Phase::Waiting { .. } => None,
+        }
     }
 }
 
@@ -428,33 +332,5 @@ fn wait_longer(spec: &WorkloadSpec, before: Phase, error: &InterceptError) -> Ph
         pause: (pause * 2).min(LAST_RETRY),
         state,
         reason,
-    }
-}
-
-fn info(workload: &Workload) -> WorkloadInfo {
-    let netns = workload.spec.netns.display().to_string();
-    let name = workload.spec.name.clone();
-    match &workload.phase {
-        Phase::Serving(serving) => WorkloadInfo {
-            name,
-            netns,
-            mode: match serving.mode {
-                Mode::Ebpf => StatusMode::Ebpf,
-                Mode::Iptables => StatusMode::Iptables,
-            },
-            mode_reason: serving.mode_reason.clone(),
-            state: WorkloadState::Ready,
-            state_reason: String::new(),
-            listeners: serving.listener_status(),
-        },
-        Phase::Waiting { state, reason, .. } => WorkloadInfo {
-            name,
-            netns,
-            mode: StatusMode::Off,
-            mode_reason: reason.clone(),
-            state: *state,
-            state_reason: reason.clone(),
-            listeners: Vec::new(),
-        },
     }
 }

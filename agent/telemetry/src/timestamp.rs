@@ -71,7 +71,11 @@ mod tests {
             let (year, month, date) = civil_from_days(day);
             let expected_month_end = match last.1 {
                 4 | 6 | 9 | 11 => 30,
-                2 if last.0 % 4 == 0 && (last.0 % 100 != 0 || last.0 % 400 == 0) => 29,
+                2 if last.0.is_multiple_of(4)
+                    && (!last.0.is_multiple_of(100) || last.0.is_multiple_of(400)) =>
+                {
+                    29
+                }
                 2 => 28,
                 _ => 31,
             };

@@ -1,0 +1,137 @@
+//! What the data plane is told: of workloads, sockets, and what `status` shows.
+
+use shunt_core::sockets::{Family, SocketRole, SocketWant};
+use shunt_core::status::{StatusMode, WorkloadState};
+use shunt_core::workload::Mode;
+
+use super::Supervisor;
+use super::enrolment::Serving;
+use super::lifecycle::{Phase, Workload};
+use crate::ipc::{MAX_FDS, ToWorker, WorkloadInfo};
+
+/// Sockets per worker and kind that a fresh workload gets; busy ones ask for more.
+const FIRST_STOCK: usize = 4;
+
+impl Supervisor {
+    /// Tells the data plane of a workload: what it is, where it listens, sockets to begin with.
+    pub(super) fn introduce(&mut self, serving: &Serving) {
+        self.data_plane
+            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
+        for listener in &serving.enrolment.listeners {
+            match Serving::listener_fds(listener) {
+                Ok(fds) => self
+                    .data_plane
+                    .tell(&ToWorker::Listen(listener.spec.clone()), fds),
+                Err(error) => tracing::error!(%error, "cannot share a listener"),
+            }
+        }
+        let families: Vec<Family> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter(|family| {
+                serving
+                    .enrolment
+                    .listeners
+                    .iter()
+                    .any(|l| Family::of(l.spec.addr) == *family)
+            })
+            .collect();
+        for worker in 0..self.config.concurrency {
+            for role in [SocketRole::Upstream, SocketRole::Delivery] {
+                for &family in &families {
+                    let want = SocketWant {
+                        workload: serving.enrolment.id,
+                        role,
+                        family,
+                    };
+                    self.data_plane
+                        .stock(serving, self.backends.marks, worker, want, FIRST_STOCK);
+                }
+            }
+        }
+    }
+
+    /// The data plane's stock of a workload runs low.
+    pub(super) fn supply(&mut self, worker: usize, want: SocketWant, count: usize) {
+        let serving = self
+            .workloads
+            .values()
+            .filter_map(Workload::serving)
+            .chain(&self.leaving)
+            .find(|serving| serving.enrolment.id == want.workload);
+        match serving {
+            Some(serving) => {
+                let count = count.min(MAX_FDS);
+                self.data_plane
+                    .stock(serving, self.backends.marks, worker, want, count);
+            }
+            None => {
+                let error = "the workload was withdrawn".to_owned();
+                self.data_plane.tell(
+                    &ToWorker::StockFailed {
+                        worker,
+                        want,
+                        error,
+                    },
+                    Vec::new(),
+                );
+            }
+        }
+    }
+
+    /// A new data plane knows nothing.
+    pub(super) fn tell_everything(&mut self) {
+        self.tell_handshakes();
+        let workloads = std::mem::take(&mut self.workloads);
+        for workload in workloads.values() {
+            if let Phase::Serving(serving) = &workload.phase {
+                self.introduce(serving);
+            }
+        }
+        self.workloads = workloads;
+        self.data_plane.forget_published();
+        self.tell_settings();
+        self.publish();
+    }
+
+    pub(super) fn tell_handshakes(&mut self) {
+        if let Some(map) = self.backends.handshakes() {
+            self.data_plane.tell(&ToWorker::Handshakes, vec![map]);
+        }
+    }
+
+    /// Sends what `status` and the metrics show, where it differs from what was sent last.
+    pub(super) fn publish(&mut self) {
+        let states = self.workloads.values().map(info).collect();
+        self.data_plane.publish_states(states);
+        self.data_plane
+            .publish_counters(self.backends.events(), self.repairs.clone());
+    }
+}
+
+fn info(workload: &Workload) -> WorkloadInfo {
+    let netns = workload.spec.netns.display().to_string();
+    let name = workload.spec.name.clone();
+    match &workload.phase {
+        Phase::Serving(serving) => WorkloadInfo {
+            name,
+            netns,
+            mode: match serving.mode {
+                Mode::Ebpf => StatusMode::Ebpf,
+                Mode::Iptables => StatusMode::Iptables,
+            },
+            mode_reason: serving.mode_reason.clone(),
+            state: WorkloadState::Ready,
+            state_reason: String::new(),
+            listeners: serving.listener_status(),
+        },
+        Phase::Waiting { state, reason, .. } => WorkloadInfo {
+            name,
+            netns,
+            mode: StatusMode::Off,
+            mode_reason: reason.clone(),
+            state: *state,
+            state_reason: reason.clone(),
+            listeners: Vec::new(),
+        },
+    }
+}
