@@ -88,9 +88,7 @@ pub(crate) fn parse(
                 .split('&')
                 .find_map(|pair| pair.strip_prefix("level="));
             match level {
-                Some(level) if !level.is_empty() => {
-                    Call::SetLogLevel(level.replace("%2C", ",").replace("%3D", "="))
-                }
+                Some(level) if !level.is_empty() => Call::SetLogLevel(percent_decoded(level)),
                 _ => return Err(Answer::text(StatusCode::BAD_REQUEST, "say ?level=LEVEL\n")),
             }
         }
@@ -110,6 +108,23 @@ pub(crate) fn parse(
     Ok(call)
 }
 
+/// As far as it is right; anything else stays as it stands, and is refused where its meaning is known.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = (first == b'%')
+            .then(|| after.get(..2))
+            .flatten()
+            .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(code.unwrap_or(first));
+        rest = if code.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn workload(namespace: &str, name: &str) -> WorkloadName {
     WorkloadName {
         namespace: namespace.to_owned(),
@@ -123,6 +138,18 @@ mod tests {
 
     fn ask(method: Method, path: &str, query: Option<&str>) -> Result<Call, StatusCode> {
         parse(&method, path, query, String::new()).map_err(|answer| answer.status)
+    }
+
+    #[test]
+    fn a_level_may_be_percent_encoded() {
+        let cases = [
+            ("info%2cshunt_proxy%3Ddebug", "info,shunt_proxy=debug"),
+            ("50%", "50%"),
+            ("%+1%zz%€", "%+1%zz%€"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(percent_decoded(text), expected);
+        }
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -23,8 +22,12 @@ const MAX_BODY: usize = 64 << 10;
 const MAX_HEADERS: usize = 16 << 10;
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
-/// From the first byte of a connection to its last answer.
-const MAX_TIME: Duration = Duration::from_secs(10);
+/// For a client to send its headers, and again its body: a slow one cannot keep a place.
+const READ_TIME: Duration = Duration::from_secs(10);
+/// For an answer to be found: enrolling a workload takes its time, but is not waited for without end.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// For a whole connection, so that a client which does not read its answer loses its place too.
+const MAX_TIME: Duration = Duration::from_secs(60);
 /// After a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -91,6 +94,7 @@ async fn connection(
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        .header_read_timeout(READ_TIME)
         .max_buf_size(MAX_HEADERS)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
@@ -107,17 +111,27 @@ async fn respond(request: Request<Incoming>, api: &impl AdminApi, trusted: bool)
         let text = "only GET is allowed over TCP; use the unix socket\n";
         return Answer::text(StatusCode::FORBIDDEN, text);
     }
-    let body: Bytes = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(_) => return Answer::text(StatusCode::PAYLOAD_TOO_LARGE, "at most 64 KiB\n"),
+    let body = Limited::new(body, MAX_BODY).collect();
+    let body = match tokio::time::timeout(READ_TIME, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Answer::text(StatusCode::PAYLOAD_TOO_LARGE, "at most 64 KiB\n");
+        }
+        Ok(Err(_)) => return Answer::text(StatusCode::BAD_REQUEST, "the body broke off\n"),
+        Err(_) => return Answer::text(StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
     };
     let Ok(body) = String::from_utf8(body.into()) else {
         return Answer::text(StatusCode::BAD_REQUEST, "the body is not UTF-8\n");
     };
-    match parse(&head.method, head.uri.path(), head.uri.query(), body) {
-        Ok(call) => api.answer(call).await,
-        Err(answer) => answer,
-    }
+    let call = match parse(&head.method, head.uri.path(), head.uri.query(), body) {
+        Ok(call) => call,
+        Err(answer) => return answer,
+    };
+    let answer = tokio::time::timeout(ANSWER_TIME, api.answer(call)).await;
+    answer.unwrap_or_else(|_| {
+        let text = "no answer within 30 s; what was asked for may still happen\n";
+        Answer::text(StatusCode::GATEWAY_TIMEOUT, text)
+    })
 }
 
 #[cfg(test)]

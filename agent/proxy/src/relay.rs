@@ -244,3 +244,6 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,3 +67,66 @@ async fn over_tcp_only_reading_is_allowed() {
         })
         .await;
 }
+
+/// Sends `bytes` and reads until the server ends the connection.
+async fn told(socket: &std::path::Path, bytes: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::UnixStream::connect(socket)
+        .await
+        .expect("connected");
+    stream.write_all(bytes).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("the end");
+    answer
+}
+
+/// With the clock paused, a timer fires as soon as nothing else is to be done.
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_loses_its_place() {
+    LocalSet::new()
+        .run_until(async {
+            let dir = tempfile::tempdir().expect("a directory");
+            let socket = dir.path().join("admin.sock");
+            let listener = Listener::Unix(UnixListener::bind(&socket).expect("bound"));
+            tokio::task::spawn_local(serve(listener, Rc::new(Echo)));
+            let started = tokio::time::Instant::now();
+            told(&socket, b"GET /ready HT").await;
+            let headers = b"PUT /workloads/a/b HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+            let answer = told(&socket, headers).await;
+            assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+            assert!(started.elapsed() < 3 * READ_TIME, "{:?}", started.elapsed());
+
+            let mut idle = Vec::new();
+            for _ in 0..MAX_CONNECTIONS {
+                let stream = tokio::net::UnixStream::connect(&socket).await;
+                idle.push(stream.expect("connected"));
+            }
+            let answer = told(&socket, b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert!(answer.ends_with("Ready"), "{answer}");
+        })
+        .await;
+}
+
+struct Silent;
+
+impl AdminApi for Silent {
+    async fn answer(&self, _: Call) -> Answer {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_does_not_come_is_told() {
+    LocalSet::new()
+        .run_until(async {
+            let dir = tempfile::tempdir().expect("a directory");
+            let socket = dir.path().join("admin.sock");
+            let listener = Listener::Unix(UnixListener::bind(&socket).expect("bound"));
+            tokio::task::spawn_local(serve(listener, Rc::new(Silent)));
+            let (status, body) = client::request(&socket, "GET", "/stats", None)
+                .await
+                .expect("an answer");
+            assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{body:?}");
+        })
+        .await;
+}

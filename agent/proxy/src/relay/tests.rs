@@ -1,0 +1,210 @@
+use std::sync::{Arc, Mutex};
+
+use shunt_core::address::ClientAddr;
+use shunt_core::flow::{Direction, FlowRecord};
+use shunt_core::snapshot::Enrolled;
+use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+
+use super::*;
+
+/// Two connected sockets on loopback.
+async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let near = TcpStream::connect(listener.local_addr().expect("an address"));
+    let (near, far) = tokio::join!(near, listener.accept());
+    (near.expect("connected"), far.expect("accepted").0)
+}
+
+fn linger_zero(socket: &TcpStream) {
+    SockRef::from(socket)
+        .set_linger(Some(Duration::ZERO))
+        .expect("set");
+}
+
+struct Scene {
+    client: TcpStream,
+    server: TcpStream,
+    buffers: Buffers,
+    relay: tokio::task::JoinHandle<CloseReason>,
+    records: Arc<Mutex<Vec<FlowRecord>>>,
+}
+
+/// A client and a server with a relay in between.
+async fn scene(timeouts: Timeouts) -> Scene {
+    let (client, accepted) = connected().await;
+    let (upstream, server) = connected().await;
+    linger_zero(&accepted);
+    linger_zero(&upstream);
+    let workload = Enrolled {
+        id: WorkloadId(1),
+        name: WorkloadName {
+            namespace: "default".into(),
+            name: "client".into(),
+        },
+        mode: Mode::Ebpf,
+        addresses: Vec::new(),
+        inbound: CapturePolicy::default(),
+        transparent: false,
+        counters: Arc::default(),
+        withdrawn: Arc::default(),
+    };
+    let records: Arc<Mutex<Vec<FlowRecord>>> = Arc::default();
+    let sink = {
+        let records = Arc::clone(&records);
+        Arc::new(move |record| records.lock().expect("not poisoned").push(record))
+    };
+    let from = ClientAddr(accepted.peer_addr().expect("an address"));
+    let mut account = Account::open(&workload, Direction::Outbound, from, Arc::default(), sink);
+    let buffers = Buffers::default();
+    let pool = buffers.clone();
+    let relay = tokio::task::spawn_local(async move {
+        let end = relay(accepted, upstream, &pool, &timeouts, &mut account).await;
+        account.ended(end.reason, None);
+        end.reason
+    });
+    Scene {
+        client,
+        server,
+        buffers,
+        relay,
+        records,
+    }
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_megabyte_after_each_half_close() {
+    LocalSet::new()
+        .run_until(async {
+            let Scene {
+                mut client,
+                mut server,
+                relay,
+                records,
+                ..
+            } = scene(Timeouts::default()).await;
+            let bytes = pattern(1 << 20);
+            let (up, down) = (bytes.clone(), bytes.clone());
+            let serve = tokio::task::spawn_local(async move {
+                let mut got = Vec::new();
+                server.read_to_end(&mut got).await.expect("read");
+                server.write_all(&down).await.expect("written");
+                got
+            });
+            client.write_all(&up).await.expect("written");
+            client.shutdown().await.expect("half closed");
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).await.expect("read");
+            assert!(got == bytes && serve.await.expect("no panic") == bytes);
+            assert_eq!(relay.await.expect("no panic"), CloseReason::Finished);
+            let records = records.lock().expect("not poisoned");
+            assert_eq!(records.len(), 1);
+            assert_eq!(
+                (records[0].bytes_received, records[0].bytes_sent),
+                (1 << 20, 1 << 20)
+            );
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_reset_passes_as_a_reset() {
+    LocalSet::new()
+        .run_until(async {
+            let Scene {
+                client,
+                mut server,
+                relay,
+                ..
+            } = scene(Timeouts::default()).await;
+            linger_zero(&client);
+            drop(client);
+            let error = server.read_u8().await.expect_err("an error");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            assert_eq!(relay.await.expect("no panic"), CloseReason::ClientReset);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn dying_in_the_middle_is_a_reset() {
+    LocalSet::new()
+        .run_until(async {
+            let Scene {
+                mut client,
+                mut server,
+                relay,
+                records,
+                ..
+            } = scene(Timeouts::default()).await;
+            client.write_all(b"half").await.expect("written");
+            server.read_exact(&mut [0; 4]).await.expect("read");
+            relay.abort();
+            assert_eq!(
+                client.read_u8().await.expect_err("an error").kind(),
+                io::ErrorKind::ConnectionReset
+            );
+            assert_eq!(
+                server.read_u8().await.expect_err("an error").kind(),
+                io::ErrorKind::ConnectionReset
+            );
+            assert_eq!(
+                records.lock().expect("not poisoned")[0].close_reason,
+                CloseReason::Drained
+            );
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_holds_no_buffer() {
+    LocalSet::new()
+        .run_until(async {
+            let Scene {
+                mut client,
+                mut server,
+                buffers,
+                ..
+            } = scene(Timeouts::default()).await;
+            client.write_all(&pattern(100)).await.expect("written");
+            server.read_exact(&mut [0; 100]).await.expect("read");
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            // Both directions took turns with one buffer, and it is back.
+            assert_eq!(buffers.free_bytes(), 4 << 10);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn half_closed_and_silent_ends_in_time() {
+    LocalSet::new()
+        .run_until(async {
+            let timeouts = Timeouts {
+                half_close: Duration::from_millis(50),
+                ..Timeouts::default()
+            };
+            let Scene {
+                mut client,
+                server,
+                relay,
+                ..
+            } = scene(timeouts).await;
+            client.shutdown().await.expect("half closed");
+            assert_eq!(
+                relay.await.expect("no panic"),
+                CloseReason::HalfCloseTimeout
+            );
+            drop(server);
+        })
+        .await;
+}
