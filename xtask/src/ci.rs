@@ -21,13 +21,21 @@ const STEPS: [(&str, Step); 5] = [
             "warnings",
         ]))
     }),
+    // Private items are documented too, so links to them lead somewhere.
     ("doc", || {
-        loudly(cargo().env("RUSTDOCFLAGS", "-D warnings").args([
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-        ]))
+        loudly(
+            cargo()
+                .env(
+                    "RUSTDOCFLAGS",
+                    "-D warnings -A rustdoc::private-intra-doc-links",
+                )
+                .args([
+                    "doc",
+                    "--workspace",
+                    "--no-deps",
+                    "--document-private-items",
+                ]),
+        )
     }),
     ("tidy", tidy::run),
     ("build-ebpf --check", || {

@@ -1,4 +1,4 @@
-//! The agent's configuration: types here, reading in [`file`].
+//! The agent's configuration: types here, reading in [`mod@file`].
 
 pub mod file;
 

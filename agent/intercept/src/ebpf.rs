@@ -66,7 +66,7 @@ impl EbpfBackend {
     /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made.
     ///
     /// # Errors
-    /// This host does not let us, see [`probe`].
+    /// This host does not let us, see [`probe()`].
     pub fn load(marks: Marks, agent_cgroup: &Path) -> Result<Self, InterceptError> {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;

@@ -1,5 +1,5 @@
 //! What the kernel programs and the agent must agree on: the [decision function](decision::decide)
-//! and the layouts of the [maps](maps). `no_std`, no allocation, no padding in any map type.
+//! and the layouts of the [maps]. `no_std`, no allocation, no padding in any map type.
 #![cfg_attr(not(test), no_std)]
 
 pub mod decision;
