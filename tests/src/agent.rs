@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,8 +12,19 @@ use serde_json::Value;
 use crate::wait;
 use crate::world::{Pod, World};
 
-/// The agent's binary: `$SHUNT_BIN`, else what cargo built beside the tests.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Makes this binary the agent, for callers that built one.
+pub fn use_binary(path: PathBuf) {
+    // The first choice stands.
+    let _ = CHOSEN.set(path);
+}
+
+/// The agent's binary: as chosen, else `$SHUNT_BIN`, else what cargo built beside the tests.
 pub fn binary() -> PathBuf {
+    if let Some(chosen) = CHOSEN.get() {
+        return chosen.clone();
+    }
     if let Some(path) = std::env::var_os("SHUNT_BIN") {
         return PathBuf::from(path);
     }
@@ -58,7 +71,10 @@ impl<'a> AgentBuilder<'a> {
     /// # Panics
     /// The agent does not become ready.
     pub fn start(self) -> Agent {
-        let dir = self.world.dir.path().join("agent");
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // Its own, also for a second agent in the same world: the logs start empty.
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = self.world.dir.path().join(format!("agent{number}"));
         fs::create_dir_all(&dir).expect("a directory");
         fs::write(
             dir.join("shunt.yaml"),

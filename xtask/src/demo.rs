@@ -39,7 +39,7 @@ pub fn run() -> Result<()> {
     test::install()?;
     loudly(cargo().args(["build", "--release", "--package", "shunt"]))?;
     let binary = root().join("target/release/shunt");
-    // The harness finds the agent beside itself otherwise.
+    shunt_tests::agent::use_binary(binary.clone());
     let world = World::new();
     let (client, server) = (world.pod(), world.pod());
     let _nginx = server.nginx(&world);
