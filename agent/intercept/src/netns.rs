@@ -18,6 +18,8 @@ use crate::{InterceptError, Marks};
 const BACKLOG: i32 = 4096;
 /// From asm-generic/socket.h; libc does not name it on every target.
 const SO_NETNS_COOKIE: i32 = 71;
+/// From linux/in.h; bounds in the two halves of a word.
+const IP_LOCAL_PORT_RANGE: i32 = 51;
 
 /// An open network namespace. It lives as long as this does, even when its name and its processes are gone.
 #[derive(Debug)]
@@ -185,6 +187,7 @@ impl Netns {
                     }
                 };
                 set_bind_address_no_port(&socket)?;
+                keep_ports_apart(&socket, role);
                 Ok(OwnedFd::from(socket))
             };
             (0..count).map(make).collect()
@@ -220,6 +223,27 @@ fn set_transparent(socket: &Socket, family: Family) -> io::Result<()> {
 /// A bind to an address alone leaves the port to connect, which knows the whole tuple: many more fit.
 fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
     set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// A same-node flow's delivery has the same addresses as its crossing; with the same port too, conntrack in the
+/// destination's namespace would take one for the other (seen: resets after some thousand connections). So each role
+/// has a part of the ephemeral ports of its own. Kernels before 6.3 do not know the option.
+fn keep_ports_apart(socket: &Socket, role: SocketRole) {
+    let range =
+        std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = range.split_whitespace().map(|bound| bound.parse::<u16>());
+    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else {
+        return;
+    };
+    let middle = first + last.saturating_sub(first) / 2;
+    let (first, last) = match role {
+        SocketRole::Upstream => (first, middle),
+        SocketRole::Delivery => (middle + 1, last),
+    };
+    let value = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());
+    if let Err(error) = set_int(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, value) {
+        tracing::debug!(%error, "cannot keep the ports of crossings and deliveries apart");
+    }
 }
 
 fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {

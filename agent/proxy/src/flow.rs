@@ -274,12 +274,14 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         let intent = self.local.context.rendezvous.intend(self.destination);
         let begun = self.upstream().await?;
         let source = begun.local;
-        let crossing = intent.cross(canonical(source));
-        let stream = begun.connected(self.snapshot.timeouts.connect).await?;
-        let Some(there) = crossing.arrived().await else {
-            return Ok((stream, None));
+        let mut crossing = intent.cross(canonical(source));
+        let there = match begun.connected(self.snapshot.timeouts.connect).await {
+            Ok(stream) => match crossing.arrived().await {
+                Some(there) => there,
+                None => return Ok((stream, None)),
+            },
+            Err(error) => crossing.has_arrived().ok_or(error)?,
         };
-        drop(stream);
         let held = self.local.count(there);
         let transparent = self
             .snapshot

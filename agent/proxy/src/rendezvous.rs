@@ -185,6 +185,11 @@ impl Crossing<'_> {
         }
     }
 
+    /// As [`Crossing::arrived`], without waiting: the far end may have met us and hung up before we saw it connected.
+    pub(crate) fn has_arrived(&mut self) -> Option<WorkloadId> {
+        self.answer.try_recv().ok()
+    }
+
     fn withdraw(&self) {
         let mut places = self.meeting.lock();
         if matches!(places.notes.get(&self.tuple), Some(Note::Crossing(_))) {
