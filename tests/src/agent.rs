@@ -199,7 +199,10 @@ impl Agent {
     /// The access log so far.
     pub fn access_log(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.dir.join("access.log")).unwrap_or_default();
-        text.lines()
+        // The last piece is empty, or a line that is still being written.
+        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+        whole
+            .lines()
             .map(|line| serde_json::from_str(line).expect("a JSON line"))
             .collect()
     }
