@@ -2,19 +2,28 @@
 //!
 //! What differs from eBPF mode: sockets bound to a device are captured too (netfilter cannot see it), and inbound
 //! ports are captured whether or not anybody listens on them, so a closed port is reset after the handshake.
+//! A namespace's legacy nat table, once there, cannot be removed while the namespace lives: it stays, empty. Without
+//! IPv6, or without a listener of a family, a namespace gets no rules of that family.
 
+mod choice;
+mod dead_man;
+mod netfilter;
+mod probe;
 mod render;
 mod tools;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, Write};
 
+use nix::net::if_::InterfaceFlags;
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
-use shunt_core::workload::{Mode, OnFailure, WorkloadId};
+use shunt_core::workload::{Mode, WorkloadId};
 
-use self::render::{Rendered, has_chains, jumps, removal, unhooking};
+use self::choice::{Abilities, Choice};
+pub use self::dead_man::DeadMan;
+use self::dead_man::{Switch, create_sets, destroy_sets, sets};
+use self::netfilter::Kept;
+use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
 use self::tools::{Tools, Variant};
 use crate::netns::Netns;
 use crate::{Backend, Enrolment, Finding, InterceptError, Marks, return_path};
@@ -26,96 +35,126 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub struct IptablesBackend {
     marks: Marks,
     tools: Tools,
+    abilities: Abilities,
     installed: HashMap<WorkloadId, Installed>,
-    /// By namespace: the families whose nat table was there before us, and stays.
-    foreign_tables: HashMap<u64, Vec<Family>>,
+    /// By namespace, then in the order of [`FAMILIES`]: what of the nat tables was there before us, and stays.
+    foreign: HashMap<u64, Vec<Kept>>,
 }
 
 #[derive(Debug)]
 struct Installed {
-    variant: Variant,
-    /// The `recent` lists that keep the rules closed.
+    choice: Choice,
+    /// What keeps the rules closed.
     switches: Vec<Switch>,
 }
 
-/// One family's dead-man switch: writing refreshes it, not writing opens it after a second.
-#[derive(Debug)]
-struct Switch {
-    file: File,
-    words: &'static [u8],
-}
-
-impl Switch {
-    /// From the start of the file each time: the kernel takes nothing at a later offset, and knows no pwrite here.
-    fn refresh(&mut self) -> io::Result<()> {
-        self.file.rewind()?;
-        self.file.write_all(self.words)
-    }
-}
+/// The nat tables as they were.
+type Before = Vec<(Family, String)>;
 
 impl IptablesBackend {
     /// # Errors
     /// No usable iptables is installed.
     pub fn new(marks: Marks) -> Result<Self, InterceptError> {
+        Self::with_dead_man(marks, None)
+    }
+
+    /// With this dead-man switch instead of the first that works.
+    ///
+    /// # Errors
+    /// As [`IptablesBackend::new`].
+    pub fn with_dead_man(marks: Marks, wanted: Option<DeadMan>) -> Result<Self, InterceptError> {
+        let tools = Tools::find()?;
+        let abilities = Abilities::new(&tools, wanted);
         Ok(Self {
             marks,
-            tools: Tools::find()?,
+            tools,
+            abilities,
             installed: HashMap::new(),
-            foreign_tables: HashMap::new(),
+            foreign: HashMap::new(),
         })
     }
 
-    fn apply(&mut self, enrolment: &Enrolment, variant: Variant) -> Result<(), InterceptError> {
-        let mut foreign = Vec::new();
-        for family in FAMILIES {
-            let saved = self.tools.save(&enrolment.netns, variant, family)?;
-            if saved.contains("*nat") {
-                foreign.push(family);
-            }
-            let rendered = Rendered::of(enrolment, self.marks, family);
-            if rendered.captures_nothing() {
-                // The family may have gone from the namespace since.
-                self.remove(&enrolment.netns, variant, family, &saved)?;
-                continue;
-            }
-            let text = rendered.transaction(&jumps(&saved));
-            self.tools
-                .restore(&enrolment.netns, variant, family, &text)?;
-        }
-        // What was there when we first came counts: later it is ours.
-        self.foreign_tables
-            .entry(enrolment.netns.inode())
-            .or_insert(foreign);
-        Ok(())
+    /// Which variant serves an installed workload, with which dead-man switch, and why: for `mode_reason`.
+    pub fn reason(&self, id: WorkloadId) -> Option<&str> {
+        self.installed
+            .get(&id)
+            .map(|installed| installed.choice.reason.as_str())
     }
 
-    fn remove(
+    /// All families or none. The switches are open, nobody has refreshed them.
+    fn apply(
+        &mut self,
+        enrolment: &Enrolment,
+        choice: &Choice,
+    ) -> Result<Vec<Switch>, InterceptError> {
+        let netns = &enrolment.netns;
+        if choice.dead_man == Some(DeadMan::Set) {
+            create_sets(netns, &captured(enrolment))?;
+        }
+        let mut before = Before::new();
+        for family in FAMILIES {
+            before.push((family, self.tools.save(netns, choice.variant, family)?));
+        }
+        // What was there when we first came counts: later it is ours.
+        if !self.foreign.contains_key(&netns.inode()) {
+            let seen = before
+                .iter()
+                .map(|(family, saved)| self.tools.foreign(netns, choice.variant, *family, saved));
+            self.foreign
+                .insert(netns.inode(), seen.collect::<Result<_, _>>()?);
+        }
+        let applied = before
+            .iter()
+            .try_for_each(|(family, saved)| self.apply_family(enrolment, choice, *family, saved))
+            .and_then(|()| switches(enrolment, choice.dead_man));
+        if applied.is_err() {
+            self.roll_back(netns, choice.variant, &before);
+        }
+        applied
+    }
+
+    fn apply_family(
         &self,
-        netns: &Netns,
-        variant: Variant,
+        enrolment: &Enrolment,
+        choice: &Choice,
         family: Family,
         saved: &str,
     ) -> Result<(), InterceptError> {
-        match removal(saved) {
-            Some(text) => self.tools.restore(netns, variant, family, &text),
-            None => Ok(()),
-        }
+        let rendered = Rendered::of(enrolment, self.marks, choice.dead_man, family);
+        let text = match rendered.captures_nothing() {
+            // The family may have gone from the namespace since.
+            true => removal(saved),
+            false => Some(rendered.transaction(&jumps(saved))),
+        };
+        text.map_or(Ok(()), |text| {
+            self.tools
+                .restore(&enrolment.netns, choice.variant, family, &text)
+        })
     }
 
-    fn switches(&self, enrolment: &Enrolment) -> Result<Vec<Switch>, InterceptError> {
-        if enrolment.spec.on_failure == OnFailure::Closed {
-            return Ok(Vec::new());
+    fn roll_back(&self, netns: &Netns, variant: Variant, before: &Before) {
+        let mut foreign = self.foreign.get(&netns.inode()).into_iter().flatten();
+        for (family, before) in before {
+            let undone = self.tools.save(netns, variant, *family).and_then(|now| {
+                let text = return_to(before, &now);
+                text.map_or(Ok(()), |text| {
+                    self.tools.restore(netns, variant, *family, &text)
+                })?;
+                let unhooked = has_chains(before);
+                match foreign.next().filter(|_| !unhooked) {
+                    Some(keep) => self.tools.drop_empty_table(netns, variant, *family, keep),
+                    None => Ok(()),
+                }
+            });
+            if let Err(error) = undone {
+                tracing::error!(error = error.chain(), "cannot undo a failed transaction");
+            }
         }
-        FAMILIES
-            .into_iter()
-            .filter(|family| {
-                let port = |direction| enrolment.port(direction, *family);
-                port(Direction::Outbound)
-                    .or(port(Direction::Inbound))
-                    .is_some()
-            })
-            .map(|family| open_switch(&enrolment.netns, family))
-            .collect()
+        if !before.iter().any(|(_, saved)| has_chains(saved))
+            && let Err(error) = destroy_sets(netns)
+        {
+            tracing::error!(error = error.chain(), "cannot undo a failed transaction");
+        }
     }
 }
 
@@ -125,44 +164,35 @@ impl Backend for IptablesBackend {
     }
 
     fn install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let variant = self.tools.choose(&enrolment.netns)?;
-        let installed = self
-            .apply(enrolment, variant)
-            .and_then(|()| self.switches(enrolment))
-            .map(|switches| Installed { variant, switches });
-        match installed {
-            Ok(installed) => {
-                self.installed.insert(enrolment.id, installed);
-                Ok(())
-            }
-            Err(error) => {
-                for family in FAMILIES {
-                    let undone = self
-                        .tools
-                        .save(&enrolment.netns, variant, family)
-                        .and_then(|saved| self.remove(&enrolment.netns, variant, family, &saved));
-                    if let Err(error) = undone {
-                        tracing::error!(error = error.chain(), "cannot undo a failed installation");
-                    }
-                }
-                Err(error)
-            }
+        if !loopback_is_up(&enrolment.netns) {
+            return Err(InterceptError::Unsupported(format!(
+                "the loopback interface is down in {}: redirected connections would reach nobody; \
+                 set it up (ip link set lo up)",
+                enrolment.netns.path().display()
+            )));
         }
+        let on_failure = enrolment.spec.on_failure;
+        let choice = self
+            .abilities
+            .choose(&self.tools, &enrolment.netns, on_failure)?;
+        let switches = self.apply(enrolment, &choice)?;
+        self.installed
+            .insert(enrolment.id, Installed { choice, switches });
+        Ok(())
     }
 
     fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let Some(variant) = self
-            .installed
-            .get(&enrolment.id)
-            .map(|installed| installed.variant)
-        else {
+        let Some(installed) = self.installed.get(&enrolment.id) else {
             return self.install(enrolment);
         };
-        self.apply(enrolment, variant)?;
-        let switches = self.switches(enrolment)?;
-        if let Some(installed) = self.installed.get_mut(&enrolment.id) {
-            installed.switches = switches;
-        }
+        // The rules stay where they are, whatever others have done since.
+        let variant = installed.choice.variant;
+        let choice = self
+            .abilities
+            .stay(&self.tools, variant, enrolment.spec.on_failure)?;
+        let switches = self.apply(enrolment, &choice)?;
+        self.installed
+            .insert(enrolment.id, Installed { choice, switches });
         Ok(())
     }
 
@@ -175,74 +205,129 @@ impl Backend for IptablesBackend {
         for family in FAMILIES {
             let saved = self
                 .tools
-                .save(&enrolment.netns, installed.variant, family)?;
+                .save(&enrolment.netns, installed.choice.variant, family)?;
             if let Some(text) = unhooking(&saved) {
                 self.tools
-                    .restore(&enrolment.netns, installed.variant, family, &text)?;
+                    .restore(&enrolment.netns, installed.choice.variant, family, &text)?;
             }
         }
         Ok(())
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let foreign = self
-            .foreign_tables
-            .remove(&enrolment.netns.inode())
-            .unwrap_or_default();
-        for variant in self.tools.variants(&enrolment.netns) {
-            for family in FAMILIES {
-                let saved = self.tools.save(&enrolment.netns, variant, family)?;
-                self.remove(&enrolment.netns, variant, family, &saved)?;
-                if !foreign.contains(&family) {
-                    self.tools
-                        .drop_empty_table(&enrolment.netns, variant, family)?;
-                }
-            }
-        }
-        Ok(())
+        let foreign = self.foreign.remove(&enrolment.netns.inode());
+        let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
+        swept.failure.map_or(Ok(()), Err)
     }
 
     fn keep_alive(&mut self) {
-        for (id, installed) in &mut self.installed {
-            for switch in &mut installed.switches {
-                if let Err(error) = switch.refresh() {
-                    tracing::debug!(workload = id.0, %error, "cannot refresh a dead-man switch");
-                }
-            }
+        for switch in self
+            .installed
+            .values_mut()
+            .flat_map(|installed| &mut installed.switches)
+        {
+            switch.keep_alive();
         }
     }
 }
 
-fn open_switch(netns: &Netns, family: Family) -> Result<Switch, InterceptError> {
-    let (name, words): (_, &[u8]) = match family {
-        Family::V4 => ("shunt4", b"+0.0.0.0\n"),
-        Family::V6 => ("shunt6", b"+::\n"),
+/// The families that are steered.
+fn captured(enrolment: &Enrolment) -> Vec<Family> {
+    let directions = [Direction::Outbound, Direction::Inbound];
+    let listens = |family| {
+        directions
+            .into_iter()
+            .any(|way| enrolment.port(way, family).is_some())
     };
-    let path = format!("/proc/thread-self/net/xt_recent/{name}");
-    let opened = netns
-        .enter(|| File::options().write(true).open(&path))
-        .and_then(|opened| opened);
-    let file =
-        opened.map_err(|error| InterceptError::io("open the dead-man switch", &path, error))?;
-    Ok(Switch { file, words })
+    FAMILIES
+        .into_iter()
+        .filter(|family| listens(*family))
+        .collect()
+}
+
+fn switches(
+    enrolment: &Enrolment,
+    dead_man: Option<DeadMan>,
+) -> Result<Vec<Switch>, InterceptError> {
+    let Some(kind) = dead_man else {
+        return Ok(Vec::new());
+    };
+    let families = captured(enrolment).into_iter();
+    families
+        .map(|family| Switch::open(&enrolment.netns, family, kind))
+        .collect()
+}
+
+/// True also where it cannot be asked.
+fn loopback_is_up(netns: &Netns) -> bool {
+    let up = || {
+        let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+        let lo = interfaces.find(|interface| interface.interface_name == "lo")?;
+        Some(lo.flags.contains(InterfaceFlags::IFF_UP))
+    };
+    netns.enter(up).ok().flatten().unwrap_or(true)
+}
+
+#[derive(Default)]
+struct Swept {
+    removed: Vec<String>,
+    /// The first; the rest was tried all the same.
+    failure: Option<InterceptError>,
+}
+
+impl Swept {
+    fn note(&mut self, result: Result<Option<String>, InterceptError>) {
+        match result {
+            Ok(removed) => self.removed.extend(removed),
+            Err(error) => self.failure = self.failure.take().or(Some(error)),
+        }
+    }
+}
+
+/// Removes chains, what is empty of the tables that came with them, and sets. `foreign`: what is not ours, where that
+/// is known; else a table goes only together with chains of ours.
+fn sweep(tools: &Tools, netns: &Netns, foreign: Option<&[Kept]>) -> Swept {
+    let mut swept = Swept::default();
+    for variant in tools.variants(netns) {
+        for (index, family) in FAMILIES.into_iter().enumerate() {
+            let remove = || {
+                let text = removal(&tools.save(netns, variant, family)?);
+                if let Some(text) = &text {
+                    tools.restore(netns, variant, family, text)?;
+                }
+                let known = foreign.and_then(|foreign| foreign.get(index));
+                if known.is_some() || text.is_some() {
+                    let unseen = Kept::unseen();
+                    tools.drop_empty_table(netns, variant, family, known.unwrap_or(&unseen))?;
+                }
+                Ok(text.map(|_| describe(tools, variant, family)))
+            };
+            swept.note(remove());
+        }
+    }
+    match destroy_sets(netns) {
+        Ok(names) => swept.removed.extend(names.into_iter().map(describe_set)),
+        Err(error) => swept.note(Err(error)),
+    }
+    swept
 }
 
 /// What an earlier agent has left in a namespace. Looks only.
 pub fn leftovers(netns: &Netns) -> Vec<String> {
-    let Ok(tools) = Tools::find() else {
-        return return_path::leftovers(netns);
-    };
     let mut found = Vec::new();
-    for variant in tools.variants(netns) {
-        for family in FAMILIES {
-            if tools
-                .save(netns, variant, family)
-                .is_ok_and(|saved| has_chains(&saved))
-            {
-                found.push(describe(variant, family));
+    if let Ok(tools) = Tools::find() {
+        for variant in tools.variants(netns) {
+            for family in FAMILIES {
+                if tools
+                    .save(netns, variant, family)
+                    .is_ok_and(|saved| has_chains(&saved))
+                {
+                    found.push(describe(&tools, variant, family));
+                }
             }
         }
     }
+    found.extend(sets(netns).into_iter().map(describe_set));
     found.extend(return_path::leftovers(netns));
     found
 }
@@ -251,30 +336,27 @@ pub fn leftovers(netns: &Netns) -> Vec<String> {
 /// missing are no error.
 ///
 /// # Errors
-/// Something of ours may still be there.
+/// Something of ours may still be there; everything was tried.
 pub fn cleanup(netns: &Netns) -> Result<Vec<String>, InterceptError> {
-    let mut removed = Vec::new();
-    if let Ok(tools) = Tools::find() {
-        for variant in tools.variants(netns) {
-            for family in FAMILIES {
-                let saved = tools.save(netns, variant, family)?;
-                if let Some(text) = removal(&saved) {
-                    tools.restore(netns, variant, family, &text)?;
-                    tools.drop_empty_table(netns, variant, family)?;
-                    removed.push(describe(variant, family));
-                }
-            }
-        }
+    let mut swept = Tools::find()
+        .map(|tools| sweep(&tools, netns, None))
+        .unwrap_or_default();
+    match return_path::remove_any(netns) {
+        Ok(removed) => swept.removed.extend(removed),
+        Err(error) => swept.note(Err(error)),
     }
-    removed.extend(return_path::remove_any(netns)?);
-    Ok(removed)
+    swept.failure.map_or(Ok(swept.removed), Err)
 }
 
-fn describe(variant: Variant, family: Family) -> String {
-    format!("chains SHUNT_* ({})", variant.command(family, ""))
+fn describe(tools: &Tools, variant: Variant, family: Family) -> String {
+    format!("chains SHUNT_* ({})", tools.program(variant, family, ""))
 }
 
-/// What `shunt check` says of iptables mode. Tries everything for real, in a namespace made for it.
+fn describe_set(name: &str) -> String {
+    format!("ipset {name}")
+}
+
+/// What `shunt check` says of iptables mode. Tries everything for real, in namespaces made for it.
 pub fn probe() -> Vec<Finding> {
-    tools::probe()
+    probe::probe()
 }

@@ -12,6 +12,7 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload,
 };
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -37,53 +38,15 @@ const ALL_BITS: u32 = 7;
 const LO: u32 = 1;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
-/// Puts the path in place. Doing it twice is doing it once.
+/// Puts the path in place. Doing it twice is doing it once. A namespace where IPv6 is switched off has it for IPv4.
 ///
 /// # Errors
-/// The kernel lacks policy routing, or the sysctl cannot be written.
+/// The kernel lacks policy routing, or a sysctl cannot be written. Nothing stays.
 pub fn ensure(netns: &Netns, delivery_mark: u32) -> Result<(), InterceptError> {
     at(netns, "make the return path in", |netlink| {
-        let before = our_rules(netlink)?;
-        let mut switched = before
-            .iter()
-            .map(|rule| switched_by(priority_of(rule)))
-            .fold(0, |all, bits| all | bits);
-        for (bit, sysctl) in SYSCTLS {
-            match fs::read_to_string(sysctl) {
-                Ok(value) if value.trim() == "0" => {
-                    fs::write(sysctl, "1")?;
-                    switched |= bit;
-                }
-                Ok(_) => {}
-                // A kernel without IPv6.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let priority = PRIORITY + switched;
-        for stale in before
-            .into_iter()
-            .filter(|rule| priority_of(rule) != priority)
-        {
-            netlink.change(RouteNetlinkMessage::DelRule(stale), 0)?;
-        }
-        for family in FAMILIES {
-            if family == AddressFamily::Inet6 && !fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
-            {
-                continue;
-            }
-            let flags = NLM_F_CREATE | NLM_F_REPLACE;
-            netlink.change(RouteNetlinkMessage::NewRoute(local_route(family)), flags)?;
-            let added = netlink.change(
-                RouteNetlinkMessage::NewRule(rule(family, delivery_mark, priority)),
-                NLM_F_CREATE | NLM_F_EXCL,
-            );
-            match added {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other?,
-            }
-        }
-        Ok(())
+        put(netlink, delivery_mark).inspect_err(|_| {
+            let _ = take(netlink);
+        })
     })
 }
 
@@ -100,32 +63,114 @@ pub fn remove(netns: &Netns, _delivery_mark: u32) -> Result<(), InterceptError> 
 /// # Errors
 /// As [`remove`].
 pub fn remove_any(netns: &Netns) -> Result<Vec<String>, InterceptError> {
-    at(netns, "remove the return path in", |netlink| {
-        let rules = our_rules(netlink)?;
-        let mut removed = Vec::new();
-        for rule in &rules {
-            netlink.change(RouteNetlinkMessage::DelRule(rule.clone()), 0)?;
-            let mut route = local_route(rule.header.family);
-            route.header.scope = RouteScope::NoWhere;
-            match netlink.change(RouteNetlinkMessage::DelRoute(route), 0) {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                other => other?,
-            }
-            removed.push(format!(
-                "rule and route of table {TABLE} ({:?})",
-                rule.header.family
-            ));
+    at(netns, "remove the return path in", take)
+}
+
+/// Makes a path in this thread's namespace, a new one, to see whether it can be made.
+pub(crate) fn attempt() -> Result<(), InterceptError> {
+    let try_it = || {
+        let mut netlink = Netlink::open()?;
+        let mut lo = LinkMessage::default();
+        lo.header.index = LO;
+        lo.header.flags = LinkFlags::Up;
+        lo.header.change_mask = LinkFlags::Up;
+        netlink.change(RouteNetlinkMessage::SetLink(lo), 0)?;
+        put(&mut netlink, 1)
+    };
+    try_it().map_err(|error| InterceptError::io("make", "a return path", error))
+}
+
+/// The rules go first: from then on they tell what must be undone, also to whoever comes after a crash right here.
+fn put(netlink: &mut Netlink, mark: u32) -> io::Result<()> {
+    let before = our_rules(netlink)?;
+    let off: Vec<(u32, &str)> = SYSCTLS
+        .into_iter()
+        .filter(|(_, sysctl)| is(sysctl, "0"))
+        .collect();
+    let switched = off
+        .iter()
+        .fold(switched_by_any(&before), |all, (bit, _)| all | bit);
+    let priority = PRIORITY + switched;
+    for family in FAMILIES.into_iter().filter(|family| routes(*family)) {
+        let added = netlink.change(
+            RouteNetlinkMessage::NewRule(rule(family, mark, priority)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        match added {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
         }
-        let switched = rules
-            .iter()
-            .map(|rule| switched_by(priority_of(rule)))
-            .fold(0, |all, bits| all | bits);
-        for (_, sysctl) in SYSCTLS.iter().filter(|(bit, _)| switched & bit != 0) {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        netlink.change(RouteNetlinkMessage::NewRoute(local_route(family)), flags)?;
+    }
+    let current = |rule: &RuleMessage| {
+        priority_of(rule) == priority && rule.attributes.contains(&RuleAttribute::FwMark(mark))
+    };
+    for stale in before.into_iter().filter(|rule| !current(rule)) {
+        gone(netlink.change(RouteNetlinkMessage::DelRule(stale), 0))?;
+    }
+    off.iter()
+        .try_for_each(|(_, sysctl)| fs::write(sysctl, "1"))
+}
+
+/// The rules go last, for the same reason.
+fn take(netlink: &mut Netlink) -> io::Result<Vec<String>> {
+    let rules = our_rules(netlink)?;
+    let switched = switched_by_any(&rules);
+    let mut removed = Vec::new();
+    for (_, sysctl) in SYSCTLS.into_iter().filter(|(bit, _)| switched & bit != 0) {
+        if is(sysctl, "1") {
             fs::write(sysctl, "0")?;
             removed.push(format!("sysctl {sysctl}"));
         }
-        Ok(removed)
-    })
+    }
+    for family in FAMILIES {
+        let mut route = local_route(family);
+        route.header.scope = RouteScope::NoWhere;
+        if gone(netlink.change(RouteNetlinkMessage::DelRoute(route), 0))? {
+            removed.push(format!("route of table {TABLE} ({family:?})"));
+        }
+    }
+    for rule in rules {
+        let family = rule.header.family;
+        if gone(netlink.change(RouteNetlinkMessage::DelRule(rule), 0))? {
+            removed.push(format!("rule to table {TABLE} ({family:?})"));
+        }
+    }
+    Ok(removed)
+}
+
+/// True: it was there until now. What is not there need not be removed.
+fn gone(result: io::Result<()>) -> io::Result<bool> {
+    const ABSENT: [i32; 4] = [
+        libc::ENOENT,
+        libc::ESRCH,
+        libc::EAFNOSUPPORT,
+        libc::EOPNOTSUPP,
+    ];
+    match result {
+        Ok(()) => Ok(true),
+        Err(error)
+            if error
+                .raw_os_error()
+                .is_some_and(|code| ABSENT.contains(&code)) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Can this thread's namespace have routes of that family?
+fn routes(family: AddressFamily) -> bool {
+    const V6: &str = "/proc/sys/net/ipv6";
+    family != AddressFamily::Inet6
+        || fs::exists(V6).unwrap_or(false) && !is(&format!("{V6}/conf/lo/disable_ipv6"), "1")
+}
+
+/// A sysctl that does not exist is nothing.
+fn is(sysctl: &str, value: &str) -> bool {
+    fs::read_to_string(sysctl).is_ok_and(|now| now.trim() == value)
 }
 
 /// What is there of it. Looks only.
@@ -133,7 +178,7 @@ pub fn leftovers(netns: &Netns) -> Vec<String> {
     let rules = at(netns, "look for the return path in", our_rules).unwrap_or_default();
     rules
         .iter()
-        .map(|rule| format!("rule and route of table {TABLE} ({:?})", rule.header.family))
+        .map(|rule| format!("rule to table {TABLE} ({:?})", rule.header.family))
         .collect()
 }
 
@@ -157,9 +202,12 @@ fn our_rules(netlink: &mut Netlink) -> io::Result<Vec<RuleMessage>> {
     Ok(rules)
 }
 
-/// The sysctls that a rule of this priority says are ours to restore.
-fn switched_by(priority: u32) -> u32 {
-    priority.wrapping_sub(PRIORITY) & ALL_BITS
+/// The sysctls that these rules say are ours to restore.
+fn switched_by_any(rules: &[RuleMessage]) -> u32 {
+    rules
+        .iter()
+        .map(|rule| priority_of(rule).wrapping_sub(PRIORITY) & ALL_BITS)
+        .fold(0, |all, bits| all | bits)
 }
 
 fn priority_of(rule: &RuleMessage) -> u32 {

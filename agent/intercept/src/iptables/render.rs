@@ -2,15 +2,17 @@
 //! out is text.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
-use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
+use shunt_core::workload::{CapturePolicy, PortRange};
 
+use super::dead_man::DeadMan;
 use crate::{Enrolment, Marks};
 
-/// Our chains. A jump leads only to a later one, so they can be deleted in this order once they are flushed.
+/// Our chains. A jump leads only to a later one.
 pub(super) const CHAINS: [&str; 5] = [
     "SHUNT_OUTPUT",
     "SHUNT_OUT_ADDR",
@@ -34,11 +36,17 @@ pub(super) struct Rendered<'a> {
     inbound_port: Option<u16>,
     outbound: &'a CapturePolicy,
     inbound: &'a CapturePolicy,
-    on_failure: OnFailure,
+    own: &'a [IpAddr],
+    dead_man: Option<DeadMan>,
 }
 
 impl<'a> Rendered<'a> {
-    pub(super) fn of(enrolment: &'a Enrolment, marks: Marks, family: Family) -> Self {
+    pub(super) fn of(
+        enrolment: &'a Enrolment,
+        marks: Marks,
+        dead_man: Option<DeadMan>,
+        family: Family,
+    ) -> Self {
         Self {
             family,
             marks,
@@ -46,7 +54,8 @@ impl<'a> Rendered<'a> {
             inbound_port: enrolment.port(Direction::Inbound, family),
             outbound: &enrolment.spec.outbound,
             inbound: &enrolment.spec.inbound,
-            on_failure: enrolment.spec.on_failure,
+            own: &enrolment.addresses,
+            dead_man,
         }
     }
 
@@ -87,6 +96,16 @@ impl<'a> Rendered<'a> {
     fn outbound_rules(&self, port: u16, rules: &mut Vec<String>) {
         self.never(rules, "SHUNT_OUTPUT", "-d");
         rules.push("SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN".into());
+        for own in self.nets(
+            &self
+                .own
+                .iter()
+                .copied()
+                .map(IpNet::from)
+                .collect::<Vec<_>>(),
+        ) {
+            rules.push(format!("SHUNT_OUTPUT -d {own} -j RETURN"));
+        }
         for range in &self.outbound.exclude_ports {
             rules.push(format!(
                 "SHUNT_OUTPUT -p tcp -m tcp {} -j RETURN",
@@ -149,16 +168,9 @@ impl<'a> Rendered<'a> {
     }
 
     fn redirect(&self, chain: &str, port: u16) -> String {
-        let (name, mask) = match self.family {
-            Family::V4 => ("shunt4", "0.0.0.0"),
-            Family::V6 => ("shunt6", "::"),
-        };
-        let alive = match self.on_failure {
-            OnFailure::Open => {
-                format!("-m recent --rcheck --seconds 1 --name {name} --mask {mask} --rdest ")
-            }
-            OnFailure::Closed => String::new(),
-        };
+        let alive = self
+            .dead_man
+            .map_or(String::new(), |dead_man| dead_man.matching(self.family));
         format!("{chain} -p tcp {alive}-j REDIRECT --to-ports {port}")
     }
 
@@ -219,27 +231,55 @@ fn jump_deletions(saved: &str) -> String {
         .collect()
 }
 
-/// One transaction that removes what `saved` has of ours; `None`: nothing.
+/// One transaction that removes what `saved` has of ours, chains of other versions too; `None`: nothing.
 pub(super) fn removal(saved: &str) -> Option<String> {
     if !has_chains(saved) {
         return None;
     }
     let mut text = format!("*nat\n{}", jump_deletions(saved));
-    let ours: Vec<&str> = CHAINS
-        .into_iter()
-        .filter(|chain| {
-            saved
-                .lines()
-                .any(|line| line.starts_with(&format!(":{chain} ")))
-        })
-        .collect();
     for verb in ["-F", "-X"] {
-        for chain in &ours {
+        for chain in chains(saved) {
             let _ = writeln!(text, "{verb} {chain}");
         }
     }
     text.push_str("COMMIT\n");
     Some(text)
+}
+
+/// One transaction that brings our chains from the state `now` back to what they were in `before`.
+pub(super) fn return_to(before: &str, now: &str) -> Option<String> {
+    if !has_chains(before) {
+        return removal(now);
+    }
+    let mut text = format!("*nat\n{}", jump_deletions(now));
+    for chain in CHAINS
+        .into_iter()
+        .chain(chains(before).filter(|chain| !CHAINS.contains(chain)))
+    {
+        let _ = writeln!(text, ":{chain} - [0:0]");
+    }
+    for line in before.lines() {
+        if let Some(jump) = JUMPS
+            .iter()
+            .find_map(|(_, chain)| is_jump(line, chain).then_some(line))
+        {
+            let rule = jump.trim_start_matches("-A ");
+            let (builtin, rest) = rule.split_once(' ').unwrap_or((rule, ""));
+            let _ = writeln!(text, "-I {builtin} 1 {rest}");
+        } else if line.starts_with("-A SHUNT_") {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text.push_str("COMMIT\n");
+    Some(text)
+}
+
+/// Our chains in `saved`.
+fn chains(saved: &str) -> impl Iterator<Item = &str> {
+    let names = saved
+        .lines()
+        .filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+    names.filter(|name| name.starts_with("SHUNT_"))
 }
 
 fn is_jump(line: &str, chain: &str) -> bool {

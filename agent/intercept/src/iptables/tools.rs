@@ -8,8 +8,11 @@ use std::process::{Command, Output, Stdio};
 use nix::sched::{CloneFlags, unshare};
 use shunt_core::sockets::Family;
 
+use super::dead_man::{DeadMan, list};
+use super::netfilter::{Kept, Netfilter};
+use super::render::has_chains;
+use crate::InterceptError;
 use crate::netns::Netns;
-use crate::{Finding, InterceptError};
 
 /// Where administrators' programs are, also when PATH does not say so.
 const SBIN: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
@@ -22,80 +25,125 @@ pub(super) enum Variant {
 }
 
 impl Variant {
-    /// `verb` is "", "-save" or "-restore".
-    pub(super) fn command(self, family: Family, verb: &str) -> String {
-        let family = match family {
-            Family::V4 => "iptables",
-            Family::V6 => "ip6tables",
-        };
-        let variant = match self {
+    pub(super) const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
             Self::Nft => "nft",
             Self::Legacy => "legacy",
-        };
-        format!("{family}-{variant}{verb}")
+        }
     }
 }
 
 /// Programs found on this host.
 #[derive(Clone, Debug)]
 pub(super) struct Tools {
-    nft: bool,
-    legacy: bool,
-    nft_program: Option<PathBuf>,
+    /// What stands between "iptables" and "-restore" in their names; `None`: not installed.
+    nft: Option<&'static str>,
+    legacy: Option<&'static str>,
 }
 
 impl Tools {
     pub(super) fn find() -> Result<Self, InterceptError> {
-        let has = |variant: Variant| which(&variant.command(Family::V4, "-restore")).is_some();
+        // Only where the names do not say the variant does the plain program decide.
+        let has = |infix: &str| which(&format!("iptables{infix}-restore")).is_some();
+        let plain = || version("iptables-restore").map(|text| text.contains("nf_tables"));
         let tools = Self {
-            nft: has(Variant::Nft),
-            legacy: has(Variant::Legacy),
-            nft_program: which("nft"),
+            nft: has("-nft")
+                .then_some("-nft")
+                .or_else(|| (plain() == Some(true)).then_some("")),
+            legacy: has("-legacy")
+                .then_some("-legacy")
+                .or_else(|| (plain() == Some(false)).then_some("")),
         };
-        if tools.nft || tools.legacy {
+        if tools.nft.is_some() || tools.legacy.is_some() {
             return Ok(tools);
         }
         Err(InterceptError::Unsupported(
-            "neither iptables-nft-restore nor iptables-legacy-restore is installed (Debian package iptables): \
-             iptables mode writes its rules with them; eBPF mode does not need them"
+            "iptables-restore is not installed (Debian package iptables): \
+             iptables mode writes its rules with it; eBPF mode does not need it"
                 .into(),
         ))
     }
 
-    /// Where rules are already in legacy tables, ours must be there too: the two do not see each other.
-    pub(super) fn choose(&self, netns: &Netns) -> Result<Variant, InterceptError> {
-        let legacy_in_use = netns.enter(legacy_nat_in_use).unwrap_or(false);
-        if self.legacy && (legacy_in_use || !self.nft) {
-            Ok(Variant::Legacy)
-        } else {
-            Ok(Variant::Nft)
+    pub(super) fn has(&self, variant: Variant) -> bool {
+        self.infix(variant).is_some()
+    }
+
+    fn infix(&self, variant: Variant) -> Option<&'static str> {
+        match variant {
+            Variant::Nft => self.nft,
+            Variant::Legacy => self.legacy,
         }
+    }
+
+    /// `verb` is "", "-save" or "-restore".
+    pub(super) fn program(&self, variant: Variant, family: Family, verb: &str) -> String {
+        let infix = self.infix(variant).unwrap_or_default();
+        match family {
+            Family::V4 => format!("iptables{infix}{verb}"),
+            Family::V6 => format!("ip6tables{infix}{verb}"),
+        }
+    }
+
+    /// Are there rules in legacy tables of this thread's namespace? Looks only: it makes no table.
+    pub(super) fn legacy_rules_here(&self) -> bool {
+        self.has(Variant::Legacy)
+            && super::FAMILIES.into_iter().any(|family| {
+                !legacy_names(family).trim().is_empty() && self.rules_here(Variant::Legacy, family)
+            })
+    }
+
+    pub(super) fn nft_rules_here(&self) -> bool {
+        self.has(Variant::Nft)
+            && super::FAMILIES
+                .into_iter()
+                .any(|family| self.rules_here(Variant::Nft, family))
+    }
+
+    fn rules_here(&self, variant: Variant, family: Family) -> bool {
+        let saved = command(&self.program(variant, family, "-save")).and_then(|mut save| {
+            feed(&mut save, b"").map_err(|error| InterceptError::io("run", "save", error))
+        });
+        saved.is_ok_and(|output| {
+            String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .any(|line| line.starts_with("-A "))
+        })
     }
 
     /// Variants whose rules may be in a namespace.
     pub(super) fn variants(&self, netns: &Netns) -> Vec<Variant> {
-        let legacy = self.legacy && netns.enter(legacy_nat_in_use).unwrap_or(false);
-        let nft = self.nft.then_some(Variant::Nft);
-        nft.into_iter()
-            .chain(legacy.then_some(Variant::Legacy))
+        let nat = |family| legacy_names(family).contains("nat");
+        let legacy = self.has(Variant::Legacy)
+            && netns
+                .enter(|| super::FAMILIES.into_iter().any(nat))
+                .unwrap_or(false);
+        Variant::ALL
+            .into_iter()
+            .filter(|variant| match variant {
+                Variant::Nft => self.has(Variant::Nft),
+                Variant::Legacy => legacy,
+            })
             .collect()
     }
 
-    /// The nat table as text. Empty where the family does not exist.
+    /// The nat table as text. Empty where there is none.
     pub(super) fn save(
         &self,
         netns: &Netns,
         variant: Variant,
         family: Family,
     ) -> Result<String, InterceptError> {
-        if variant == Variant::Legacy
-            && !netns
-                .enter(|| legacy_names(family).contains("nat"))
-                .unwrap_or(false)
-        {
+        let program = self.program(variant, family, "-save");
+        let absent = || match variant {
+            // Asking would make it.
+            Variant::Legacy => !legacy_names(family).contains("nat"),
+            Variant::Nft => !family_exists(family) || which(&program).is_none(),
+        };
+        if netns.enter(absent).unwrap_or(false) {
             return Ok(String::new());
         }
-        let program = variant.command(family, "-save");
         let mut command = command(&program)?;
         if variant == Variant::Legacy {
             command.args(["-t", "nat"]);
@@ -105,8 +153,8 @@ impl Tools {
         // iptables-nft-save knows -t, but then complains where there is no such table.
         let nat = text.find("*nat").map(|at| &text[at..]).unwrap_or_default();
         let end = nat
-            .find("COMMIT")
-            .map_or(nat.len(), |at| at + "COMMIT\n".len());
+            .find("\nCOMMIT\n")
+            .map_or(nat.len(), |at| at + "\nCOMMIT\n".len());
         Ok(nat.get(..end).unwrap_or(nat).to_owned())
     }
 
@@ -118,46 +166,98 @@ impl Tools {
         family: Family,
         text: &str,
     ) -> Result<(), InterceptError> {
-        let program = variant.command(family, "-restore");
+        let program = self.program(variant, family, "-restore");
         let mut command = command(&program)?;
         command.args(["--noflush", "-w", "5"]);
-        run_in(netns, command, text.as_bytes(), &program)
-            .map(|_| ())
-            .map_err(explain)
+        run_in(netns, command, text.as_bytes(), &program).map(|_| ())
     }
 
-    /// Removes the nat table when nothing is in it any more: it came with our rules. A legacy table cannot be
-    /// removed while its namespace lives.
+    /// Removes what is empty of the nat table, unless it is to be kept: it came with our rules. A legacy table cannot
+    /// be removed while its namespace lives.
     pub(super) fn drop_empty_table(
         &self,
         netns: &Netns,
         variant: Variant,
         family: Family,
+        keep: &Kept,
     ) -> Result<(), InterceptError> {
         if variant == Variant::Legacy {
             return Ok(());
         }
-        let saved = self.save(netns, variant, family)?;
-        let untouched = |line: &str| {
-            line.is_empty()
-                || line.starts_with(['*', '#'])
-                || line == "COMMIT"
-                || line.contains(" ACCEPT ")
-        };
-        if saved.is_empty() || !saved.lines().all(untouched) {
-            return Ok(());
-        }
-        let Some(nft) = &self.nft_program else {
-            return Ok(());
-        };
-        let mut command = Command::new(nft);
-        let family = match family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        };
-        command.args(["delete", "table", family, "nat"]);
-        run_in(netns, command, b"", "nft").map(|_| ())
+        netns
+            .enter(|| Netfilter::open()?.delete_empty_nat(family, keep))
+            .and_then(|deleted| deleted)
+            .map_err(|error| {
+                InterceptError::io(
+                    "delete the empty nat table of",
+                    netns.path().display(),
+                    error,
+                )
+            })
     }
+
+    /// What of the nft nat table is somebody else's. `saved` is the table as it is, before any rule of ours.
+    pub(super) fn foreign(
+        &self,
+        netns: &Netns,
+        variant: Variant,
+        family: Family,
+        saved: &str,
+    ) -> Result<Kept, InterceptError> {
+        // Also what a crashed agent left is ours.
+        if variant == Variant::Legacy || has_chains(saved) {
+            return Ok(Kept::unseen());
+        }
+        netns
+            .enter(|| Netfilter::open()?.nat_as_it_is(family, saved.contains("*nat")))
+            .and_then(|seen| seen)
+            .map_err(|error| {
+                InterceptError::io("read the nat chains of", netns.path().display(), error)
+            })
+    }
+
+    /// Installs rules like ours in a namespace which ends with the attempt.
+    pub(super) fn attempt(
+        &self,
+        variant: Variant,
+        family: Family,
+        dead_man: Option<DeadMan>,
+    ) -> Result<(), InterceptError> {
+        let program = self.program(variant, family, "-restore");
+        let alive = dead_man.map_or(String::new(), |dead_man| dead_man.matching(family));
+        let text = format!(
+            "*nat\n:SHUNT_OUTPUT - [0:0]\n\
+             -A OUTPUT -p tcp -m mark --mark 0x1 -j RETURN\n\
+             -A OUTPUT -m addrtype --dst-type LOCAL -j RETURN\n\
+             -A OUTPUT -p tcp -j SHUNT_OUTPUT\n\
+             -A SHUNT_OUTPUT -p tcp {alive}-j REDIRECT --to-ports 1\nCOMMIT\n"
+        );
+        let mut command = command(&program)?;
+        command.args(["--noflush", "-w", "5"]);
+        elsewhere(move || {
+            if dead_man == Some(DeadMan::Set) {
+                Netfilter::open()
+                    .and_then(|netfilter| netfilter.create_set(family, list(family)))
+                    .map_err(|error| InterceptError::io("make", "an ipset", error))?;
+            }
+            let output = feed(&mut command, text.as_bytes())
+                .map_err(|error| InterceptError::io("run", &program, error))?;
+            checked(output, &program).map(|_| ())
+        })
+    }
+}
+
+/// Runs `work` in a network namespace made for it, on a thread made for it.
+pub(super) fn elsewhere<T: Send>(
+    work: impl FnOnce() -> Result<T, InterceptError> + Send,
+) -> Result<T, InterceptError> {
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|error| InterceptError::io("make", "a network namespace", error.into()))?;
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join())
+        .unwrap_or_else(|_| Err(InterceptError::Unsupported("the attempt panicked".into())))
 }
 
 /// Runs a program inside the namespace: a child starts where its parent's thread is.
@@ -200,19 +300,6 @@ fn checked(output: Output, program: &str) -> Result<Output, InterceptError> {
     })
 }
 
-/// Says what a failed transaction means, where that is known.
-fn explain(error: InterceptError) -> InterceptError {
-    match error {
-        InterceptError::Program { program, message } if message.contains("recent") => {
-            InterceptError::Unsupported(format!(
-                "{program}: {message}: the `recent` match is missing, and without it the kernel could not let \
-                 connections through when the agent dies; load xt_recent, or set on_failure: closed"
-            ))
-        }
-        other => other,
-    }
-}
-
 fn command(program: &str) -> Result<Command, InterceptError> {
     let path = which(program).ok_or_else(|| {
         InterceptError::io("find program", program, io::ErrorKind::NotFound.into())
@@ -220,7 +307,7 @@ fn command(program: &str) -> Result<Command, InterceptError> {
     Ok(Command::new(path))
 }
 
-fn which(program: &str) -> Option<PathBuf> {
+pub(super) fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut directories = path.split(':').chain(SBIN);
     directories.find_map(|directory| {
@@ -229,96 +316,32 @@ fn which(program: &str) -> Option<PathBuf> {
     })
 }
 
-/// Of this thread's namespace.
-fn legacy_nat_in_use() -> bool {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .any(|family| legacy_names(family).contains("nat"))
+/// What `--version` says, in one line.
+pub(super) fn version(program: &str) -> Option<String> {
+    let output = Command::new(which(program)?)
+        .arg("--version")
+        .output()
+        .ok()?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .next()
+        .map(str::to_owned)
 }
 
-fn legacy_names(family: Family) -> String {
+/// In this thread's namespace.
+pub(super) fn family_exists(family: Family) -> bool {
+    let directory = match family {
+        Family::V4 => "/proc/sys/net/ipv4",
+        Family::V6 => "/proc/sys/net/ipv6",
+    };
+    fs::exists(directory).unwrap_or(false)
+}
+
+/// The legacy tables of this thread's namespace.
+pub(super) fn legacy_names(family: Family) -> String {
     let file = match family {
         Family::V4 => "ip_tables_names",
         Family::V6 => "ip6_tables_names",
     };
     fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
-}
-
-pub(super) fn probe() -> Vec<Finding> {
-    let tools = Tools::find();
-    let installed = Finding {
-        name: "iptables",
-        ok: tools.is_ok(),
-        required: true,
-        found: match &tools {
-            Ok(tools) => format!("nft variant: {}, legacy variant: {}", word(tools.nft), word(tools.legacy)),
-            Err(error) => error.chain(),
-        },
-        meaning: "the rules are written with iptables-restore; nft unless the namespace already has legacy tables".into(),
-    };
-    let nft = Finding {
-        name: "nft",
-        ok: which("nft").is_some(),
-        required: false,
-        found: which("nft").map_or("not installed".into(), |path| path.display().to_string()),
-        meaning: "without it an empty nat table stays in a namespace after removal".into(),
-    };
-    let mut findings = vec![installed, nft];
-    if let Ok(tools) = tools {
-        let variant = if tools.nft {
-            Variant::Nft
-        } else {
-            Variant::Legacy
-        };
-        for (name, family, list, mask) in [
-            ("rules, IPv4", Family::V4, "shuntprobe4", "0.0.0.0"),
-            ("rules, IPv6", Family::V6, "shuntprobe6", "::"),
-        ] {
-            findings.push(try_rules(name, variant, family, list, mask));
-        }
-    }
-    findings
-}
-
-fn word(installed: bool) -> &'static str {
-    if installed { "installed" } else { "missing" }
-}
-
-/// Installs the rules that matter in a namespace which ends with the thread.
-fn try_rules(
-    name: &'static str,
-    variant: Variant,
-    family: Family,
-    list: &str,
-    mask: &str,
-) -> Finding {
-    let text = format!(
-        "*nat\n-A OUTPUT -p tcp -m mark --mark 0x1 -j RETURN\n-A OUTPUT -m addrtype --dst-type LOCAL -j RETURN\n\
-         -A OUTPUT -p tcp -m recent --rcheck --seconds 1 --name {list} --mask {mask} --rdest -j REDIRECT --to-ports 1\nCOMMIT\n"
-    );
-    let program = variant.command(family, "-restore");
-    let tried = std::thread::spawn({
-        let program = program.clone();
-        move || -> Result<(), InterceptError> {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|error| InterceptError::io("make", "a network namespace", error.into()))?;
-            let mut command = command(&program)?;
-            command.args(["--noflush", "-w", "5"]);
-            let output = feed(&mut command, text.as_bytes())
-                .map_err(|error| InterceptError::io("run", &program, error))?;
-            checked(output, &program).map(|_| ())
-        }
-    });
-    let result = match tried.join() {
-        Ok(result) => result.map_err(|error| error.chain()),
-        Err(_) => Err("the attempt panicked".into()),
-    };
-    Finding {
-        name,
-        ok: result.is_ok(),
-        // A node without IPv6 is served all the same.
-        required: family == Family::V4,
-        found: result.map_or_else(|error| error, |()| format!("{program} took mark, addrtype, recent, REDIRECT")),
-        meaning: "tried in a namespace of its own: REDIRECT captures, `recent` opens when the agent is dead".into(),
-    }
 }

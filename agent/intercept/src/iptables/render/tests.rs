@@ -14,6 +14,7 @@ const MARKS: Marks = Marks {
 
 fn rendered<'a>(
     family: Family,
+    own: &'a [IpAddr],
     outbound: &'a CapturePolicy,
     inbound: &'a CapturePolicy,
 ) -> Rendered<'a> {
@@ -24,7 +25,8 @@ fn rendered<'a>(
         inbound_port: Some(15006),
         outbound,
         inbound,
-        on_failure: OnFailure::Open,
+        own,
+        dead_man: Some(DeadMan::Recent),
     }
 }
 
@@ -126,7 +128,7 @@ proptest! {
         prop_assume!(remote.to_canonical() == remote);
         let inbound = CapturePolicy { include_cidrs: vec![], exclude_cidrs: vec![], ..inbound };
         let family = if remote.is_ipv4() { Family::V4 } else { Family::V6 };
-        let rules = rendered(family, &outbound, &inbound).rules();
+        let rules = rendered(family, &own, &outbound, &inbound).rules();
         for (direction, policy, own, chain) in [
             (Direction::Outbound, &outbound, own.as_slice(), "SHUNT_OUTPUT"),
             (Direction::Inbound, &inbound, &[][..], "SHUNT_PREROUTING"),
@@ -159,7 +161,11 @@ fn the_text_of_a_small_policy() {
         ..CapturePolicy::default()
     };
     let inbound = CapturePolicy::default();
-    let text = rendered(Family::V4, &outbound, &inbound).transaction(&[]);
+    let own = [
+        "10.1.0.5".parse().expect("an address"),
+        "fd01::5".parse().expect("an address"),
+    ];
+    let text = rendered(Family::V4, &own, &outbound, &inbound).transaction(&[]);
     let want = "*nat
 :SHUNT_OUTPUT - [0:0]
 :SHUNT_OUT_ADDR - [0:0]
@@ -175,6 +181,7 @@ fn the_text_of_a_small_policy() {
 -A SHUNT_OUTPUT -d 224.0.0.0/4 -j RETURN
 -A SHUNT_OUTPUT -d 255.255.255.255/32 -j RETURN
 -A SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN
+-A SHUNT_OUTPUT -d 10.1.0.5/32 -j RETURN
 -A SHUNT_OUTPUT -p tcp -m tcp --dport 22 -j RETURN
 -A SHUNT_OUTPUT -p tcp -m tcp --dport 8000:8100 -j RETURN
 -A SHUNT_OUTPUT -d 10.9.0.0/16 -j RETURN
@@ -220,4 +227,49 @@ COMMIT
     assert_eq!(text, want);
     assert_eq!(removal("*nat\n:FOREIGN - [0:0]\nCOMMIT\n"), None);
     assert_eq!(jumps(saved), ["SHUNT_OUTPUT"]);
+}
+
+#[test]
+fn the_ipset_takes_the_place_of_recent_and_closed_has_neither() {
+    let policy = CapturePolicy::default();
+    let last = |dead_man| {
+        let rendered = Rendered {
+            dead_man,
+            ..rendered(Family::V6, &[], &policy, &policy)
+        };
+        rendered.rules().pop()
+    };
+    assert_eq!(
+        last(Some(DeadMan::Set)).as_deref(),
+        Some("SHUNT_TO_IN -p tcp -m set --match-set shunt6 dst -j REDIRECT --to-ports 15006")
+    );
+    assert_eq!(
+        last(None).as_deref(),
+        Some("SHUNT_TO_IN -p tcp -j REDIRECT --to-ports 15006")
+    );
+}
+
+#[test]
+fn going_back_restores_our_chains_and_jumps() {
+    let before = "*nat
+:OUTPUT ACCEPT [0:0]
+:SHUNT_OUTPUT - [0:0]
+-A OUTPUT -p tcp -j SHUNT_OUTPUT
+-A OUTPUT -j FOREIGN
+-A SHUNT_OUTPUT -j RETURN
+COMMIT
+";
+    let now = "*nat
+:OUTPUT ACCEPT [0:0]
+:SHUNT_OUTPUT - [0:0]
+-A OUTPUT -j FOREIGN
+COMMIT
+";
+    let text = return_to(before, now).expect("something to do");
+    assert!(
+        text.contains("-I OUTPUT 1 -p tcp -j SHUNT_OUTPUT\n-A SHUNT_OUTPUT -j RETURN\nCOMMIT\n"),
+        "{text}"
+    );
+    assert!(!text.contains("FOREIGN"), "{text}");
+    assert_eq!(return_to("", before), removal(before));
 }
