@@ -1,21 +1,24 @@
 //! What connect4 and connect6 have in common. Whatever cannot be decided lets the connection through untouched.
 //!
 //! ```text
-//! not TCP, not enrolled, agent's own mark, rules say no -> ALLOW
-//! gate stale, listener gone                             -> ALLOW, or REFUSE when the workload fails closed
-//! else: note the destination on the socket              -> REWRITE
+//! not TCP, not enrolled, part of MPTCP, agent's own mark, rules say no -> ALLOW
+//! rewritten a moment ago by a hook of a nearer cgroup -> ALLOW
+//! gate stale, listener gone                           -> ALLOW, or REFUSE when the workload fails closed
+//! else: note the destination on the socket            -> REWRITE
 //! ```
 
-use core::mem::size_of;
 use core::ptr::null_mut;
 
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr, bpf_sock_tuple,
+    BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
 };
+use aya_ebpf::helpers::bpf_skc_to_mptcp_sock;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_getsockopt, bpf_set_retval, bpf_sk_release, bpf_sk_storage_delete,
+    bpf_get_netns_cookie, bpf_set_retval, bpf_sk_release, bpf_sk_storage_delete,
     bpf_sk_storage_get, bpf_skc_lookup_tcp,
 };
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
 use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
 use shunt_ebpf_common::maps::{Destination, Event, Workload};
 
@@ -26,8 +29,6 @@ pub const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
 const IPPROTO_TCP: u32 = 6;
-const SOL_SOCKET: i32 = 1;
-const SO_MARK: i32 = 36;
 const ECONNREFUSED: i32 = 111;
 
 /// Marks of the agent's own sockets; set when the programs are loaded.
@@ -60,15 +61,22 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
     if unsafe { (*ctx).protocol } != IPPROTO_TCP {
         return Outcome::Return(ALLOW);
     }
-    // SAFETY: as above.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    // SAFETY: entries are replaced as a whole by the agent; a torn read could only mix two versions of one workload.
-    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
-        return Outcome::Return(ALLOW);
-    };
     // SAFETY: as above; the verifier knows the pointer as a socket.
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
     if sk.is_null() {
+        return Outcome::Return(ALLOW);
+    }
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
+    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
+        forget(sk);
+        return Outcome::Return(ALLOW);
+    };
+    if is_subflow(sk) {
+        return Outcome::Return(ALLOW);
+    }
+    if address.is_loopback() && is_rewritten(sk, workload, port) {
         return Outcome::Return(ALLOW);
     }
     match choose(ctx, sk, workload, address, port) {
@@ -88,24 +96,53 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
     }
 }
 
+/// A part of an MPTCP connection. It says it is TCP, but the addresses which its application sees are those of
+/// another socket.
+#[inline(always)]
+fn is_subflow(sk: *mut bpf_sock) -> bool {
+    // SAFETY: the verifier knows `sk` as a socket.
+    unsafe { !bpf_skc_to_mptcp_sock(sk.cast()).is_null() }
+}
+
+/// Cgroups nest: when an ancestor has these programs too, they run again in the same connect(2), on what they wrote.
+/// A socket whose capture went as far as a handshake is past that: there the application itself asks for loopback.
+#[inline(always)]
+fn is_rewritten(sk: *mut bpf_sock, workload: &Workload, port: u16) -> bool {
+    let note = note_of(sk.cast());
+    if note.is_null() {
+        return false;
+    }
+    // SAFETY: checked for null.
+    let (state, destination) = unsafe { ((*note).state, (*note).destination.address) };
+    let listener = listener_port(workload, &destination);
+    state & (SocketNote::CAPTURED | SocketNote::HANDED_OVER) == SocketNote::CAPTURED
+        && port == listener
+}
+
+#[inline(always)]
+fn listener_port(workload: &Workload, address: &Address) -> u16 {
+    if address.is_v4() {
+        workload.outbound_port_v4
+    } else {
+        workload.outbound_port_v6
+    }
+}
+
 #[inline(always)]
 fn choose(
     ctx: *mut bpf_sock_addr,
-    sk: *mut aya_ebpf::bindings::bpf_sock,
+    sk: *mut bpf_sock,
     workload: &Workload,
     address: Address,
     port: u16,
 ) -> Outcome {
-    let listener = if address.is_v4() {
-        workload.outbound_port_v4
-    } else {
-        workload.outbound_port_v6
-    };
-    if listener == 0 || (workload.flags & Workload::CHECK_MARK != 0 && is_own_mark(mark_of(ctx))) {
+    let listener = listener_port(workload, &address);
+    // The mark always counts: an ancestor of the agent's cgroup may have these programs.
+    // SAFETY: the verifier knows `sk` as a socket.
+    let (mark, bound_to_device) = unsafe { ((*sk).mark, (*sk).bound_dev_if != 0) };
+    if listener == 0 || is_own_mark(mark) {
         return Outcome::Return(ALLOW);
     }
-    // SAFETY: the verifier knows `sk` as a socket.
-    let bound_to_device = unsafe { (*sk).bound_dev_if } != 0;
     let question = Question {
         direction: Direction::Outbound,
         address,
@@ -122,6 +159,11 @@ fn choose(
     }
     if !gate_is_fresh() {
         count(Event::GateStale);
+        // Read when the agent is back.
+        debug!(
+            SockAddrContext::new(ctx),
+            "the agent gave no sign of life: a connection does not go through it"
+        );
         return failed(workload);
     }
     if !listener_is_there(ctx, address.is_v4(), listener) {
@@ -139,23 +181,6 @@ fn failed(workload: &Workload) -> Outcome {
     // SAFETY: a plain number; the application gets it from connect(2) instead of EPERM.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     Outcome::Return(REFUSE)
-}
-
-#[inline(always)]
-fn mark_of(ctx: *mut bpf_sock_addr) -> u32 {
-    let mut mark = 0_u32;
-    let length = size_of::<u32>() as i32;
-    // SAFETY: `mark` lives across the call and `length` is its size.
-    let done = unsafe {
-        bpf_getsockopt(
-            ctx.cast(),
-            SOL_SOCKET,
-            SO_MARK,
-            (&raw mut mark).cast(),
-            length,
-        )
-    };
-    if done == 0 { mark } else { 0 }
 }
 
 /// Asks for the agent's listener in the socket's own namespace: an agent that is gone must not refuse connections.
@@ -191,7 +216,7 @@ fn listener_is_there(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
 }
 
 #[inline(always)]
-fn remember(sk: *mut aya_ebpf::bindings::bpf_sock, address: Address, port: u16) -> bool {
+fn remember(sk: *mut bpf_sock, address: Address, port: u16) -> bool {
     let destination = Destination {
         address,
         port,
@@ -218,7 +243,7 @@ fn remember(sk: *mut aya_ebpf::bindings::bpf_sock, address: Address, port: u16) 
 
 /// A socket that connected through us before and does not now must not show the old destination.
 #[inline(always)]
-fn forget(sk: *mut aya_ebpf::bindings::bpf_sock) {
+fn forget(sk: *mut bpf_sock) {
     // SAFETY: deleting what is not there is an error which changes nothing.
     unsafe { bpf_sk_storage_delete(storage(), sk.cast()) };
 }

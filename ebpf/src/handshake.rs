@@ -3,6 +3,8 @@
 //!
 //! A handshake entry is taken by the data plane on accept, and removed here only when the connection never came to
 //! be. Not at close: a client may have sent everything and closed before the agent accepts.
+//!
+//! Attached to nested cgroups, this runs more than once for each event: doing it twice must be doing it once.
 
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB,
@@ -41,7 +43,10 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: as above.
-    let destination = unsafe { (*note).destination };
+    let destination = unsafe {
+        (*note).state |= SocketNote::HANDED_OVER;
+        (*note).destination
+    };
     if HANDSHAKES
         .insert(&key(ctx), &destination, u64::from(BPF_ANY))
         .is_err()
@@ -87,10 +92,17 @@ fn listening(ctx: &SockOpsContext) {
         if sk.is_null() {
             return;
         }
-        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-        if bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags).is_null() {
+        let before = note_of(sk.cast());
+        if !before.is_null() && (*before).state & SocketNote::COUNTED_LISTENER != 0 {
             return;
         }
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        let place = bpf_sk_storage_get(storage(), sk.cast(), (&raw mut note).cast(), flags)
+            .cast::<SocketNote>();
+        if place.is_null() {
+            return;
+        }
+        *place = note;
     }
     if LISTENING.insert(&key, &1, u64::from(BPF_NOEXIST)).is_err() {
         if let Some(listeners) = LISTENING.get_ptr_mut(&key) {
@@ -118,8 +130,12 @@ fn closed(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: as above.
+    let workload = unsafe {
+        (*note).state &= !SocketNote::COUNTED_LISTENER;
+        (*note).workload
+    };
     let key = ListeningPort {
-        workload: unsafe { (*note).workload },
+        workload,
         port: ctx.local_port(),
     };
     if let Some(listeners) = LISTENING.get_ptr_mut(&key) {

@@ -66,6 +66,8 @@ pub struct SocketNote {
 impl SocketNote {
     pub const CAPTURED: u32 = 1;
     pub const COUNTED_LISTENER: u32 = 2;
+    /// Captured, and the SYN is on its way.
+    pub const HANDED_OVER: u32 = 4;
 }
 
 #[inline(always)]

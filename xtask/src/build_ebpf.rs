@@ -192,7 +192,12 @@ fn build() -> Result<PathBuf> {
         .arg("--target-dir")
         .arg(&target);
     loudly(with_llvm(&mut cargo))?;
-    Ok(target.join("bpfel-unknown-none/release/shunt-ebpf"))
+    let built = target.join("bpfel-unknown-none/release/shunt-ebpf");
+    let stripped = target.join("shunt-ebpf.o");
+    // DWARF goes; BTF, which the kernel wants, is no debug section to this tool.
+    let mut strip = Command::new(format!("{LLVM}/bin/llvm-strip"));
+    loudly(strip.arg("-g").arg("-o").arg(&stripped).arg(&built))?;
+    Ok(stripped)
 }
 
 /// Over every file that the object depends on, by name and content.

@@ -5,6 +5,7 @@
 
 mod handshake_table;
 mod hooks;
+mod listening_ports;
 mod object;
 mod probe;
 mod trie;
@@ -24,17 +25,19 @@ use shunt_core::rules::PolicyRules;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::decision::Rules;
-use shunt_ebpf_common::maps::{Event, ListeningPort, NetnsCookie, RuleKey, RuleMarks, Workload};
+use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 
 pub use self::handshake_table::HandshakeTable;
 use self::hooks::Hooks;
+use self::listening_ports::ListeningPorts;
 use self::object::Object;
 pub use self::probe::probe;
-use crate::listening::ListeningSockets;
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
 /// How often the kernel's count of listening ports is compared with the sockets there are.
-const LISTENING_LOOK: Duration = Duration::from_secs(2);
+const LISTENING_LOOK: Duration = Duration::from_secs(1);
+/// How long replaced rules stay: a program that read the workload just before the change may still look them up.
+const RETIREMENT: Duration = Duration::from_millis(100);
 
 type RuleEntry = (Key<RuleKey>, RuleMarks);
 
@@ -44,7 +47,9 @@ pub struct EbpfBackend {
     hooks: Hooks,
     workloads: BpfHashMap<MapData, NetnsCookie, Workload>,
     rules: LpmTrie<MapData, RuleKey, RuleMarks>,
-    listening: BpfHashMap<MapData, ListeningPort, u32>,
+    /// Replaced rules and when they were.
+    retired: Vec<(Instant, Vec<RuleEntry>)>,
+    listening: ListeningPorts,
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     enrolled: HashMap<WorkloadId, Enrolled>,
@@ -55,9 +60,6 @@ pub struct EbpfBackend {
 struct Enrolled {
     cookie: NetnsCookie,
     rules: Vec<RuleEntry>,
-    sockets: ListeningSockets,
-    /// Ports in the map, and in how many looks in a row nobody listened on them.
-    ports: HashMap<u16, u32>,
     /// Detaches when dropped.
     _lookup: Option<SkLookupLink>,
 }
@@ -73,7 +75,8 @@ impl EbpfBackend {
         Ok(Self {
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
-            listening: object.map("SHUNT_LISTENING")?,
+            retired: Vec::new(),
+            listening: ListeningPorts::new(object.map("SHUNT_LISTENING")?),
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
             object,
@@ -112,22 +115,18 @@ impl EbpfBackend {
         let rules_set = self.next_rules;
         self.next_rules += 1;
         let rules = self.write_rules(enrolment, rules_set)?;
-        let sockets = ListeningSockets::open(&enrolment.netns)?;
         self.enrolled.insert(
             enrolment.id,
             Enrolled {
                 cookie,
                 rules,
-                sockets,
-                ports: HashMap::new(),
                 _lookup: None,
             },
         );
-        let at_root = enrolment.spec.cgroup.is_none();
         self.workloads
-            .insert(cookie, workload_value(enrolment, rules_set, at_root), 0)
+            .insert(cookie, workload_value(enrolment, rules_set), 0)
             .map_err(|error| object::failed("write the workload", &error))?;
-        self.look_at_listening(enrolment.id);
+        self.listening.add(enrolment.id, &enrolment.netns)?;
         let lookup = self.object.attach_sk_lookup(enrolment)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             enrolled._lookup = lookup;
@@ -163,58 +162,16 @@ impl EbpfBackend {
         Ok(entries)
     }
 
-    /// Brings the map of listening ports in line with the sockets there are. New ports count at once; a port goes
-    /// only when two looks in a row did not see it, since a look may be older than a fresh listener.
-    fn look_at_listening(&mut self, id: WorkloadId) {
-        let Some(enrolled) = self.enrolled.get_mut(&id) else {
-            return;
-        };
-        let seen = match enrolled.sockets.ports() {
-            Ok(seen) => seen,
-            Err(error) => {
-                tracing::debug!(
-                    workload = id.0,
-                    error = error.chain(),
-                    "cannot look at listening sockets"
-                );
-                return;
+    fn remove_retired_rules(&mut self) {
+        let retired = std::mem::take(&mut self.retired);
+        for (since, entries) in retired {
+            if since.elapsed() < RETIREMENT {
+                self.retired.push((since, entries));
+                continue;
             }
-        };
-        for (&port, &sockets) in &seen {
-            enrolled.ports.insert(port, 0);
-            let key = ListeningPort {
-                workload: id.0,
-                port: u32::from(port),
-            };
-            if self.listening.get(&key, 0).ok() != Some(sockets)
-                && let Err(error) = self.listening.insert(key, sockets, 0)
-            {
-                tracing::error!(workload = id.0, port, %error, "inbound connections to this port are not captured");
+            for (key, _) in entries {
+                let _ = self.rules.remove(&key);
             }
-        }
-        let in_kernel = self
-            .listening
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == id.0);
-        for key in in_kernel {
-            let port = u16::try_from(key.port).unwrap_or(0);
-            if !seen.contains_key(&port) {
-                *enrolled.ports.entry(port).or_default() += 1;
-            }
-        }
-        let gone: Vec<u16> = enrolled
-            .ports
-            .iter()
-            .filter(|(_, missed)| **missed >= 2)
-            .map(|(port, _)| *port)
-            .collect();
-        for port in gone {
-            enrolled.ports.remove(&port);
-            let _ = self.listening.remove(&ListeningPort {
-                workload: id.0,
-                port: u32::from(port),
-            });
         }
     }
 }
@@ -234,18 +191,21 @@ impl Backend for EbpfBackend {
     }
 
     fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        if !self.enrolled.contains_key(&enrolment.id) {
+            return self.install(enrolment);
+        }
+        self.remove_retired_rules();
         let set = self.next_rules;
         self.next_rules += 1;
         let rules = self.write_rules(enrolment, set)?;
-        let at_root = enrolment.spec.cgroup.is_none();
-        let value = workload_value(enrolment, set, at_root);
-        self.workloads
-            .insert(enrolment.netns.cookie(), value, 0)
-            .map_err(|error| object::failed("write the workload", &error))?;
+        let value = workload_value(enrolment, set);
+        if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
+            self.retired.push((Instant::now(), rules));
+            return Err(object::failed("write the workload", &error));
+        }
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
-            for (key, _) in std::mem::replace(&mut enrolled.rules, rules) {
-                let _ = self.rules.remove(&key);
-            }
+            let replaced = std::mem::replace(&mut enrolled.rules, rules);
+            self.retired.push((Instant::now(), replaced));
         }
         Ok(())
     }
@@ -268,14 +228,7 @@ impl Backend for EbpfBackend {
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
-        let listening = self
-            .listening
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == enrolment.id.0);
-        for key in listening.collect::<Vec<_>>() {
-            let _ = self.listening.remove(&key);
-        }
+        self.listening.remove(enrolment.id);
         Ok(())
     }
 
@@ -291,10 +244,9 @@ impl Backend for EbpfBackend {
         self.object.drain_log();
         if self.last_look.elapsed() >= LISTENING_LOOK {
             self.last_look = Instant::now();
-            for id in self.enrolled.keys().copied().collect::<Vec<_>>() {
-                self.look_at_listening(id);
-            }
+            self.listening.look_at_all();
         }
+        self.remove_retired_rules();
     }
 }
 
@@ -305,13 +257,10 @@ fn outbound_rules(enrolment: &Enrolment) -> PolicyRules<'_> {
     }
 }
 
-fn workload_value(enrolment: &Enrolment, rules: u32, at_root: bool) -> Workload {
+fn workload_value(enrolment: &Enrolment, rules: u32) -> Workload {
     let mut flags = 0;
     if enrolment.spec.on_failure == OnFailure::Closed {
         flags |= Workload::FAIL_CLOSED;
-    }
-    if at_root {
-        flags |= Workload::CHECK_MARK;
     }
     if enrolment
         .listeners

@@ -27,9 +27,7 @@ pub struct Workload {
 impl Workload {
     /// Refuse instead of letting through when the agent cannot serve.
     pub const FAIL_CLOSED: u32 = 1;
-    /// The connect hooks see the agent's own sockets too (attached above the workload): look at the mark.
-    pub const CHECK_MARK: u32 = 2;
-    pub const CAPTURE_INBOUND: u32 = 4;
+    pub const CAPTURE_INBOUND: u32 = 2;
 
     #[inline(always)]
     pub fn restricts(&self, direction: crate::decision::Direction) -> Restricts {

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
@@ -24,9 +25,12 @@ const SOCK_ADDR: [&str; 6] = [
 const HANDSHAKE: &str = "shunt_handshake";
 const OWN_FLOWS: &str = "shunt_own_flows";
 
+/// A cgroup's inode, which is its id: never reused, however it is spelled or made anew.
+type CgroupId = u64;
+
 #[derive(Debug)]
 pub(super) struct Hooks {
-    attached: HashMap<PathBuf, Attached>,
+    attached: HashMap<CgroupId, Attached>,
     _own_flows: SockOpsLink,
 }
 
@@ -63,11 +67,15 @@ impl Hooks {
         id: WorkloadId,
         cgroup: &Path,
     ) -> Result<(), InterceptError> {
-        if let Some(attached) = self.attached.get_mut(cgroup) {
+        let directory = open(cgroup)?;
+        let cgroup_id = directory
+            .metadata()
+            .map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?
+            .ino();
+        if let Some(attached) = self.attached.get_mut(&cgroup_id) {
             attached.users.push(id);
             return Ok(());
         }
-        let directory = open(cgroup)?;
         let handshake = attach_sock_ops(object, HANDSHAKE, &directory)?;
         let mut links = Vec::with_capacity(SOCK_ADDR.len());
         for name in SOCK_ADDR {
@@ -87,7 +95,7 @@ impl Hooks {
             _handshake: handshake,
             users: vec![id],
         };
-        self.attached.insert(cgroup.to_owned(), attached);
+        self.attached.insert(cgroup_id, attached);
         Ok(())
     }
 
