@@ -29,8 +29,8 @@ pub enum ToWorker {
         supervisor_pid: u32,
         started_unix_seconds: u64,
     },
-    /// One descriptor: the handshake map.
-    Handshakes,
+    /// One descriptor: the map of accepted sockets' destinations.
+    Destinations,
     /// A workload is enrolled, or changed.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.

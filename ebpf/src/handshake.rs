@@ -1,8 +1,8 @@
-//! sock_ops at the workload's cgroup: hands a captured connection's destination to whoever accepts it, and keeps
+//! sock_ops at the workload's cgroup: leaves a captured connection's destination for the accepting side, and keeps
 //! count of the ports on which the workload listens.
 //!
-//! A handshake entry is taken by the data plane on accept, and removed here only when the connection never came to
-//! be. Not at close: a client may have sent everything and closed before the agent accepts.
+//! `agent_sockets` takes a handshake entry when the connection is established. Here it is removed only when that never
+//! happened, and not at close: the agent's side may be established after the client has sent everything and closed.
 //!
 //! Attached to nested cgroups, this runs more than once for each event: doing it twice must be doing it once.
 

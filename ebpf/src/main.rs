@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod agent_sockets;
 mod connect;
 mod connect4;
 mod connect6;
@@ -9,7 +10,6 @@ mod getpeername;
 mod getsockname;
 mod handshake;
 mod maps;
-mod own_flows;
 mod rules;
 mod sk_lookup;
 

@@ -20,12 +20,13 @@ pub static WORKLOADS: HashMap<NetnsCookie, Workload> =
 pub static RULES: LpmTrie<RuleKey, RuleMarks> =
     LpmTrie::with_max_entries(capacity::RULES, BPF_F_NO_PREALLOC);
 
-/// Where connections in an agent's accept queue were going. Written by `handshake`, taken by the data plane on accept.
+/// Where connections that are being made to the agent are going: from the SYN to the last ACK, when `agent_sockets`
+/// moves it to the accepted socket. Written by `handshake`.
 #[map(name = "SHUNT_HANDSHAKE")]
 pub static HANDSHAKES: HashMap<Handshake, Destination> =
     HashMap::with_max_entries(capacity::HANDSHAKES, BPF_F_NO_PREALLOC);
 
-/// Connections that the agent makes itself. Written by `own_flows`, read by sk_lookup.
+/// Connections that the agent makes itself. Written by `agent_sockets`, read by sk_lookup.
 #[map(name = "SHUNT_OWN_FLOWS")]
 pub static OWN_FLOWS: HashMap<OwnFlow, u32> =
     HashMap::with_max_entries(capacity::OWN_FLOWS, BPF_F_NO_PREALLOC);
@@ -46,6 +47,11 @@ pub static GATE: Array<u64> = Array::with_max_entries(1, 0);
 /// Counters. Written by every hook, read by the agent.
 #[map(name = "SHUNT_EVENTS")]
 pub static EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Event::COUNT, 0);
+
+/// Where an accepted connection was going. Written by `agent_sockets`, read by the data plane. Lives and dies with the
+/// socket, so it can be taken for nobody else's.
+#[btf_map(name = "SHUNT_ACCEPTED")]
+pub static ACCEPTED: SkStorage<Destination> = SkStorage::new();
 
 /// What a socket of a workload is to us. Written by connect and `handshake`, read by `handshake`, getpeername and
 /// getsockname. Lives and dies with the socket.

@@ -79,7 +79,7 @@ fn curl_reaches_nginx(mode: &str) {
         assert_eq!(
             line["original_dst_source"],
             if mode == "ebpf" {
-                "handshake"
+                "sk_storage"
             } else {
                 "conntrack"
             }

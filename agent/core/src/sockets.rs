@@ -8,7 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::address::{ClientAddr, OriginalDst};
+use crate::address::OriginalDst;
 use crate::flow::Direction;
 use crate::workload::WorkloadId;
 
@@ -58,8 +58,8 @@ pub trait SocketSupply: Clone + Send + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Steering {
-    /// The connect hook rewrote the destination and noted the original in `HANDSHAKES`.
-    ConnectHook { netns_cookie: u64 },
+    /// The connect hook rewrote the destination; the accepted socket's storage has the original.
+    ConnectHook,
     /// Netfilter REDIRECT: conntrack knows.
     Redirect,
     /// `sk_lookup` chose the listener: the local address is the original destination.
@@ -87,7 +87,6 @@ pub trait OriginalDstSource: Clone + Send + 'static {
         &self,
         listener: &ListenerSpec,
         accepted: BorrowedFd<'_>,
-        client: ClientAddr,
         local: SocketAddr,
     ) -> Result<OriginalDst, OriginalDstError>;
 }

@@ -3,7 +3,7 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly.
 
-mod handshake_table;
+mod destinations;
 mod hooks;
 mod listening_ports;
 mod object;
@@ -27,7 +27,7 @@ use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::decision::Rules;
 use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 
-pub use self::handshake_table::HandshakeTable;
+pub use self::destinations::Destinations;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::object::Object;
@@ -87,12 +87,12 @@ impl EbpfBackend {
         })
     }
 
-    /// The map from which the data plane takes original destinations, for [`HandshakeTable::from_fd`].
+    /// The map that has accepted sockets' original destinations, for [`Destinations::from_fd`].
     ///
     /// # Errors
     /// Descriptors ran out.
-    pub fn handshakes_fd(&self) -> std::io::Result<OwnedFd> {
-        self.object.handshakes.fd().as_fd().try_clone_to_owned()
+    pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
+        self.object.destinations.fd().as_fd().try_clone_to_owned()
     }
 
     /// What the programs counted since they were loaded, by name.

@@ -5,24 +5,23 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
-use shunt_core::address::{ClientAddr, OriginalDst, Provenance, canonical, from_kernel, to_kernel};
+use shunt_core::address::{OriginalDst, Provenance, canonical, from_kernel};
 use shunt_core::sockets::{ListenerSpec, OriginalDstError, OriginalDstSource, Steering};
-use shunt_ebpf_common::maps::Handshake;
 use socket2::SockRef;
 
-use crate::ebpf::HandshakeTable;
+use crate::ebpf::Destinations;
 
 /// Asks the kernel. Needs no privilege.
 #[derive(Clone, Debug, Default)]
 pub struct KernelOriginalDst {
     /// Set once the supervisor has loaded the eBPF programs.
-    handshakes: Arc<OnceLock<HandshakeTable>>,
+    destinations: Arc<OnceLock<Destinations>>,
 }
 
 impl KernelOriginalDst {
-    /// A second table is ignored: the supervisor loads the programs once in its life.
-    pub fn set_handshakes(&self, table: HandshakeTable) {
-        let _ = self.handshakes.set(table);
+    /// A second map is ignored: the supervisor loads the programs once in its life.
+    pub fn set_destinations(&self, known: Destinations) {
+        let _ = self.destinations.set(known);
     }
 }
 
@@ -31,25 +30,17 @@ impl OriginalDstSource for KernelOriginalDst {
         &self,
         listener: &ListenerSpec,
         accepted: BorrowedFd<'_>,
-        client: ClientAddr,
         local: SocketAddr,
     ) -> Result<OriginalDst, OriginalDstError> {
         match listener.steering {
-            Steering::ConnectHook { netns_cookie } => {
-                let table = self.handshakes.get().ok_or(OriginalDstError::Missing)?;
-                let key = Handshake {
-                    netns: netns_cookie,
-                    client: to_kernel(client.0.ip().to_canonical()),
-                    client_port: client.0.port(),
-                    listener_port: local.port(),
-                    reserved: 0,
-                };
-                let found = table.take(&key).map_err(OriginalDstError::Lookup)?;
+            Steering::ConnectHook => {
+                let known = self.destinations.get().ok_or(OriginalDstError::Missing)?;
+                let found = known.of(accepted).map_err(OriginalDstError::Lookup)?;
                 let destination = found.ok_or(OriginalDstError::Missing)?;
                 let addr = SocketAddr::new(from_kernel(destination.address), destination.port);
                 Ok(OriginalDst {
                     addr,
-                    source: Provenance::Handshake,
+                    source: Provenance::SkStorage,
                 })
             }
             Steering::Redirect => {

@@ -39,7 +39,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     if prepare(&client).is_err() {
         return; // The client is gone already.
     }
-    let original = original_dst(&local, &listener, &client, client_addr);
+    let original = original_dst(&local, &listener, &client);
     if let Ok(original) = &original
         && came_from_us(&local, &listener, client_addr, original).await
     {
@@ -94,14 +94,13 @@ fn original_dst<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     listener: &ListenerSpec,
     client: &TcpStream,
-    from: ClientAddr,
 ) -> Result<OriginalDst, OriginalDstError> {
     use std::os::fd::AsFd;
     let own = client.local_addr().map_err(OriginalDstError::Lookup)?;
     local
         .context
         .originals
-        .original_dst(listener, client.as_fd(), from, own)
+        .original_dst(listener, client.as_fd(), own)
 }
 
 /// Is this the far end of one of our own upstream sockets?

@@ -97,12 +97,14 @@ impl Backends {
         }
     }
 
-    /// The handshake map for the data plane, once the programs are loaded.
-    pub(super) fn handshakes(&self) -> Option<OwnedFd> {
+    /// The map of destinations for the data plane, once the programs are loaded.
+    pub(super) fn destinations(&self) -> Option<OwnedFd> {
         match &self.ebpf {
             Slot::Ready(backend) => backend
-                .handshakes_fd()
-                .inspect_err(|error| tracing::error!(%error, "cannot share the handshake map"))
+                .destinations_fd()
+                .inspect_err(
+                    |error| tracing::error!(%error, "cannot share the map of destinations"),
+                )
                 .ok(),
             _ => None,
         }

@@ -156,12 +156,7 @@ fn listen(
         Mode::Iptables => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
     };
     let (to_outbound, to_inbound) = match mode {
-        Mode::Ebpf => (
-            Steering::ConnectHook {
-                netns_cookie: netns.cookie(),
-            },
-            Steering::SkLookup,
-        ),
+        Mode::Ebpf => (Steering::ConnectHook, Steering::SkLookup),
         Mode::Iptables => (Steering::Redirect, Steering::Redirect),
     };
     let mut listeners = Vec::new();

@@ -137,7 +137,7 @@ impl Supervisor {
                     netns = %spec.netns.display(), "enrolled"
                 );
                 if serving.mode == Mode::Ebpf {
-                    self.tell_handshakes();
+                    self.tell_destinations();
                 }
                 self.introduce(&serving);
                 if self.data_plane.alive() {

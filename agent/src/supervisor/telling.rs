@@ -80,7 +80,7 @@ impl Supervisor {
 
     /// A new data plane knows nothing.
     pub(super) fn tell_everything(&mut self) {
-        self.tell_handshakes();
+        self.tell_destinations();
         let workloads = std::mem::take(&mut self.workloads);
         for workload in workloads.values() {
             if let Phase::Serving(serving) = &workload.phase {
@@ -93,9 +93,9 @@ impl Supervisor {
         self.publish();
     }
 
-    pub(super) fn tell_handshakes(&mut self) {
-        if let Some(map) = self.backends.handshakes() {
-            self.data_plane.tell(&ToWorker::Handshakes, vec![map]);
+    pub(super) fn tell_destinations(&mut self) {
+        if let Some(map) = self.backends.destinations() {
+            self.data_plane.tell(&ToWorker::Destinations, vec![map]);
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::HandshakeTable;
+use shunt_intercept::ebpf::Destinations;
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
@@ -170,12 +170,12 @@ impl Control {
     fn carry_out(&mut self, message: ToWorker, fds: Vec<OwnedFd>) -> Result<()> {
         match message {
             ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
-            ToWorker::Handshakes => {
+            ToWorker::Destinations => {
                 let map = fds
                     .into_iter()
                     .next()
                     .context("no map came with the message")?;
-                self.originals.set_handshakes(HandshakeTable::from_fd(map));
+                self.originals.set_destinations(Destinations::from_fd(map));
             }
             ToWorker::Enrol(view) => self.view.borrow_mut().enrol(view),
             ToWorker::Listen(spec) => {

@@ -23,7 +23,7 @@ const SOCK_ADDR: [&str; 6] = [
     "shunt_connect6",
 ];
 const HANDSHAKE: &str = "shunt_handshake";
-const OWN_FLOWS: &str = "shunt_own_flows";
+const AGENT: &str = "shunt_agent";
 
 /// A cgroup's inode, which is its id: never reused, however it is spelled or made anew.
 type CgroupId = u64;
@@ -31,7 +31,7 @@ type CgroupId = u64;
 #[derive(Debug)]
 pub(super) struct Hooks {
     attached: HashMap<CgroupId, Attached>,
-    _own_flows: SockOpsLink,
+    _agent: SockOpsLink,
 }
 
 /// Links detach when dropped; fields drop in order, so the rewriting hooks go first.
@@ -49,15 +49,15 @@ impl Hooks {
                 .load()
                 .map_err(|error| failed(&format!("load {name}"), &error))?;
         }
-        for name in [HANDSHAKE, OWN_FLOWS] {
+        for name in [HANDSHAKE, AGENT] {
             sock_ops(object, name)?
                 .load()
                 .map_err(|error| failed(&format!("load {name}"), &error))?;
         }
-        let own_flows = attach_sock_ops(object, OWN_FLOWS, &open(agent_cgroup)?)?;
+        let agent = attach_sock_ops(object, AGENT, &open(agent_cgroup)?)?;
         Ok(Self {
             attached: HashMap::new(),
-            _own_flows: own_flows,
+            _agent: agent,
         })
     }
 

@@ -24,7 +24,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -33,6 +33,7 @@ const SHARED: [&str; 9] = [
     "SHUNT_GATE",
     "SHUNT_EVENTS",
     "SHUNT_SOCKETS",
+    "SHUNT_ACCEPTED",
     "AYA_LOGS",
 ];
 
@@ -42,7 +43,7 @@ pub(super) struct Object {
     marks: Marks,
     bpffs: OwnedFd,
     pub(super) main: Ebpf,
-    pub(super) handshakes: MapData,
+    pub(super) destinations: MapData,
     logger: Logger,
 }
 
@@ -59,9 +60,9 @@ impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
         let mut main = load(&bpffs, marks, 0)?;
-        let handshakes = match main.take_map("SHUNT_HANDSHAKE") {
-            Some(Map::HashMap(map)) => map,
-            _ => return Err(failed("find map", &"SHUNT_HANDSHAKE")),
+        let destinations = match main.take_map("SHUNT_ACCEPTED") {
+            Some(Map::SkStorage(map)) => map,
+            _ => return Err(failed("find map", &"SHUNT_ACCEPTED")),
         };
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
@@ -70,7 +71,7 @@ impl Object {
             marks,
             bpffs,
             main,
-            handshakes,
+            destinations,
             logger: Logger(logger),
         })
     }

@@ -1,17 +1,19 @@
 //! The eBPF backend on a real kernel: namespaces, cgroups and unmodified clients. Needs root.
 
+mod log_lines;
 mod pods;
+mod reuse;
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use aya::programs::{loaded_links, loaded_programs};
+use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
 use shunt_core::sockets::{Family, SocketRole};
 use shunt_core::workload::{OnFailure, PortRange};
 use shunt_intercept::Backend;
 
+use crate::log_lines::Log;
 use crate::pods::{Live, MARKS, Pod, agent, map_id, pair, until};
 
 const PORT: u16 = 8080;
@@ -326,7 +328,7 @@ fn nothing_stays_in_the_kernel() {
     live.install(&enrolment);
     let map = map_id(
         live.backend()
-            .handshakes_fd()
+            .destinations_fd()
             .expect("a descriptor")
             .as_fd(),
     );
@@ -337,11 +339,13 @@ fn nothing_stays_in_the_kernel() {
         });
         programs.collect::<Vec<_>>()
     };
-    // The handshake hook uses a map of every other program.
-    let shared: Vec<u32> = using(&[map])
-        .iter()
-        .flat_map(|info| info.map_ids().ok().flatten().unwrap_or_default())
-        .collect();
+    // From one map to every program: each shares a map with one that shares one with this.
+    let maps_beside = |maps: &[u32]| -> Vec<u32> {
+        let programs = using(maps);
+        let of = |info: &ProgramInfo| info.map_ids().ok().flatten().unwrap_or_default();
+        programs.iter().flat_map(of).collect()
+    };
+    let shared = maps_beside(&maps_beside(&[map]));
     let programs: Vec<u32> = using(&shared).iter().map(|info| info.id()).collect();
     let links = || {
         let links = loaded_links().flatten();
@@ -370,30 +374,4 @@ fn a_missing_cgroup_is_named_and_nothing_stays() {
         .chain();
     assert!(error.contains("/shunt-no-such: No such file"), "{error}");
     assert_eq!(client.ask(server.v4, PORT), untouched(&client, &server));
-}
-
-/// What the programs say, as this process's log gets it.
-#[derive(Debug, Default)]
-struct Log(Mutex<Vec<String>>);
-
-impl Log {
-    fn collect() -> &'static Self {
-        let log: &'static Self = Box::leak(Box::default());
-        log::set_logger(log).expect("the first logger");
-        log::set_max_level(log::LevelFilter::Debug);
-        log
-    }
-}
-
-impl log::Log for Log {
-    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let line = format!("{} {}", record.level(), record.args());
-        self.0.lock().expect("whole").push(line);
-    }
-
-    fn flush(&self) {}
 }

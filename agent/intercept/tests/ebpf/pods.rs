@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,14 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use shunt_core::address::{canonical, from_kernel, to_kernel};
+use shunt_core::address::{canonical, from_kernel};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::workload::{
     Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadId, WorkloadName, WorkloadSpec,
 };
-use shunt_ebpf_common::maps::Handshake;
-use shunt_intercept::ebpf::{EbpfBackend, HandshakeTable};
+use shunt_intercept::ebpf::{Destinations, EbpfBackend};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::{Backend, Enrolment, Listener, Marks, cgroup};
 
@@ -150,9 +149,7 @@ impl Pod {
                 sockets,
             }
         };
-        let hook = Steering::ConnectHook {
-            netns_cookie: self.netns.cookie(),
-        };
+        let hook = Steering::ConnectHook;
         Enrolment {
             id: WorkloadId(id),
             spec: WorkloadSpec {
@@ -202,10 +199,10 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// `say` gets the client's and the accepted socket's own address.
+    /// `say` gets the accepted socket and its own address.
     pub fn start(
         listeners: Vec<OwnedFd>,
-        say: impl Fn(SocketAddr, SocketAddr) -> String + Send + 'static,
+        say: impl Fn(&TcpStream, SocketAddr) -> String + Send + 'static,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -216,10 +213,10 @@ impl Serving {
             }
             while !stopped.load(Ordering::Relaxed) {
                 for listener in &listeners {
-                    if let Ok((mut stream, client)) = listener.accept() {
+                    if let Ok((mut stream, _)) = listener.accept() {
                         let local = stream.local_addr().expect("an address");
                         // The client may be gone already.
-                        let _ = stream.write_all(say(client, local).as_bytes());
+                        let _ = stream.write_all(say(&stream, local).as_bytes());
                     }
                 }
                 std::thread::park_timeout(Duration::from_millis(2));
@@ -256,23 +253,16 @@ pub fn agent(live: &Live, enrolment: &Enrolment) -> Serving {
         .filter(|listener| listener.spec.direction == Direction::Outbound)
         .map(|listener| listener.spec.addr.port())
         .collect();
-    let table = HandshakeTable::from_fd(live.backend().handshakes_fd().expect("a descriptor"));
-    let netns = enrolment.netns.cookie();
+    let destinations =
+        Destinations::from_fd(live.backend().destinations_fd().expect("a descriptor"));
     let mut listeners = sockets(Direction::Outbound);
     listeners.extend(sockets(Direction::Inbound));
-    Serving::start(listeners, move |client, local| {
+    Serving::start(listeners, move |accepted, local| {
         without_capabilities();
         if !outbound.contains(&local.port()) {
             return format!("inbound {}", canonical(local));
         }
-        let key = Handshake {
-            netns,
-            client: to_kernel(client.ip()),
-            client_port: client.port(),
-            listener_port: local.port(),
-            reserved: 0,
-        };
-        match table.take(&key) {
+        match destinations.of(accepted.as_fd()) {
             Ok(Some(to)) => format!(
                 "outbound {}",
                 SocketAddr::new(from_kernel(to.address), to.port)

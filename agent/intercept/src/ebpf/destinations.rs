@@ -1,24 +1,24 @@
-//! Taking original destinations out of the handshake map. Runs in the data plane, without any capability: kernels
-//! from 5.19 let whoever holds a map's descriptor use it.
+//! Where an accepted connection was going: the kernel keeps it in the accepted socket's own storage. Read in the data
+//! plane, without any capability: kernels from 5.19 let whoever holds a map's descriptor use it.
 #![expect(
     unsafe_code,
-    reason = "bpf(2) has no safe binding for look-up-and-delete"
+    reason = "bpf(2) has no safe binding for a look-up by socket"
 )]
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use shunt_ebpf_common::maps::{Destination, Handshake};
+use shunt_ebpf_common::maps::Destination;
 
 use super::raw;
 
 /// From linux/bpf.h.
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 
-/// The data plane's end of `HANDSHAKES`.
+/// The data plane's end of `ACCEPTED`.
 #[derive(Debug)]
-pub struct HandshakeTable {
+pub struct Destinations {
     map: OwnedFd,
 }
 
@@ -32,29 +32,29 @@ struct ElementAttr {
     flags: u64,
 }
 
-impl HandshakeTable {
-    /// `map` as [`super::EbpfBackend::handshakes_fd`] gave it.
+impl Destinations {
+    /// `map` as [`super::EbpfBackend::destinations_fd`] gave it.
     pub fn from_fd(map: OwnedFd) -> Self {
         Self { map }
     }
 
-    /// The destination noted for an accepted connection, once.
+    /// The destination of a connection that the connect hooks captured.
     ///
     /// # Errors
     /// The kernel does not let this process use the map.
-    pub fn take(&self, handshake: &Handshake) -> io::Result<Option<Destination>> {
+    pub fn of(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<Destination>> {
+        let socket = accepted.as_raw_fd();
         let mut destination = MaybeUninit::<Destination>::uninit();
         let attr = ElementAttr {
             map_fd: raw(&self.map).unsigned_abs(),
             padding: 0,
-            key: std::ptr::from_ref(handshake) as u64,
+            key: std::ptr::from_ref(&socket) as u64,
             value: destination.as_mut_ptr() as u64,
             flags: 0,
         };
         let (address, size) = (std::ptr::from_ref(&attr), size_of::<ElementAttr>());
         // SAFETY: `attr` has the layout of the command, and its pointers lead to a key and a value of the map's sizes.
-        let done =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_ELEM, address, size) };
+        let done = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, address, size) };
         if done == 0 {
             // SAFETY: the kernel wrote the whole value.
             return Ok(Some(unsafe { destination.assume_init() }));
