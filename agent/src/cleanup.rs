@@ -11,7 +11,7 @@ use shunt_intercept::netns::Netns;
 use shunt_intercept::{InterceptError, cgroup, iptables};
 
 use crate::cli::{self, CleanupArgs};
-use crate::supervisor::{CGROUP_PREFIX, is_claimed};
+use crate::supervisor::{CGROUP_PREFIX, is_in_use};
 
 /// Look, or remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,8 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves are left alone.
+/// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves,
+/// or through which flows of one still go, are left alone.
 pub fn remove_leftovers(extent: Extent) -> Vec<String> {
     let mut told = Vec::new();
     for path in namespaces().into_values() {
@@ -63,7 +64,7 @@ pub fn remove_leftovers(extent: Extent) -> Vec<String> {
 
 fn clean_namespace(path: &std::path::Path, extent: Extent) -> Result<Vec<String>, InterceptError> {
     let netns = Netns::open(path)?;
-    if is_claimed(&netns) {
+    if is_in_use(&netns) {
         return Ok(Vec::new());
     }
     match extent {

@@ -81,7 +81,7 @@ pub struct StatusArgs {
   shunt cleanup
   shunt cleanup --dry-run
 
-Namespaces which a running agent serves are left alone.")]
+Namespaces which a running agent serves, or through which flows of one still go, are left alone.")]
 pub struct CleanupArgs {
     /// Only say what would be removed
     #[arg(long)]

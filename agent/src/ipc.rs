@@ -31,7 +31,7 @@ pub enum ToWorker {
     },
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,
-    /// A workload is enrolled, or changed.
+    /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.
     Listen(ListenerSpec),

@@ -31,7 +31,7 @@ use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
 use self::enrolment::Serving;
-pub(crate) use self::enrolment::is_claimed;
+pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
 use self::lifecycle::Workload;
@@ -277,6 +277,11 @@ impl Supervisor {
             }
         }
         self.data_plane.kill();
+        // Until it is reaped it holds what says that flows go on.
+        while self.data_plane.is_running() {
+            let event = self.data_plane.next().await;
+            self.heard_while_stopping(event);
+        }
         self.flows_are_gone();
         self.backends.unload();
         self.home.leave();

@@ -21,6 +21,7 @@ in_both_modes!(
     a_stopped_worker_opens_within_two_seconds,
     closed_means_refused,
     workloads_change_while_connections_go_on,
+    cleanup_spares_flows_that_live,
 );
 
 struct Scene {
@@ -265,6 +266,61 @@ fn workloads_change_while_connections_go_on(mode: &str) {
     );
     assert_eq!(fs::metadata(file).expect("a file").len(), 4 << 20);
     agent.lines(2);
+}
+
+/// An inbound flow with the client's own address needs the namespace's return path: also when its workload was
+/// withdrawn, or the supervisor is dead.
+fn cleanup_spares_flows_that_live(mode: &str) {
+    let scene = scene();
+    let stranger = scene.world.pod();
+    let _nginx = scene.server.nginx(&scene.world);
+    let before = scene.server.state();
+    let mut agent = AgentBuilder::new(&scene.world, mode)
+        .enrol("web", &scene.server, "")
+        .start();
+    let slow = |name: &str| {
+        let file = scene.world.dir.path().join(name).display().to_string();
+        let url = format!("http://{}/slow", scene.server.v4);
+        stranger.spawn("curl", &["-sS", "-m", "15", "-o", &file, &url])
+    };
+    let cleanup = || {
+        Command::new(binary())
+            .arg("cleanup")
+            .output()
+            .expect("runs")
+    };
+    let mut withdrawn = slow("withdrawn");
+    wait::until("the transfer runs", Duration::from_secs(5), || {
+        (agent.workload("web")["connections"]["active"] == 1).then_some(())
+    });
+    assert_eq!(agent.admin("DELETE", "/workloads/default/web", "").0, 200);
+    // Its listeners close within a fraction of a second; the flow takes four.
+    wait::pause(Duration::from_millis(700));
+    cleanup();
+    assert!(
+        withdrawn.0.wait().expect("ended").success(),
+        "cleanup cut a withdrawn workload's flow"
+    );
+    agent.terminate();
+    agent.restart();
+    let mut orphaned = slow("orphaned");
+    wait::until("the transfer runs", Duration::from_secs(5), || {
+        (agent.workload("web")["connections"]["active"] == 1).then_some(())
+    });
+    agent.kill();
+    cleanup();
+    assert!(
+        orphaned.0.wait().expect("ended").success(),
+        "cleanup cut an orphan's flow"
+    );
+    wait::until(
+        "the orphan is gone and cleanup takes everything",
+        Duration::from_secs(5),
+        || {
+            cleanup();
+            (scene.server.state() == before).then_some(())
+        },
+    );
 }
 
 #[test]

@@ -18,8 +18,12 @@ use shunt_intercept::{Enrolment, InterceptError, Listener, return_path};
 use super::backends::Backends;
 use crate::ipc::EnrolledView;
 
-/// Abstract unix sockets belong to the network namespace: whoever holds this one serves it, and lets go by dying.
-const CLAIM: &[u8] = b"shunt/agent";
+/// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
+/// holds this one serves the namespace.
+const CLAIM: &str = "shunt/agent";
+/// The start of the names that say that flows go through the namespace, whoever steers it now: both processes hold one
+/// per enrolment until its last flow has ended.
+const FLOWS: &str = "shunt/flows";
 
 /// A workload that is being steered.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) struct Serving {
     pub(super) transparent: bool,
     /// Given up together with the listeners.
     pub(super) claim: Option<UnixDatagram>,
+    /// Keeps others from taking away what flows need.
+    pub(super) flows: Option<UnixDatagram>,
 }
 
 impl Serving {
@@ -42,7 +48,8 @@ impl Serving {
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
         let netns = Arc::new(Netns::open(&spec.netns)?);
-        let claim = claim(&netns)?;
+        let claim = hold(&netns, CLAIM)?;
+        let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
         let addresses = netns.addresses()?;
         let mut reasons = Vec::new();
         for &mode in Backends::candidates(spec.mode) {
@@ -87,6 +94,7 @@ impl Serving {
                 mode_reason,
                 transparent,
                 claim: Some(claim),
+                flows: Some(flows),
             });
         }
         Err(InterceptError::Unsupported(reasons.join("; ")))
@@ -123,11 +131,11 @@ impl Serving {
     }
 }
 
-fn claim(netns: &Netns) -> Result<UnixDatagram, InterceptError> {
+fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
     let bind =
-        || UnixAddr::from_abstract_name(CLAIM).and_then(|name| UnixDatagram::bind_addr(&name));
+        || UnixAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
     match netns.enter(bind).and_then(|bound| bound) {
-        Ok(claim) => Ok(claim),
+        Ok(held) => Ok(held),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(InterceptError::io(
             "claim (another agent serves it)",
             netns.path().display(),
@@ -137,9 +145,16 @@ fn claim(netns: &Netns) -> Result<UnixDatagram, InterceptError> {
     }
 }
 
-/// Does a living agent serve this namespace?
-pub(crate) fn is_claimed(netns: &Netns) -> bool {
-    claim(netns).is_err()
+/// Does a living agent serve this namespace, or do flows of one go through it? When that cannot be told, yes.
+pub(crate) fn is_in_use(netns: &Netns) -> bool {
+    let held = |table: String| {
+        table
+            .lines()
+            .filter_map(|line| line.split_once(" @").map(|(_, name)| name))
+            .any(|name| name.starts_with(CLAIM) || name.starts_with(FLOWS))
+    };
+    let table = netns.enter(|| std::fs::read_to_string("/proc/thread-self/net/unix"));
+    table.and_then(|table| table).map_or(true, held)
 }
 
 /// The agent's listeners, by direction and family. IPv6 is left out where the namespace has none.

@@ -16,7 +16,7 @@ use shunt_core::workload::{Mode, WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::{InterceptError, return_path};
 
 use super::Supervisor;
-use super::enrolment::Serving;
+use super::enrolment::{Serving, is_in_use};
 use crate::ipc::ToWorker;
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -211,13 +211,10 @@ impl Supervisor {
         else {
             return;
         };
-        let serving = self.leaving.swap_remove(at);
-        let inode = serving.enrolment.netns.inode();
-        let served_again = self
-            .servings()
-            .chain(&self.leaving)
-            .any(|other| other.enrolment.netns.inode() == inode);
-        if served_again {
+        let mut serving = self.leaving.swap_remove(at);
+        (serving.claim, serving.flows) = (None, None);
+        // Served again, or an older data plane has flows there: whoever is last removes.
+        if is_in_use(&serving.enrolment.netns) {
             return;
         }
         let finished = self
@@ -289,10 +286,6 @@ impl Supervisor {
             }
         }
         Phase::Serving(serving)
-    }
-
-    fn servings(&self) -> impl Iterator<Item = &Serving> {
-        self.workloads.values().filter_map(Workload::serving)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the data plane is told: of workloads, sockets, and what `status` shows.
 
+use std::os::unix::net::UnixDatagram;
+
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
 use shunt_core::status::{StatusMode, WorkloadState};
 use shunt_core::workload::Mode;
@@ -15,8 +17,14 @@ const FIRST_STOCK: usize = 4;
 impl Supervisor {
     /// Tells the data plane of a workload: what it is, where it listens, sockets to begin with.
     pub(super) fn introduce(&mut self, serving: &Serving) {
-        self.data_plane
-            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
+        let flows = serving.flows.as_ref().map(UnixDatagram::try_clone);
+        match flows.transpose() {
+            Ok(flows) => {
+                let fds = flows.into_iter().map(Into::into).collect();
+                self.data_plane.tell(&ToWorker::Enrol(serving.view()), fds);
+            }
+            Err(error) => tracing::error!(%error, "cannot introduce a workload"),
+        }
         for listener in &serving.enrolment.listeners {
             match Serving::listener_fds(listener) {
                 Ok(fds) => self

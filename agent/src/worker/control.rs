@@ -44,6 +44,8 @@ pub(super) struct Control {
     originals: KernelOriginalDst,
     level: LogLevel,
     leaving: Vec<Leaving>,
+    /// By holding these, others know that flows still go through a workload's namespace.
+    held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
     _access_log: AccessLogger,
 }
@@ -118,6 +120,7 @@ impl Control {
             originals,
             level,
             leaving: Vec::new(),
+            held: HashMap::new(),
             servers,
             _access_log: access_log,
         })
@@ -177,7 +180,12 @@ impl Control {
                     .context("no map came with the message")?;
                 self.originals.set_destinations(Destinations::from_fd(map));
             }
-            ToWorker::Enrol(view) => self.view.borrow_mut().enrol(view),
+            ToWorker::Enrol(view) => {
+                if let Some(held) = fds.into_iter().next() {
+                    self.held.insert(view.id, held);
+                }
+                self.view.borrow_mut().enrol(view);
+            }
             ToWorker::Listen(spec) => {
                 let sockets = fds.len();
                 anyhow::ensure!(
@@ -268,6 +276,7 @@ impl Control {
         self.leaving.retain(|leaving| !done.contains(&leaving.id));
         for id in done {
             self.view.borrow_mut().forget(id);
+            self.held.remove(&id);
             for stock in &self.stocks {
                 stock.clear(id);
             }
