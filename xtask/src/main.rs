@@ -1,5 +1,6 @@
 //! The tasks of this repository; `cargo xtask --help`.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -25,6 +26,14 @@ enum Task {
     Test(test::Args),
     /// Two pods, real traffic through the agent in both modes, a table of latencies
     Demo,
+    /// Measure against no mesh, interleaved, as ratios in the same run
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench\n  cargo xtask bench --quick --only ebpf_copy --json /tmp/bench.json"
+    )]
+    Bench(bench::Args),
+    /// The bench's own load; runs inside a pod
+    #[command(hide = true)]
+    BenchLoad(bench::LoadArgs),
     /// Build the eBPF object, or check that the committed one is what the sources give
     #[command(after_help = "Examples:\n  cargo xtask build-ebpf\n  cargo xtask build-ebpf --check")]
     BuildEbpf(build_ebpf::Args),
@@ -38,6 +47,8 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Demo => demo::run(),
+        Task::Bench(args) => bench::run(&args),
+        Task::BenchLoad(args) => bench::load(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),

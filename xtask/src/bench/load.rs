@@ -1,0 +1,291 @@
+//! The load: an echo, a sink that checks every byte, a server of short connections, and the client that measures
+//! them. Runs inside the pods. Every byte that comes back is compared.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mio::{Events, Interest, Poll, Token};
+
+use super::Figures;
+use crate::run::answer;
+
+const ECHO_PORT: u16 = 9000;
+const SINK_PORT: u16 = 9001;
+/// Bound last: when it listens, all do.
+pub(super) const CONNECT_PORT: u16 = 9002;
+
+const SMALL: usize = 64;
+const MANY: usize = 64;
+
+#[derive(Debug, clap::Args)]
+pub struct LoadArgs {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Role {
+    Server,
+    Client {
+        #[arg(long)]
+        host: String,
+        #[arg(long)]
+        seconds: f64,
+    },
+}
+
+pub fn load(args: &LoadArgs) -> Result<()> {
+    match &args.role {
+        Role::Server => serve(),
+        Role::Client { host, seconds } => {
+            let figures = client(host, Duration::from_secs_f64(*seconds))?;
+            answer(&serde_json::to_string(&figures)?);
+            Ok(())
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let bind = |port| TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("port {port}"));
+    let (echoes, sinks) = (bind(ECHO_PORT)?, bind(SINK_PORT)?);
+    std::thread::spawn(move || echo(echoes));
+    std::thread::spawn(move || {
+        for stream in sinks.incoming().flatten() {
+            std::thread::spawn(move || sink(stream));
+        }
+    });
+    for mut stream in bind(CONNECT_PORT)?.incoming().flatten() {
+        let mut request = [0; SMALL];
+        // A client that fails says so itself.
+        let _ = stream
+            .read_exact(&mut request)
+            .and_then(|()| stream.write_all(&request));
+    }
+    Ok(())
+}
+
+/// One thread for all connections, so that many of them do not measure the scheduler.
+fn echo(listener: TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let mut listener = mio::net::TcpListener::from_std(listener);
+    let mut poll = Poll::new()?;
+    poll.registry()
+        .register(&mut listener, Token(0), Interest::READABLE)?;
+    let mut events = Events::with_capacity(256);
+    let mut streams: Vec<Option<mio::net::TcpStream>> = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        poll.poll(&mut events, None)?;
+        for event in &events {
+            if event.token() == Token(0) {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    stream.set_nodelay(true)?;
+                    let token = Token(streams.len() + 1);
+                    poll.registry()
+                        .register(&mut stream, token, Interest::READABLE)?;
+                    streams.push(Some(stream));
+                }
+                continue;
+            }
+            let slot = &mut streams[event.token().0 - 1];
+            if slot
+                .as_mut()
+                .is_some_and(|stream| bounce(stream, &mut buffer).is_err())
+            {
+                *slot = None;
+            }
+        }
+    }
+}
+
+/// Sends back what is there. Messages are small enough for the socket's buffer.
+fn bounce(stream: &mut mio::net::TcpStream, buffer: &mut [u8]) -> io::Result<()> {
+    loop {
+        match stream.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => stream.write_all(&buffer[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Checks every byte; answers with how many were right.
+fn sink(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut total = 0_u64;
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return stream.write_all(&total.to_le_bytes());
+        }
+        if !is_pattern(&buffer[..length], total) {
+            return Ok(()); // The client misses its answer.
+        }
+        total += length as u64;
+    }
+}
+
+/// Byte `n` of a bulk transfer: repeats after a prime, so that no loss or swap of blocks goes unseen.
+const PERIOD: u64 = 251;
+
+fn is_pattern(bytes: &[u8], from: u64) -> bool {
+    let mut next = (from % PERIOD) as u8;
+    bytes.iter().all(|byte| {
+        let right = *byte == next;
+        next = if u64::from(next) + 1 == PERIOD {
+            0
+        } else {
+            next + 1
+        };
+        right
+    })
+}
+
+fn client(host: &str, time: Duration) -> Result<Figures> {
+    let at = |port| -> Result<SocketAddr> { Ok(SocketAddr::new(host.parse()?, port)) };
+    let mut figures = Figures::new();
+    for size in [SMALL, 1024, 16384] {
+        let mut samples = ping_pong(at(ECHO_PORT)?, size, time)?;
+        if size == SMALL {
+            figures.insert("rate_1".into(), samples.len() as f64 / time.as_secs_f64());
+        }
+        samples.sort_unstable();
+        figures.insert(format!("rtt_{size}_p50_us"), percentile(&samples, 50));
+        figures.insert(format!("rtt_{size}_p99_us"), percentile(&samples, 99));
+    }
+    figures.insert("rate_64".into(), many(at(ECHO_PORT)?, time)?);
+    for size in [65536, 1024] {
+        figures.insert(
+            format!("throughput_{size}_mbps"),
+            bulk(at(SINK_PORT)?, size, time)?,
+        );
+    }
+    let mut connects = short(at(CONNECT_PORT)?, time)?;
+    figures.insert(
+        "connect_rate".into(),
+        connects.len() as f64 / time.as_secs_f64(),
+    );
+    connects.sort_unstable();
+    figures.insert("connect_p99_us".into(), percentile(&connects, 99));
+    Ok(figures)
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let at = sorted.get(sorted.len() * percent / 100).or(sorted.last());
+    at.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+}
+
+fn ping_pong(to: SocketAddr, size: usize, time: Duration) -> Result<Vec<Duration>> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_nodelay(true)?;
+    let (mut message, mut got) = (vec![0; size], vec![0; size]);
+    let mut samples = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < time {
+        message.fill(samples.len() as u8);
+        let sent = Instant::now();
+        stream.write_all(&message)?;
+        stream.read_exact(&mut got)?;
+        samples.push(sent.elapsed());
+        ensure!(got == message, "a reply differs");
+    }
+    Ok(samples)
+}
+
+/// Requests per second over many connections at once, from one thread.
+fn many(to: SocketAddr, time: Duration) -> Result<f64> {
+    let mut poll = Poll::new()?;
+    let mut streams = Vec::new();
+    let message = [7; SMALL];
+    for index in 0..MANY {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        poll.registry()
+            .register(&mut stream, Token(index), Interest::READABLE)?;
+        stream.write_all(&message)?;
+        streams.push((stream, 0_usize));
+    }
+    let (mut events, mut got, mut answers) = (Events::with_capacity(MANY), [0; SMALL], 0_u64);
+    let start = Instant::now();
+    while start.elapsed() < time {
+        poll.poll(&mut events, Some(time))?;
+        for event in &events {
+            let (stream, have) = &mut streams[event.token().0];
+            loop {
+                match stream.read(&mut got[*have..]) {
+                    Ok(0) => anyhow::bail!("a connection ended"),
+                    Ok(length) => *have += length,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error.into()),
+                }
+                if *have == SMALL {
+                    ensure!(got == message, "a reply differs");
+                    (*have, answers) = (0, answers + 1);
+                    stream.write_all(&message)?;
+                }
+            }
+        }
+    }
+    Ok(answers as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Megabytes (1,000,000 bytes) per second, until the other side has checked the last byte.
+fn bulk(to: SocketAddr, size: usize, time: Duration) -> Result<f64> {
+    let pattern: Vec<u8> = (0..size as u64 + PERIOD)
+        .map(|at| (at % PERIOD) as u8)
+        .collect();
+    let mut stream = TcpStream::connect(to)?;
+    let start = Instant::now();
+    let mut sent = 0_u64;
+    while start.elapsed() < time {
+        let from = (sent % PERIOD) as usize;
+        stream.write_all(&pattern[from..from + size])?;
+        sent += size as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut checked = [0; 8];
+    stream
+        .read_exact(&mut checked)
+        .context("the sink found a wrong byte")?;
+    ensure!(
+        u64::from_le_bytes(checked) == sent,
+        "the sink got another number of bytes"
+    );
+    Ok(sent as f64 / 1e6 / start.elapsed().as_secs_f64())
+}
+
+/// Connect, ask, get the answer, see the end: one after another.
+fn short(to: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
+    let message = [9; SMALL];
+    let mut samples = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < time {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(to)?;
+        stream.write_all(&message)?;
+        let mut got = Vec::with_capacity(SMALL);
+        stream.read_to_end(&mut got)?;
+        samples.push(begun.elapsed());
+        ensure!(got == message, "a reply differs");
+    }
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_byte_is_seen() {
+        let mut bytes: Vec<u8> = (300..1300_u64).map(|at| (at % PERIOD) as u8).collect();
+        assert!(is_pattern(&bytes, 300));
+        bytes.swap(10, 11);
+        assert!(!is_pattern(&bytes, 300));
+        assert!(!is_pattern(&bytes[1..], 300));
+    }
+}
