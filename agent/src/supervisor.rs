@@ -13,6 +13,7 @@ mod config_source;
 mod data_plane;
 mod enrolment;
 mod home;
+mod leaving;
 mod lifecycle;
 mod settings;
 mod telling;
@@ -23,17 +24,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
-use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use shunt_core::workload::{WorkloadId, WorkloadName};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
-use self::enrolment::Serving;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
+use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
@@ -42,6 +43,8 @@ use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
 const TICK: Duration = Duration::from_millis(250);
 /// How often namespaces are compared with what is known of them.
 const LOOK: Duration = Duration::from_secs(2);
+/// At the end, releasing is tried this long, and so is removing. Whoever then still captures opens with the gates.
+const RELEASES: Duration = Duration::from_secs(10);
 /// A data plane that has not answered for this long is replaced. Its gates opened long before.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -54,7 +57,7 @@ struct Supervisor {
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
     /// Withdrawn, with flows that still go on.
-    leaving: Vec<Serving>,
+    leaving: Vec<Leaving>,
     next_id: u32,
     last_look: Instant,
     repairs: BTreeMap<String, u64>,
@@ -77,6 +80,7 @@ pub async fn supervise(args: &RunArgs, path: Option<PathBuf>, config: Config) ->
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let step = supervisor.next_step();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -85,10 +89,19 @@ pub async fn supervise(args: &RunArgs, path: Option<PathBuf>, config: Config) ->
             }
             () = source.changed() => supervisor.reload(args, &source),
             _ = ticks.tick() => supervisor.tick(),
+            () = until(step) => supervisor.step(),
         }
     }
     supervisor.stop(&mut terminate, &mut interrupt).await;
     Ok(())
+}
+
+/// For ever, when there is nothing to wait for.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Does the loop go on?
@@ -125,6 +138,12 @@ impl Supervisor {
                 .insert(spec.name.clone(), Workload::new(spec));
         }
         Ok(supervisor)
+    }
+
+    fn next_id(&mut self) -> WorkloadId {
+        let id = WorkloadId(self.next_id);
+        self.next_id += 1;
+        id
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
@@ -224,7 +243,10 @@ impl Supervisor {
                     let (netns, name) = (spec.netns.display(), &other.spec.name);
                     return Err(format!("{netns} is already enrolled as {name}"));
                 }
+                let name = spec.name.clone();
                 self.desire(*spec);
+                // Whoever asked would like to see it done.
+                self.step_of(&name);
             }
             Change::Delete(name) => {
                 if !self.workloads.contains_key(&name) {
@@ -238,7 +260,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Every 250 ms: keeps the gates while the data plane lives, retries what failed, looks at what may have changed.
+    /// Every 250 ms: keeps the gates while the data plane lives, looks at what may have changed.
     fn tick(&mut self) {
         if self.data_plane.alive() {
             self.backends.keep_alive();
@@ -247,7 +269,6 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
-        self.retry();
         if self.last_look.elapsed() >= LOOK {
             self.last_look = Instant::now();
             self.look();
@@ -258,7 +279,21 @@ impl Supervisor {
     /// New connections go directly at once; flows get their time; then everything is removed.
     async fn stop(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
         tracing::info!("stopping: new connections go directly, flows may end in order");
-        self.release_everything();
+        self.withdraw_everything();
+        let released_by = Instant::now() + RELEASES;
+        while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {
+            let step = self.next_step();
+            tokio::select! {
+                event = self.data_plane.next() => self.heard_while_stopping(event),
+                () = until(step) => {
+                    self.step_of_leaving(Instant::now());
+                    // Those whose turn has not come are served until then.
+                    if self.data_plane.alive() {
+                        self.backends.keep_alive();
+                    }
+                }
+            }
+        }
         let grace = self.config.timeouts.drain;
         let stop = ToWorker::Stop {
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
@@ -282,7 +317,12 @@ impl Supervisor {
             let event = self.data_plane.next().await;
             self.heard_while_stopping(event);
         }
-        self.flows_are_gone();
+        self.everybody_is_gone();
+        let removed_by = Instant::now() + RELEASES;
+        while let Some(at) = self.next_step().filter(|at| *at < removed_by) {
+            until(Some(at)).await;
+            self.step_of_leaving(Instant::now());
+        }
         self.backends.unload();
         self.home.leave();
         tracing::info!("stopped; nothing of the agent is left");
@@ -313,13 +353,3 @@ impl Supervisor {
 }
 
 type Signal = tokio::signal::unix::Signal;
-
-/// A workload as the file and the admin API want it.
-impl Workload {
-    fn new(spec: WorkloadSpec) -> Self {
-        Self {
-            spec,
-            phase: lifecycle::Phase::due(),
-        }
-    }
-}

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::wait;
 use crate::world::{Pod, World};
+use crate::{require, wait};
 
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
@@ -42,6 +42,7 @@ pub struct AgentBuilder<'a> {
     world: &'a World,
     mode: String,
     workloads: Vec<String>,
+    prefix: Vec<String>,
 }
 
 /// A running agent, stopped when dropped.
@@ -50,6 +51,7 @@ pub struct Agent {
     child: Child,
     pub dir: PathBuf,
     mode: String,
+    prefix: Vec<String>,
 }
 
 impl<'a> AgentBuilder<'a> {
@@ -58,7 +60,23 @@ impl<'a> AgentBuilder<'a> {
             world,
             mode: mode.to_owned(),
             workloads: Vec::new(),
+            prefix: Vec::new(),
         }
+    }
+
+    /// A host whose kernel refuses bpf(2).
+    #[must_use]
+    pub fn without_bpf(mut self) -> Self {
+        self.prefix = require::without_bpf();
+        self
+    }
+
+    /// Enrols a namespace without saying a cgroup.
+    #[must_use]
+    pub fn enrol_without_cgroup(mut self, name: &str, pod: &Pod) -> Self {
+        let line = format!("  - {{name: {name}, netns: {}}}\n", pod.netns);
+        self.workloads.push(line);
+        self
     }
 
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
@@ -82,9 +100,10 @@ impl<'a> AgentBuilder<'a> {
         )
         .expect("written");
         let mut agent = Agent {
-            child: spawn(&dir),
+            child: spawn(&dir, &self.prefix),
             dir,
             mode: self.mode,
+            prefix: self.prefix,
         };
         agent.wait_until_ready();
         agent
@@ -118,13 +137,13 @@ fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
     )
 }
 
-fn spawn(dir: &Path) -> Child {
+fn spawn(dir: &Path, prefix: &[String]) -> Child {
     let log = fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("log"))
         .expect("a log");
-    Command::new(binary())
+    require::prefixed(prefix, &binary())
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
         .stdin(Stdio::null())
@@ -150,7 +169,7 @@ impl Agent {
     /// It does not become ready.
     pub fn restart(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.dir);
+        self.child = spawn(&self.dir, &self.prefix);
         self.wait_until_ready();
     }
 

@@ -1,6 +1,19 @@
-//! What the tests cannot do without. Missing, they fail: a skip would look like a pass.
+//! What the tests cannot do without. Missing, they fail: a skip would look like a pass. And hosts that lack it.
 
+use std::path::Path;
 use std::process::Command;
+
+/// Runs a program under a seccomp filter to which bpf(2) is not permitted: what a container's default profile does.
+const DENY_BPF: &str = "
+import ctypes, os, platform, struct, sys
+number, arch = {'x86_64': (321, 0xC000003E), 'aarch64': (280, 0xC00000B7)}[platform.machine()]
+steps = [(0x20, 0, 0, 4), (0x15, 0, 3, arch), (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack('HxxxxxxP', len(steps), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(22, 2, program, 0, 0): sys.exit('seccomp: ' + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+";
 
 /// # Panics
 /// Not root, or the kernel does not let us load eBPF programs.
@@ -20,4 +33,19 @@ pub fn everything() {
         report["ebpf"] == true && report["iptables"] == true,
         "this machine cannot run both modes, so the tests would prove nothing: {report:#}"
     );
+}
+
+/// What stands before a command so that it runs where bpf(2) is not permitted.
+pub fn without_bpf() -> Vec<String> {
+    ["python3", "-c", DENY_BPF].map(str::to_owned).into()
+}
+
+/// `program`, run by whatever stands before it.
+pub fn prefixed(prefix: &[String], program: &Path) -> Command {
+    let Some((first, rest)) = prefix.split_first() else {
+        return Command::new(program);
+    };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program);
+    command
 }

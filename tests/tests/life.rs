@@ -1,5 +1,6 @@
 //! What happens when things change or die.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -57,19 +58,31 @@ impl Scene {
     }
 }
 
-/// Our eBPF programs in the kernel, by the process that holds them.
-fn programs_of(pid: u32) -> usize {
-    let output = Command::new("bpftool")
-        .args(["-j", "prog", "show"])
-        .output()
-        .expect("bpftool runs");
-    let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let of = |program: &&serde_json::Value| {
-        program["pids"]
-            .as_array()
-            .is_some_and(|pids| pids.iter().any(|holder| holder["pid"] == pid))
+/// The kernel's objects of a kind (prog, map, link) that a process holds, by id.
+fn held_by(pid: u32, kind: &str) -> BTreeSet<u64> {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a process");
+    let texts = infos
+        .flatten()
+        .map(|info| fs::read_to_string(info.path()).unwrap_or_default());
+    let id = |text: String| {
+        let mut lines = text.lines();
+        lines.find_map(|line| {
+            line.strip_prefix(&format!("{kind}_id:"))?
+                .trim()
+                .parse()
+                .ok()
+        })
     };
-    all.as_array().expect("a list").iter().filter(of).count()
+    texts.filter_map(id).collect()
+}
+
+/// All of a kind, as bpftool shows them.
+fn in_the_kernel(kind: &str) -> BTreeSet<u64> {
+    let output = Command::new("bpftool").args(["-j", kind, "show"]).output();
+    let all: serde_json::Value =
+        serde_json::from_slice(&output.expect("bpftool runs").stdout).expect("JSON");
+    let objects = all.as_array().expect("a list").iter();
+    objects.filter_map(|object| object["id"].as_u64()).collect()
 }
 
 fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
@@ -77,7 +90,13 @@ fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
     let _nginx = scene.server.nginx(&scene.world);
     let before = [scene.client.state(), scene.server.state()];
     let mut agent = scene.both(mode, "").start();
-    let pid = agent.pid();
+    let kinds = ["prog", "map", "link"];
+    let ours = kinds.map(|kind| held_by(agent.pid(), kind));
+    assert!(
+        ours.iter()
+            .all(|ids| ids.is_empty() == (mode == "iptables")),
+        "{ours:?}"
+    );
     // Four megabytes at one megabyte a second.
     let file = scene.world.dir.path().join("slow");
     let url = format!("http://{}/slow", scene.server.v4);
@@ -94,7 +113,13 @@ fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
     );
     assert_eq!(fs::metadata(file).expect("a file").len(), 4 << 20);
     assert_eq!([scene.client.state(), scene.server.state()], before);
-    assert_eq!(programs_of(pid), 0);
+    wait::until("the kernel let go", Duration::from_secs(2), || {
+        let mut left = kinds.iter().zip(&ours).flat_map(|(kind, ids)| {
+            let now = in_the_kernel(kind);
+            ids.iter().filter(move |id| now.contains(id))
+        });
+        left.next().is_none().then_some(())
+    });
     assert!(scene.curl("5"), "direct again");
 }
 

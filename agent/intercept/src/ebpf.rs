@@ -237,6 +237,14 @@ impl Backend for EbpfBackend {
         Ok(())
     }
 
+    fn describe(&self, enrolment: &Enrolment) -> String {
+        match &enrolment.spec.cgroup {
+            Some(cgroup) => format!("eBPF: hooks at cgroup {}", cgroup.display()),
+            None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
+                .into(),
+        }
+    }
+
     fn keep_alive(&mut self) {
         if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
             tracing::error!(%error, "cannot refresh the gate: connections go directly");

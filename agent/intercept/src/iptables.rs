@@ -74,13 +74,6 @@ impl IptablesBackend {
         })
     }
 
-    /// Which variant serves an installed workload, with which dead-man switch, and why: for `mode_reason`.
-    pub fn reason(&self, id: WorkloadId) -> Option<&str> {
-        self.installed
-            .get(&id)
-            .map(|installed| installed.choice.reason.as_str())
-    }
-
     /// All families or none. The switches are open, nobody has refreshed them.
     fn apply(
         &mut self,
@@ -218,6 +211,13 @@ impl Backend for IptablesBackend {
         let foreign = self.foreign.remove(&enrolment.netns.inode());
         let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
         swept.failure.map_or(Ok(()), Err)
+    }
+
+    fn describe(&self, enrolment: &Enrolment) -> String {
+        let installed = self.installed.get(&enrolment.id);
+        installed.map_or("not installed".into(), |installed| {
+            installed.choice.reason.clone()
+        })
     }
 
     fn keep_alive(&mut self) {

@@ -59,6 +59,9 @@ pub trait Backend {
     /// Something of ours may be left in the namespace.
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
 
+    /// How an installed workload is steered, for people: by which variant, where attached.
+    fn describe(&self, enrolment: &Enrolment) -> String;
+
     /// Called about every 250 ms while the data plane answers. Without it, new connections go directly
     /// (or are refused, where the workload says so) after a second.
     fn keep_alive(&mut self);

@@ -79,7 +79,7 @@ fn life(variant: &str, dead_man: DeadMan) {
         2,
         "one jump in each family:\n{once}"
     );
-    let reason = backend.reason(enrolment.id).expect("installed").to_owned();
+    let reason = backend.describe(&enrolment);
     assert!(
         reason.starts_with(&format!("iptables {variant}: ")),
         "{reason}"
@@ -171,12 +171,7 @@ fn an_untouched_namespace_is_untouched_again() {
         let mut backend = backend(dead_man);
         let enrolment = world.enrolment(OnFailure::Open);
         backend.install(&enrolment).expect("installs");
-        assert!(
-            backend
-                .reason(enrolment.id)
-                .expect("installed")
-                .starts_with("iptables nft")
-        );
+        assert!(backend.describe(&enrolment).starts_with("iptables nft"));
         captured(&world, &mut backend);
         backend
             .release(&enrolment)
@@ -196,7 +191,7 @@ fn a_fresh_legacy_table_stays_behind_empty() {
     let mut backend = backend(DeadMan::Recent);
     let enrolment = world.enrolment(OnFailure::Open);
     backend.install(&enrolment).expect("installs");
-    let reason = backend.reason(enrolment.id).expect("installed");
+    let reason = backend.describe(&enrolment);
     assert!(
         reason.contains("the namespace has rules in legacy tables"),
         "{reason}"

@@ -83,11 +83,8 @@ impl Serving {
                     false
                 }
             };
-            let mode_reason = if reasons.is_empty() {
-                "chosen: it works here".to_owned()
-            } else {
-                reasons.join("; ")
-            };
+            reasons.push(backend.describe(&enrolment));
+            let mode_reason = reasons.join("; ");
             return Ok(Self {
                 enrolment,
                 mode,

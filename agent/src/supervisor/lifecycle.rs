@@ -3,20 +3,23 @@
 //! ```text
 //!            .--- retry, slower and slower ---.
 //!            v                                |
-//! wished -> Waiting ---- Serving::start ------+--> Serving --- changed in place --> Serving
+//! wished -> Waiting ---- Serving::start ------+--> Serving --- wish differs --> changed in place --> Serving
 //!            ^                                        |
-//!            '--- namespace replaced, mode changed ---+--- withdrawn --> leaving list: hooks off, listeners close
-//!                 (after the old listeners closed)                       when their queues are empty, flows end
+//!            '--- namespace replaced, mode changed ---+--- withdrawn --> `leaving`
+//!                 (after the old listeners closed)
 //! ```
+//! Everything that takes time is one step for one workload, taken by the supervisor's loop between other events: a
+//! change of hundreds of workloads does not keep sockets or signs of life from the others.
 
 use std::time::{Duration, Instant};
 
 use shunt_core::status::WorkloadState;
-use shunt_core::workload::{Mode, WorkloadId, WorkloadName, WorkloadSpec};
-use shunt_intercept::{InterceptError, return_path};
+use shunt_core::workload::{Mode, WorkloadName, WorkloadSpec};
+use shunt_intercept::InterceptError;
 
 use super::Supervisor;
-use super::enrolment::{Serving, is_in_use};
+use super::enrolment::Serving;
+use super::leaving::Leaving;
 use crate::ipc::ToWorker;
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -24,6 +27,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Workload {
+    /// What is wished; [`Serving`] has what is in force.
     pub(super) spec: WorkloadSpec,
     pub(super) phase: Phase,
 }
@@ -31,66 +35,88 @@ pub(super) struct Workload {
 #[derive(Debug)]
 pub(super) enum Phase {
     Waiting {
-        retry_at: Instant,
-        pause: Duration,
+        retry: Retry,
         state: WorkloadState,
         reason: String,
     },
-    Serving(Box<Serving>),
+    Serving {
+        serving: Box<Serving>,
+        /// When what is in force shall be made what is wished; `None`: it is.
+        change: Option<Retry>,
+    },
 }
 
-impl Phase {
-    /// To be tried at once.
-    pub(super) fn due() -> Self {
-        Self::Waiting {
-            retry_at: Instant::now(),
+/// When something is tried, and how long after a failure.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retry {
+    pub(super) at: Instant,
+    pause: Duration,
+}
+
+impl Retry {
+    pub(super) fn now() -> Self {
+        Self {
+            at: Instant::now(),
             pause: FIRST_RETRY,
+        }
+    }
+
+    /// It failed: later, and later still the next time.
+    pub(super) fn later(self) -> Self {
+        Self {
+            at: Instant::now() + self.pause,
+            pause: (self.pause * 2).min(LAST_RETRY),
+        }
+    }
+}
+
+impl Workload {
+    /// As the file and the admin API want it; to be tried at once.
+    pub(super) fn new(spec: WorkloadSpec) -> Self {
+        let phase = Phase::Waiting {
+            retry: Retry::now(),
             state: WorkloadState::Pending,
             reason: "being enrolled".into(),
+        };
+        Self { spec, phase }
+    }
+
+    pub(super) fn serving(&self) -> Option<&Serving> {
+        match &self.phase {
+            Phase::Serving { serving, .. } => Some(serving),
+            Phase::Waiting { .. } => None,
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { retry, .. } => Some(retry.at),
+            Phase::Serving { change, .. } => change.map(|retry| retry.at),
         }
     }
 }
 
 impl Supervisor {
-    /// Makes `spec` the wish for its workload, and tries to fulfil it.
+    /// Makes `spec` the wish for its workload. A later step fulfils it.
     pub(super) fn desire(&mut self, spec: WorkloadSpec) {
         let name = spec.name.clone();
-        match self.workloads.remove(&name) {
-            None => {
-                self.workloads.insert(name, Workload::new(spec));
-            }
+        let workload = match self.workloads.remove(&name) {
             Some(Workload {
-                phase: Phase::Serving(mut serving),
-                spec: old,
+                phase: Phase::Serving { serving, .. },
+                ..
             }) => {
-                if old == spec {
-                    self.workloads.insert(
-                        name,
-                        Workload {
-                            spec,
-                            phase: Phase::Serving(serving),
-                        },
-                    );
-                } else if changes_in_place(&old, &spec) {
-                    serving.enrolment.spec = spec.clone();
-                    self.refresh(&serving);
-                    self.workloads.insert(
-                        name,
-                        Workload {
-                            spec,
-                            phase: Phase::Serving(serving),
-                        },
-                    );
+                if changes_in_place(&serving.enrolment.spec, &spec) {
+                    let change = (serving.enrolment.spec != spec).then(Retry::now);
+                    let phase = Phase::Serving { serving, change };
+                    Workload { spec, phase }
                 } else {
-                    self.leave(serving);
-                    self.workloads.insert(name, Workload::new(spec));
+                    self.leave(*serving);
+                    Workload::new(spec)
                 }
             }
-            Some(_) => {
-                self.workloads.insert(name, Workload::new(spec));
-            }
-        }
-        self.retry();
+            Some(_) | None => Workload::new(spec),
+        };
+        self.workloads.insert(name, workload);
     }
 
     pub(super) fn withdraw(&mut self, name: &WorkloadName) {
@@ -98,39 +124,74 @@ impl Supervisor {
             return;
         };
         tracing::info!(workload = %name, "withdrawn");
-        if let Phase::Serving(serving) = workload.phase {
-            self.leave(serving);
+        if let Phase::Serving { serving, .. } = workload.phase {
+            self.leave(*serving);
         }
     }
 
-    /// Tries whoever waits and is due.
-    pub(super) fn retry(&mut self) {
-        let now = Instant::now();
-        let due: Vec<WorkloadName> = self
+    /// At the end: everybody leaves.
+    pub(super) fn withdraw_everything(&mut self) {
+        let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
+        for name in names {
+            self.withdraw(&name);
+        }
+    }
+
+    /// When the next step is due.
+    pub(super) fn next_step(&self) -> Option<Instant> {
+        let leaving = self.leaving.iter().filter_map(Leaving::due);
+        let workloads = self
             .workloads
             .values()
-            .filter(|workload| matches!(&workload.phase, Phase::Waiting { retry_at, .. } if *retry_at <= now))
-            // The old listeners of the same namespace close first: two generations must not share a port.
-            .filter(|workload| {
-                !self.leaving.iter().any(|old| {
-                    old.claim.is_some() && old.enrolment.netns.path() == workload.spec.netns
-                })
-            })
-            .map(|workload| workload.spec.name.clone())
-            .collect();
-        for name in due {
-            if let Some(workload) = self.workloads.remove(&name) {
-                let workload = self.enrol(workload);
-                self.workloads.insert(name, workload);
-            }
-        }
+            .filter(|workload| self.may_step(workload));
+        leaving.chain(workloads.filter_map(Workload::due)).min()
     }
 
-    fn enrol(&mut self, workload: Workload) -> Workload {
-        let Workload { spec, phase } = workload;
-        let id = WorkloadId(self.next_id);
-        self.next_id += 1;
-        let phase = match Serving::start(&spec, id, &self.config, &mut self.backends) {
+    /// The one step that is due first.
+    pub(super) fn step(&mut self) {
+        let now = Instant::now();
+        if self.step_of_leaving(now) {
+            return;
+        }
+        let due = |workload: &&Workload| workload.due().is_some_and(|at| at <= now);
+        let next = self
+            .workloads
+            .values()
+            .filter(due)
+            .filter(|workload| self.may_step(workload))
+            .min_by_key(|workload| workload.due())
+            .map(|workload| workload.spec.name.clone());
+        if let Some(name) = next {
+            self.step_of(&name);
+        }
+        self.publish();
+    }
+
+    /// The old listeners of the same namespace close first: two generations must not share a port.
+    fn may_step(&self, workload: &Workload) -> bool {
+        workload.serving().is_some()
+            || !self
+                .leaving
+                .iter()
+                .any(|old| old.holds(&workload.spec.netns))
+    }
+
+    /// Enrols a workload, or makes what is in force what is wished.
+    pub(super) fn step_of(&mut self, name: &WorkloadName) {
+        let Some(Workload { spec, phase }) = self.workloads.remove(name) else {
+            return;
+        };
+        let phase = match phase {
+            Phase::Waiting { retry, reason, .. } => self.enrol(&spec, retry, &reason),
+            Phase::Serving { serving, change } => self.catch_up(&spec, serving, change),
+        };
+        self.workloads
+            .insert(name.clone(), Workload { spec, phase });
+    }
+
+    fn enrol(&mut self, spec: &WorkloadSpec, retry: Retry, told: &str) -> Phase {
+        let id = self.next_id();
+        match Serving::start(spec, id, &self.config, &mut self.backends) {
             Ok(serving) => {
                 tracing::info!(
                     workload = %spec.name, mode = serving.mode.as_str(), reason = serving.mode_reason,
@@ -143,158 +204,84 @@ impl Supervisor {
                 if self.data_plane.alive() {
                     self.backends.keep_alive();
                 }
-                Phase::Serving(Box::new(serving))
+                let serving = Box::new(serving);
+                Phase::Serving {
+                    serving,
+                    change: None,
+                }
             }
-            Err(error) => wait_longer(&spec, phase, &error),
+            Err(error) => wait_longer(spec, retry, told, &error),
+        }
+    }
+
+    /// Hooks and policy of a served workload follow its wish and its addresses.
+    fn catch_up(
+        &mut self,
+        spec: &WorkloadSpec,
+        mut serving: Box<Serving>,
+        change: Option<Retry>,
+    ) -> Phase {
+        let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
+        let changed = self.backends.get(serving.mode).and_then(|backend| {
+            backend
+                .update(&serving.enrolment)
+                .map_err(|error| error.chain())
+        });
+        let change = match changed {
+            Ok(()) => {
+                tracing::info!(workload = %spec.name, "changed");
+                self.data_plane
+                    .tell(&ToWorker::Enrol(serving.view()), Vec::new());
+                None
+            }
+            Err(reason) => {
+                tracing::error!(workload = %spec.name, reason, "cannot change yet; the old policy stays, this is retried");
+                serving.enrolment.spec = old;
+                Some(change.unwrap_or_else(Retry::now).later())
+            }
         };
-        Workload { spec, phase }
-    }
-
-    /// Hooks and policy of a served workload follow its (changed) spec and addresses.
-    fn refresh(&mut self, serving: &Serving) {
-        let name = &serving.enrolment.spec.name;
-        match self
-            .backends
-            .get(serving.mode)
-            .map(|backend| backend.update(&serving.enrolment))
-        {
-            Ok(Ok(())) => tracing::info!(workload = %name, "changed"),
-            Ok(Err(error)) => {
-                tracing::error!(workload = %name, error = error.chain(), "cannot change; the old policy stays");
-            }
-            Err(reason) => tracing::error!(workload = %name, reason, "cannot change"),
-        }
-        self.data_plane
-            .tell(&ToWorker::Enrol(serving.view()), Vec::new());
-    }
-
-    /// New connections of the workload go directly; what goes on goes on.
-    fn leave(&mut self, serving: Box<Serving>) {
-        match self
-            .backends
-            .get(serving.mode)
-            .map(|backend| backend.release(&serving.enrolment))
-        {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(
-                workload = %serving.enrolment.spec.name, error = error.chain(), "not everything could be removed"
-            ),
-            Err(reason) => tracing::error!(reason, "cannot release"),
-        }
-        let id = serving.enrolment.id;
-        self.leaving.push(*serving);
-        if self.data_plane.is_running() {
-            self.data_plane.tell(&ToWorker::Withdraw { id }, Vec::new());
-        } else {
-            self.listeners_closed(id);
-            self.drained(id);
-        }
-    }
-
-    pub(super) fn listeners_closed(&mut self, id: WorkloadId) {
-        for serving in self
-            .leaving
-            .iter_mut()
-            .filter(|serving| serving.enrolment.id == id)
-        {
-            serving.claim = None;
-            serving.enrolment.listeners.clear();
-        }
-        self.retry();
-    }
-
-    pub(super) fn drained(&mut self, id: WorkloadId) {
-        let Some(at) = self
-            .leaving
-            .iter()
-            .position(|serving| serving.enrolment.id == id)
-        else {
-            return;
-        };
-        let mut serving = self.leaving.swap_remove(at);
-        (serving.claim, serving.flows) = (None, None);
-        // Served again, or an older data plane has flows there: whoever is last removes.
-        if is_in_use(&serving.enrolment.netns) {
-            return;
-        }
-        let finished = self
-            .backends
-            .get(serving.mode)
-            .map(|backend| backend.finish(&serving.enrolment));
-        let removed = return_path::remove(&serving.enrolment.netns, self.backends.marks.delivery);
-        for result in [finished.unwrap_or(Ok(())), removed] {
-            if let Err(error) = result {
-                tracing::warn!(
-                    workload = %serving.enrolment.spec.name, error = error.chain(), "not everything could be removed"
-                );
-            }
-        }
-    }
-
-    /// The data plane is dead, and its flows with it.
-    pub(super) fn flows_are_gone(&mut self) {
-        let ids: Vec<WorkloadId> = self
-            .leaving
-            .iter()
-            .map(|serving| serving.enrolment.id)
-            .collect();
-        for id in ids {
-            self.listeners_closed(id);
-            self.drained(id);
-        }
-    }
-
-    /// At the end: nothing is captured any more.
-    pub(super) fn release_everything(&mut self) {
-        let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
-        for name in names {
-            self.withdraw(&name);
-        }
+        Phase::Serving { serving, change }
     }
 
     /// Compares what is served with the namespaces as they are now.
     pub(super) fn look(&mut self) {
         let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
         for name in names {
-            let Some(Workload { spec, phase }) = self.workloads.remove(&name) else {
+            let Some(workload) = self.workloads.remove(&name) else {
                 continue;
             };
-            let phase = match phase {
-                Phase::Serving(serving) => self.look_at(serving),
-                waiting @ Phase::Waiting { .. } => waiting,
+            let workload = match workload.phase {
+                Phase::Serving { serving, change } => self.look_at(workload.spec, serving, change),
+                Phase::Waiting { .. } => workload,
             };
-            self.workloads.insert(name, Workload { spec, phase });
+            self.workloads.insert(name, workload);
         }
     }
 
-    fn look_at(&mut self, mut serving: Box<Serving>) -> Phase {
-        let name = serving.enrolment.spec.name.clone();
+    fn look_at(
+        &mut self,
+        spec: WorkloadSpec,
+        mut serving: Box<Serving>,
+        mut change: Option<Retry>,
+    ) -> Workload {
         if !serving.enrolment.netns.is_current() {
-            tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
-            self.leave(serving);
-            return Phase::due();
+            tracing::warn!(workload = %spec.name, "its network namespace is gone or was replaced");
+            self.leave(*serving);
+            return Workload::new(spec);
         }
         match serving.enrolment.netns.addresses() {
             Ok(addresses) if addresses != serving.enrolment.addresses => {
-                tracing::info!(workload = %name, ?addresses, "its addresses changed");
+                tracing::info!(workload = %spec.name, ?addresses, "its addresses changed");
                 serving.enrolment.addresses = addresses;
-                self.refresh(&serving);
+                change = change.or_else(|| Some(Retry::now()));
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(workload = %name, error = error.chain(), "cannot look at its addresses");
+                tracing::warn!(workload = %spec.name, error = error.chain(), "cannot look at its addresses");
             }
         }
-        Phase::Serving(serving)
-    }
-}
-
-impl Workload {
-    pub(super) fn serving(&self) -> Option<&Serving> {
-        match &self.phase {
-            Phase::Serving(serving) => Some(serving),
-            Phase::Waiting { .. } => None,
-        }
+        let phase = Phase::Serving { serving, change };
+        Workload { spec, phase }
     }
 }
 
@@ -306,12 +293,8 @@ fn changes_in_place(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
         && old.on_failure == new.on_failure
 }
 
-fn wait_longer(spec: &WorkloadSpec, before: Phase, error: &InterceptError) -> Phase {
+fn wait_longer(spec: &WorkloadSpec, retry: Retry, told: &str, error: &InterceptError) -> Phase {
     let reason = error.chain();
-    let (pause, told) = match before {
-        Phase::Waiting { pause, reason, .. } => (pause, reason),
-        Phase::Serving(_) => (FIRST_RETRY, String::new()),
-    };
     if told != reason {
         tracing::warn!(workload = %spec.name, reason, "cannot be enrolled yet; the others are served, this one is retried");
     }
@@ -319,10 +302,8 @@ fn wait_longer(spec: &WorkloadSpec, before: Phase, error: &InterceptError) -> Ph
         InterceptError::Unsupported(_) => WorkloadState::Failed,
         _ => WorkloadState::Pending,
     };
-    let retry_at = Instant::now() + pause;
     Phase::Waiting {
-        retry_at,
-        pause: (pause * 2).min(LAST_RETRY),
+        retry: retry.later(),
         state,
         reason,
     }

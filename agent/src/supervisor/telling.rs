@@ -64,7 +64,7 @@ impl Supervisor {
             .workloads
             .values()
             .filter_map(Workload::serving)
-            .chain(&self.leaving)
+            .chain(self.leaving.iter().map(|leaving| &leaving.serving))
             .find(|serving| serving.enrolment.id == want.workload);
         match serving {
             Some(serving) => {
@@ -90,12 +90,15 @@ impl Supervisor {
     pub(super) fn tell_everything(&mut self) {
         self.tell_destinations();
         let workloads = std::mem::take(&mut self.workloads);
-        for workload in workloads.values() {
-            if let Phase::Serving(serving) = &workload.phase {
-                self.introduce(serving);
-            }
+        for serving in workloads.values().filter_map(Workload::serving) {
+            self.introduce(serving);
         }
         self.workloads = workloads;
+        let leaving = std::mem::take(&mut self.leaving);
+        for leaving in leaving.iter().filter(|leaving| leaving.still_captures()) {
+            self.introduce(&leaving.serving);
+        }
+        self.leaving = leaving;
         self.data_plane.forget_published();
         self.tell_settings();
         self.publish();
@@ -120,7 +123,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
     let netns = workload.spec.netns.display().to_string();
     let name = workload.spec.name.clone();
     match &workload.phase {
-        Phase::Serving(serving) => WorkloadInfo {
+        Phase::Serving { serving, .. } => WorkloadInfo {
             name,
             netns,
             mode: match serving.mode {

@@ -10,7 +10,7 @@ use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
 use shunt_core::workload::WorkloadId;
 
-use super::object::{Object, failed};
+use super::object::{Object, failed, missing};
 use crate::InterceptError;
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
@@ -119,7 +119,7 @@ fn sock_addr<'a>(
     let program = object
         .main
         .program_mut(name)
-        .ok_or_else(|| failed("find program", &name))?;
+        .ok_or_else(|| missing("program", name))?;
     program
         .try_into()
         .map_err(|error| failed(&format!("use {name}"), &error))
@@ -129,7 +129,7 @@ fn sock_ops<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut SockOps, I
     let program = object
         .main
         .program_mut(name)
-        .ok_or_else(|| failed("find program", &name))?;
+        .ok_or_else(|| missing("program", name))?;
     program
         .try_into()
         .map_err(|error| failed(&format!("use {name}"), &error))

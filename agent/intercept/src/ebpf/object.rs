@@ -1,7 +1,7 @@
 //! Loading the built object. Every load shares the maps of the first through a bpffs that is mounted nowhere: a
 //! detached mount lives as long as its descriptor, and nobody else can see it.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -62,7 +62,7 @@ impl Object {
         let mut main = load(&bpffs, marks, 0)?;
         let destinations = match main.take_map("SHUNT_ACCEPTED") {
             Some(Map::SkStorage(map)) => map,
-            _ => return Err(failed("find map", &"SHUNT_ACCEPTED")),
+            _ => return Err(missing("map", "SHUNT_ACCEPTED")),
         };
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
@@ -81,8 +81,8 @@ impl Object {
         let map = self
             .main
             .take_map(name)
-            .ok_or_else(|| failed("find map", &name))?;
-        M::try_from(map).map_err(|_| failed("use map", &name))
+            .ok_or_else(|| missing("map", name))?;
+        M::try_from(map).map_err(|_| missing("such map", name))
     }
 
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
@@ -94,7 +94,7 @@ impl Object {
         let mut listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
-            .ok_or_else(|| failed("find map", &"SHUNT_LISTENERS"))?;
+            .ok_or_else(|| missing("map", "SHUNT_LISTENERS"))?;
         let mut any = false;
         for (index, family) in [(0, Family::V4), (1, Family::V6)] {
             // One of a SO_REUSEPORT group stands for all: the kernel picks among them by hash.
@@ -111,7 +111,7 @@ impl Object {
         }
         let program = instance
             .program_mut("shunt_sk_lookup")
-            .ok_or_else(|| failed("find program", &"shunt_sk_lookup"))?;
+            .ok_or_else(|| missing("program", "shunt_sk_lookup"))?;
         let program: &mut SkLookup = program
             .try_into()
             .map_err(|error| failed("use sk_lookup", &error))?;
@@ -165,16 +165,32 @@ fn detached_bpffs() -> Result<OwnedFd, InterceptError> {
 }
 
 /// An aya error with all its causes but without the verifier's log, which goes to the debug log.
-pub(super) fn failed(what: &str, error: &dyn Display) -> InterceptError {
-    let text = error.to_string();
-    let mut lines = text.lines();
-    let first = lines.next().unwrap_or_default().to_owned();
-    let rest: Vec<&str> = lines.collect();
-    if !rest.is_empty() {
-        tracing::debug!(what, log = rest.join("\n"), "the verifier said");
+pub(super) fn failed(what: &str, error: &dyn Error) -> InterceptError {
+    let mut message = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        let text = error.to_string();
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        if !rest.is_empty() {
+            tracing::debug!(what, log = rest, "the verifier said");
+        }
+        // Some errors repeat their cause, some do not.
+        if !message.ends_with(first) {
+            message.push_str(if message.is_empty() { "" } else { ": " });
+            message.push_str(first);
+        }
     }
     InterceptError::Ebpf {
         what: format!("cannot {what}"),
-        message: first,
+        message,
+    }
+}
+
+/// The object is not what this code was written for.
+pub(super) fn missing(what: &str, name: &str) -> InterceptError {
+    InterceptError::Ebpf {
+        what: format!("the eBPF object has no {what}"),
+        message: name.to_owned(),
     }
 }

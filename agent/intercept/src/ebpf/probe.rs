@@ -6,6 +6,7 @@ use aya::programs::ProgramType;
 use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
 
+use super::object;
 use crate::{Finding, cgroup};
 
 /// The first kernel that lets a process without capabilities use a map it holds: the data plane needs that.
@@ -142,6 +143,6 @@ fn supported(kind: ProgramType) -> Result<String, String> {
     match is_program_supported(kind) {
         Ok(true) => Ok("a program of this type loads".into()),
         Ok(false) => Err("the kernel does not know this program type".into()),
-        Err(error) => Err(format!("the kernel refused: {error}")),
+        Err(error) => Err(object::failed("load a program", &error).chain()),
     }
 }

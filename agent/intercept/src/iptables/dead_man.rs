@@ -196,6 +196,6 @@ const BUSY: i32 = 4100;
     clippy::disallowed_methods,
     reason = "the kernel does not tell when it has let go"
 )]
-fn pause() {
+pub(super) fn pause() {
     std::thread::sleep(std::time::Duration::from_millis(10));
 }

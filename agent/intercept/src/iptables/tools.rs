@@ -1,14 +1,17 @@
 //! The iptables programs of the host: which there are, which a namespace uses, and running them in it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, unshare};
 use shunt_core::sockets::Family;
 
-use super::dead_man::{DeadMan, list};
+use super::dead_man::{DeadMan, list, pause};
 use super::netfilter::{Kept, Netfilter};
 use super::render::has_chains;
 use crate::InterceptError;
@@ -16,6 +19,13 @@ use crate::netns::Netns;
 
 /// Where administrators' programs are, also when PATH does not say so.
 const SBIN: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+
+/// The shortest wait for the lock that the programs know: without it the legacy ones wait for ever.
+const WITHOUT_FLUSHING: [&str; 3] = ["--noflush", "-w", "1"];
+/// The lock that all users of legacy tables on the host share.
+const LOCK: &str = "/run/xtables.lock";
+/// The whole agent waits meanwhile, and its signs of life with it: longer than this, the caller tries again later.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 
 /// The two kernels behind the name iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,8 +177,11 @@ impl Tools {
         text: &str,
     ) -> Result<(), InterceptError> {
         let program = self.program(variant, family, "-restore");
+        if variant == Variant::Legacy {
+            wait_for_the_lock()?;
+        }
         let mut command = command(&program)?;
-        command.args(["--noflush", "-w", "5"]);
+        command.args(WITHOUT_FLUSHING);
         run_in(netns, command, text.as_bytes(), &program).map(|_| ())
     }
 
@@ -233,7 +246,10 @@ impl Tools {
              -A SHUNT_OUTPUT -p tcp {alive}-j REDIRECT --to-ports 1\nCOMMIT\n"
         );
         let mut command = command(&program)?;
-        command.args(["--noflush", "-w", "5"]);
+        command.args(WITHOUT_FLUSHING);
+        if variant == Variant::Legacy {
+            wait_for_the_lock()?;
+        }
         elsewhere(move || {
             if dead_man == Some(DeadMan::Set) {
                 Netfilter::open()
@@ -314,6 +330,25 @@ pub(super) fn which(program: &str) -> Option<PathBuf> {
         let candidate = Path::new(directory).join(program);
         candidate.is_file().then_some(candidate)
     })
+}
+
+/// Until nobody holds the lock. Somebody may take it right after: then the program waits its second.
+fn wait_for_the_lock() -> Result<(), InterceptError> {
+    let failed = |error| InterceptError::io("wait for the lock", LOCK, error);
+    let mut file = match File::options().read(true).open(LOCK) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    let start = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(_) => return Ok(()),
+            Err((file, Errno::EAGAIN)) if start.elapsed() < LOCK_WAIT => file,
+            Err((_, error)) => return Err(failed(error.into())),
+        };
+        pause();
+    }
 }
 
 /// What `--version` says, in one line.

@@ -1,0 +1,161 @@
+//! What a withdrawn workload goes through, in this order; nothing of it resets a connection:
+//!
+//! ```text
+//! released (new connections go directly) -> told to the data plane -> listeners closed, once nobody waits in them
+//!    -> drained (its last flow has ended) -> what flows needed is removed
+//! ```
+
+use std::path::Path;
+use std::time::Instant;
+
+use shunt_core::workload::WorkloadId;
+use shunt_intercept::return_path;
+
+use super::Supervisor;
+use super::enrolment::{Serving, is_in_use};
+use super::lifecycle::Retry;
+use crate::ipc::ToWorker;
+
+/// Withdrawn, and not gone yet.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) serving: Serving,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Its hooks or rules are still in force.
+    Capturing(Retry),
+    Draining,
+    /// What its flows needed is still there.
+    Leftovers(Retry),
+}
+
+impl Leaving {
+    /// When something is to be done about it; `None`: others say when.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Capturing(retry) | Stage::Leftovers(retry) => Some(retry.at),
+            Stage::Draining => None,
+        }
+    }
+
+    pub(super) fn still_captures(&self) -> bool {
+        matches!(self.stage, Stage::Capturing(_))
+    }
+
+    /// Its listeners in this namespace are still open.
+    pub(super) fn holds(&self, netns: &Path) -> bool {
+        self.serving.claim.is_some() && self.serving.enrolment.netns.path() == netns
+    }
+
+    fn is(&self, id: WorkloadId) -> bool {
+        self.serving.enrolment.id == id
+    }
+
+    fn close_listeners(&mut self) {
+        self.serving.claim = None;
+        self.serving.enrolment.listeners.clear();
+    }
+
+    fn flows_ended(&mut self) {
+        self.close_listeners();
+        self.serving.flows = None;
+        self.stage = Stage::Leftovers(Retry::now());
+    }
+}
+
+impl Supervisor {
+    /// Takes it out of service, by and by.
+    pub(super) fn leave(&mut self, serving: Serving) {
+        self.leaving.push(Leaving {
+            serving,
+            stage: Stage::Capturing(Retry::now()),
+        });
+    }
+
+    /// The next thing for somebody who leaves. False: nothing is due.
+    pub(super) fn step_of_leaving(&mut self, now: Instant) -> bool {
+        let due = |leaving: &Leaving| leaving.due().is_some_and(|at| at <= now);
+        let Some(at) = self.leaving.iter().position(due) else {
+            return false;
+        };
+        let mut leaving = self.leaving.swap_remove(at);
+        match leaving.stage {
+            Stage::Capturing(retry) => {
+                match self.release(&leaving.serving) {
+                    Err(()) => leaving.stage = Stage::Capturing(retry.later()),
+                    Ok(()) if self.data_plane.is_running() => {
+                        let id = leaving.serving.enrolment.id;
+                        self.data_plane.tell(&ToWorker::Withdraw { id }, Vec::new());
+                        leaving.stage = Stage::Draining;
+                    }
+                    Ok(()) => leaving.flows_ended(),
+                }
+                self.leaving.push(leaving);
+            }
+            Stage::Leftovers(retry) => {
+                if let Some(later) = self.remove_leftovers(&leaving.serving, retry) {
+                    leaving.stage = Stage::Leftovers(later);
+                    self.leaving.push(leaving);
+                }
+            }
+            Stage::Draining => {}
+        }
+        true
+    }
+
+    /// New connections go directly from now on. The error has been told.
+    fn release(&mut self, serving: &Serving) -> Result<(), ()> {
+        let enrolment = &serving.enrolment;
+        let backend = self.backends.get(serving.mode);
+        let released =
+            backend.and_then(|backend| backend.release(enrolment).map_err(|error| error.chain()));
+        released.map_err(|reason| {
+            let workload = &enrolment.spec.name;
+            tracing::warn!(%workload, reason, "still captures; releasing it is retried");
+        })
+    }
+
+    /// `None`: nothing is left, or somebody else needs it.
+    fn remove_leftovers(&mut self, serving: &Serving, retry: Retry) -> Option<Retry> {
+        let enrolment = &serving.enrolment;
+        // Served again, or an older data plane has flows there: whoever is last removes.
+        if is_in_use(&enrolment.netns) {
+            return None;
+        }
+        let backend = self.backends.get(serving.mode);
+        let finished =
+            backend.and_then(|backend| backend.finish(enrolment).map_err(|error| error.chain()));
+        let removed = return_path::remove(&enrolment.netns, self.backends.marks.delivery);
+        let reason = finished.and(removed.map_err(|error| error.chain())).err()?;
+        let workload = &enrolment.spec.name;
+        tracing::warn!(%workload, reason, "not everything could be removed; it is retried");
+        Some(retry.later())
+    }
+
+    pub(super) fn listeners_closed(&mut self, id: WorkloadId) {
+        let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
+        of_id.for_each(Leaving::close_listeners);
+    }
+
+    pub(super) fn drained(&mut self, id: WorkloadId) {
+        let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
+        of_id.for_each(Leaving::flows_ended);
+    }
+
+    /// The data plane is dead, and its flows with it. Whoever still captures goes on with the next one.
+    pub(super) fn flows_are_gone(&mut self) {
+        let released = self
+            .leaving
+            .iter_mut()
+            .filter(|leaving| !leaving.still_captures());
+        released.for_each(Leaving::flows_ended);
+    }
+
+    /// At the end, also those that could not be released.
+    pub(super) fn everybody_is_gone(&mut self) {
+        self.leaving.iter_mut().for_each(Leaving::flows_ended);
+    }
+}
