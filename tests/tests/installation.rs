@@ -1,0 +1,92 @@
+//! scripts/install.sh and what it installs.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use shunt_tests::agent::binary;
+
+fn scripts() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts"))
+}
+
+fn install(tree: &Path, prefix: &Path, more: &[&str]) -> Output {
+    let script = tree.join("scripts/install.sh");
+    let mut command = Command::new(script);
+    command.arg("--prefix").arg(prefix).args(more);
+    command.output().expect("runs")
+}
+
+#[test]
+fn installs_keeps_the_configuration_and_removes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // A checkout with a built agent.
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("target/release")).expect("made");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(scripts())
+        .arg(&tree)
+        .status();
+    assert!(copied.expect("cp runs").success());
+    let root = dir.path().join("root");
+    let unbuilt = install(&tree, &root, &[]);
+    assert_eq!(unbuilt.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unbuilt.stderr).contains("cargo build --release"));
+    fs::copy(binary(), tree.join("target/release/shunt")).expect("copied");
+    assert!(install(&tree, &root, &[]).status.success());
+    let (agent, config) = (
+        root.join("usr/local/bin/shunt"),
+        root.join("etc/shunt/shunt.yaml"),
+    );
+    let valid = Command::new(&agent)
+        .args(["config", "validate"])
+        .arg(&config)
+        .output();
+    assert!(valid.expect("runs").status.success());
+    let unit = fs::read_to_string(root.join("etc/systemd/system/shunt.service")).expect("there");
+    for line in unit.lines().filter(|line| line.starts_with("Exec")) {
+        assert!(
+            line.contains("=/usr/local/bin/shunt ") && line.ends_with("/etc/shunt/shunt.yaml"),
+            "{line}"
+        );
+    }
+    fs::write(&config, "mode: iptables\n").expect("written");
+    assert!(install(&tree, &root, &[]).status.success());
+    assert!(install(&tree, &root, &["--remove"]).status.success());
+    assert!(!agent.exists() && !root.join("etc/systemd/system/shunt.service").exists());
+    assert_eq!(
+        fs::read_to_string(config).expect("kept"),
+        "mode: iptables\n"
+    );
+    assert_eq!(
+        install(&tree, &root, &["--nonsense"]).status.code(),
+        Some(64)
+    );
+}
+
+/// The capabilities that the unit leaves are enough for both modes.
+#[test]
+fn the_units_capabilities_are_enough() {
+    let unit = fs::read_to_string(scripts().join("shunt.service")).expect("there");
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let kept: Vec<String> = line
+        .expect("a line")
+        .split(' ')
+        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", &format!("-all,{}", kept.join(","))])
+        .args(["--inh-caps", "-all"])
+        .arg(binary())
+        .args(["check", "-o", "json"])
+        .output()
+        .expect("runs");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(
+        report["ebpf"] == true && report["iptables"] == true,
+        "{report:#}"
+    );
+}
