@@ -91,6 +91,8 @@ pub enum ToSupervisor {
 pub enum Change {
     Put(Box<WorkloadSpec>),
     Delete(WorkloadName),
+    /// Of the supervisor's log; the data plane has set its own.
+    LogLevel(String),
     /// Stop the agent as SIGTERM does.
     Drain,
 }

@@ -40,7 +40,7 @@ pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<Config, ConfigError> 
 }
 
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
-    let _level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     let descriptors = privileges::raise_descriptor_limit()?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -56,7 +56,7 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(args, path, config))
+        .block_on(supervisor::supervise(args, path, config, level))
 }
 
 /// The named file; else the default one when it is there.

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -61,19 +62,25 @@ struct Supervisor {
     next_id: u32,
     last_look: Instant,
     repairs: BTreeMap<String, u64>,
+    level: LogLevel,
 }
 
 /// Runs until told to stop, then removes everything.
 ///
 /// # Errors
 /// The agent could not start. Nothing stays behind.
-pub async fn supervise(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
+pub async fn supervise(
+    args: &RunArgs,
+    path: Option<PathBuf>,
+    config: Config,
+    level: LogLevel,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut source = ConfigSource::watch(path)?;
     let home = Home::open(&config)?;
     home.clean_up_after_the_dead();
-    let mut supervisor = Supervisor::new(config, home)?;
+    let mut supervisor = Supervisor::new(config, home, level)?;
     supervisor.start_data_plane()?;
     supervisor.tick();
 
@@ -118,7 +125,7 @@ impl Next {
 }
 
 impl Supervisor {
-    fn new(config: Config, home: Home) -> Result<Self> {
+    fn new(config: Config, home: Home, level: LogLevel) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
         let mut supervisor = Self {
@@ -131,6 +138,7 @@ impl Supervisor {
             next_id: 1,
             last_look: Instant::now(),
             repairs: BTreeMap::new(),
+            level,
         };
         for spec in supervisor.config.workloads.clone() {
             supervisor
@@ -253,6 +261,9 @@ impl Supervisor {
                     return Err(format!("no workload {name}"));
                 }
                 self.withdraw(&name);
+            }
+            Change::LogLevel(level) => {
+                self.level.set(&level).map_err(|error| error.to_string())?;
             }
             Change::Drain => {}
         }

@@ -217,11 +217,18 @@ fn a_stopped_worker_opens_within_two_seconds(mode: &str) {
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.both(mode, "").start();
     let worker = agent.worker_pid().expect("a data plane");
+    // What the kernel programs say is for those who look for it.
+    assert_eq!(agent.admin("POST", "/logging?level=debug", "").0, 200);
     signal("-STOP", worker);
     wait::pause(Duration::from_secs(2));
     let direct = scene.curl("1");
     signal("-CONT", worker);
     assert!(direct, "still captured by a stopped data plane");
+    if mode == "ebpf" {
+        wait::until("the hook's own line", Duration::from_secs(5), || {
+            agent.log().contains("gave no sign of life").then_some(())
+        });
+    }
 }
 
 fn closed_means_refused(mode: &str) {

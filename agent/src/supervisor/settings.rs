@@ -40,6 +40,11 @@ impl Supervisor {
             .collect();
         self.config.timeouts = new.timeouts;
         self.config.limits = new.limits;
+        if self.config.log.level != new.log.level
+            && let Err(error) = self.level.set(&new.log.level)
+        {
+            tracing::error!(%error, "cannot change the log level");
+        }
         self.config.log = new.log;
         self.config.mode = new.mode;
         self.config.workloads = new.workloads;

@@ -76,7 +76,7 @@ impl AdminApi for Api {
             Call::ConfigDump => Answer::json(&self.view.borrow().config),
             Call::Listeners => self.listeners(),
             Call::SetLogLevel(level) => match self.level.set(&level) {
-                Ok(()) => text(OK, format!("level {level}\n")),
+                Ok(()) => self.change(Change::LogLevel(level)).await,
                 Err(error) => text(BAD_REQUEST, format!("{error}\n")),
             },
             Call::Drain => self.change(Change::Drain).await,
