@@ -5,11 +5,11 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, loudly, say};
-use crate::{build_ebpf, tidy};
+use crate::{build_ebpf, deny, tidy};
 
 type Step = fn() -> Result<()>;
 
-const STEPS: [(&str, Step); 5] = [
+const STEPS: [(&str, Step); 6] = [
     ("fmt", || loudly(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", || {
         loudly(cargo().args([
@@ -38,6 +38,7 @@ const STEPS: [(&str, Step); 5] = [
         )
     }),
     ("tidy", tidy::run),
+    ("deny", deny::run),
     ("build-ebpf --check", || {
         build_ebpf::run(&build_ebpf::Args { check: true })
     }),

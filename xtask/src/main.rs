@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod deny;
 mod run;
 mod test;
 mod tidy;
