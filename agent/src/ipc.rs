@@ -51,6 +51,7 @@ pub enum ToWorker {
     Settings {
         timeouts: Timeouts,
         limits: Limits,
+        splice_after: Option<u64>,
         log_level: String,
     },
     /// Counters of the kernel programs, by name, and of repairs.

@@ -41,6 +41,7 @@ pub fn binary() -> PathBuf {
 pub struct AgentBuilder<'a> {
     world: &'a World,
     mode: String,
+    settings: String,
     workloads: Vec<String>,
     prefix: Vec<String>,
 }
@@ -52,6 +53,7 @@ pub struct Agent {
     pub dir: PathBuf,
     mode: String,
     prefix: Vec<String>,
+    settings: String,
 }
 
 impl<'a> AgentBuilder<'a> {
@@ -59,6 +61,7 @@ impl<'a> AgentBuilder<'a> {
         Self {
             world,
             mode: mode.to_owned(),
+            settings: String::new(),
             workloads: Vec::new(),
             prefix: Vec::new(),
         }
@@ -79,6 +82,13 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A further setting at the top of the file, as `splice_after: off`.
+    #[must_use]
+    pub fn set(mut self, line: &str) -> Self {
+        self.settings += &format!("{line}\n");
+        self
+    }
+
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
     #[must_use]
     pub fn enrol(mut self, name: &str, pod: &Pod, more: &str) -> Self {
@@ -96,7 +106,7 @@ impl<'a> AgentBuilder<'a> {
         fs::create_dir_all(&dir).expect("a directory");
         fs::write(
             dir.join("shunt.yaml"),
-            config(&dir, &self.mode, &self.workloads),
+            config(&dir, &self.mode, &self.settings, &self.workloads),
         )
         .expect("written");
         let mut agent = Agent {
@@ -104,6 +114,7 @@ impl<'a> AgentBuilder<'a> {
             dir,
             mode: self.mode,
             prefix: self.prefix,
+            settings: self.settings,
         };
         agent.wait_until_ready();
         agent
@@ -124,7 +135,7 @@ pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
     )
 }
 
-fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
+fn config(dir: &Path, mode: &str, settings: &str, workloads: &[String]) -> String {
     let at = dir.display();
     let workloads = if workloads.is_empty() {
         " []\n".to_owned()
@@ -133,7 +144,7 @@ fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
     };
     format!(
         "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
-         log: {{level: info, format: json, access: {at}/access.log}}\nworkloads:{workloads}"
+         log: {{level: info, format: json, access: {at}/access.log}}\n{settings}workloads:{workloads}"
     )
 }
 
@@ -264,7 +275,7 @@ impl Agent {
     /// # Panics
     /// The file cannot be written.
     pub fn rewrite(&self, workloads: &[String]) {
-        self.rewrite_text(&config(&self.dir, &self.mode, workloads));
+        self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
     /// Replaces the configuration file as editors do.

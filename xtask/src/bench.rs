@@ -18,13 +18,18 @@ use self::report::Report;
 use crate::run::{answer, cargo, loudly, root, say};
 use crate::test;
 
-/// Agent mode per case; none is no mesh.
-const CASES: [(&str, Option<&str>); 4] = [
+/// Agent mode and further setting per case; none is no mesh.
+const CASES: [(&str, Option<(&str, &str)>); 6] = [
     ("baseline", None),
     ("baseline_again", None),
-    ("iptables_copy", Some("iptables")),
-    ("ebpf_copy", Some("ebpf")),
+    ("iptables_copy", Some(("iptables", "splice_after: off"))),
+    ("iptables_splice", Some(("iptables", SPLICE))),
+    ("ebpf_copy", Some(("ebpf", "splice_after: off"))),
+    ("ebpf_splice", Some(("ebpf", SPLICE))),
 ];
+
+/// The default, said aloud.
+const SPLICE: &str = "splice_after: 1MiB";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -85,9 +90,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut report = Report::default();
     for number in 1..=runs {
-        for (case, mode) in CASES.into_iter().filter(|(case, _)| wanted(case)) {
+        for (case, agent) in CASES.into_iter().filter(|(case, _)| wanted(case)) {
             say(&format!("run {number} of {runs}: {case}"));
-            let agent = mode.map(|mode| enrolled(&world, &client, &server, mode));
+            let agent =
+                agent.map(|(mode, setting)| enrolled(&world, &client, &server, mode, setting));
             let mut figures = measure(&client, &program, &server.v4, seconds)?;
             if let Some(agent) = agent {
                 figures.insert("rss_mb".into(), rss(&agent)?);
@@ -122,8 +128,9 @@ fn tune(pod: &Pod) {
     }
 }
 
-fn enrolled(world: &World, client: &Pod, server: &Pod, mode: &str) -> Agent {
+fn enrolled(world: &World, client: &Pod, server: &Pod, mode: &str, setting: &str) -> Agent {
     AgentBuilder::new(world, mode)
+        .set(setting)
         .enrol("client", client, "")
         .enrol("server", server, "")
         .start()

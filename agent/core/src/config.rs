@@ -25,6 +25,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    /// A direction of a connection splices once it has moved this many bytes; `None`: never.
+    pub splice_after: Option<u64>,
     pub workloads: Vec<WorkloadSpec>,
 }
 
@@ -105,6 +107,7 @@ impl Default for Config {
             bpffs: "/sys/fs/bpf/shunt".into(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            splice_after: Some(Self::SPLICE_AFTER),
             workloads: Vec::new(),
         }
     }
@@ -113,6 +116,8 @@ impl Default for Config {
 impl Config {
     pub const DEFAULT_PATH: &str = "/etc/shunt/shunt.yaml";
     pub const MAX_CONCURRENCY: usize = 64;
+    /// Bytes. See docs/adr/0006.
+    pub const SPLICE_AFTER: u64 = 1 << 20;
 
     /// The mark of sockets that deliver with a client's source address.
     pub fn delivery_mark(&self) -> u32 {

@@ -2,17 +2,25 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::flow::Direction;
+use crate::flow::{CloseReason, DataPath, Direction};
 
 /// One workload's connections and bytes in one direction.
 #[derive(Debug, Default)]
 pub struct FlowCounters {
     pub total: AtomicU64,
     pub ended: AtomicU64,
-    /// From the client.
-    pub bytes_received: AtomicU64,
-    /// To the client.
-    pub bytes_sent: AtomicU64,
+    paths: [PathCounters; DataPath::ALL.len()],
+}
+
+/// What one data path carries.
+#[derive(Debug, Default)]
+pub struct PathCounters {
+    /// Connections that are on this path now.
+    pub active: AtomicU64,
+    /// Bytes from clients.
+    pub received: AtomicU64,
+    /// Bytes to clients.
+    pub sent: AtomicU64,
 }
 
 impl FlowCounters {
@@ -20,6 +28,10 @@ impl FlowCounters {
         // Read in this order, a connection that starts in between cannot make the difference negative.
         let ended = self.ended.load(Relaxed);
         self.total.load(Relaxed).saturating_sub(ended)
+    }
+
+    pub fn on(&self, path: DataPath) -> &PathCounters {
+        &self.paths[path as usize]
     }
 }
 
@@ -49,4 +61,35 @@ pub struct AgentCounters {
     pub connections_refused_by_limit: AtomicU64,
     pub accept_errors: AtomicU64,
     pub access_log_dropped: AtomicU64,
+    /// Directions that began to splice.
+    pub splice_begun: AtomicU64,
+    /// Times a direction that should splice went on copying: all pipes the worker may have are in use.
+    pub splice_pipes_in_use: AtomicU64,
+    /// The same, because the kernel gave no pipe, or one too small.
+    pub splice_pipe_refused: AtomicU64,
+    closed: [AtomicU64; CloseReason::ALL.len()],
+}
+
+impl AgentCounters {
+    /// Connections that ended for this reason.
+    pub fn closed(&self, reason: CloseReason) -> &AtomicU64 {
+        &self.closed[reason as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_and_reason_has_a_counter_of_its_own() {
+        let flows = FlowCounters::default();
+        for path in DataPath::ALL {
+            assert_eq!(flows.on(path).active.fetch_add(1, Relaxed), 0);
+        }
+        let agent = AgentCounters::default();
+        for reason in CloseReason::ALL {
+            assert_eq!(agent.closed(reason).fetch_add(1, Relaxed), 0);
+        }
+    }
 }

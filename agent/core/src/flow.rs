@@ -7,20 +7,26 @@ use serde::{Deserialize, Serialize};
 pub use shunt_ebpf_common::decision::Direction;
 
 use crate::address::{ClientAddr, OriginalDst, UpstreamAddr};
+use crate::status::BytesByPath;
 use crate::workload::{Mode, WorkloadName};
 
 /// How a connection's bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataPath {
-    /// A copy loop in user space.
+    /// A copy loop in user space. Every connection begins so.
     Copy,
+    /// splice(2) through a pipe: the bytes stay in the kernel.
+    Splice,
 }
 
 impl DataPath {
+    pub const ALL: [Self; 2] = [Self::Copy, Self::Splice];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Copy => "copy",
+            Self::Splice => "splice",
         }
     }
 }
@@ -49,6 +55,21 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    pub const ALL: [Self; 12] = [
+        Self::Finished,
+        Self::ClientReset,
+        Self::UpstreamReset,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::HalfCloseTimeout,
+        Self::IdleTimeout,
+        Self::Drained,
+        Self::OriginalDstMissing,
+        Self::Loop,
+        Self::Limit,
+        Self::InternalError,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
@@ -96,9 +117,12 @@ pub struct FlowRecord {
     pub upstream: Option<UpstreamAddr>,
     /// The agent's own address towards the upstream.
     pub upstream_local: Option<SocketAddr>,
+    /// The last one.
     pub path: DataPath,
     pub bytes_received: u64,
     pub bytes_sent: u64,
+    /// Both directions together.
+    pub bytes_by_path: BytesByPath,
     pub duration: Duration,
     pub close_reason: CloseReason,
     /// The error behind the reason, for people.

@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub generation: u64,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    /// As in the configuration.
+    pub splice_after: Option<u64>,
     pub workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
     by_address: HashMap<IpAddr, Owner>,
 }
@@ -50,6 +52,7 @@ impl Snapshot {
         generation: u64,
         timeouts: Timeouts,
         limits: Limits,
+        splice_after: Option<u64>,
         workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
     ) -> Self {
         let mut by_address = HashMap::new();
@@ -65,6 +68,7 @@ impl Snapshot {
             generation,
             timeouts,
             limits,
+            splice_after,
             workloads,
             by_address,
         }
@@ -111,7 +115,7 @@ mod tests {
             enrolled(2, &["10.0.0.1", "10.0.0.2"]),
         ]
         .into();
-        let snapshot = Snapshot::new(1, Timeouts::default(), Limits::default(), workloads);
+        let snapshot = Snapshot::new(1, Timeouts::default(), Limits::default(), None, workloads);
         let owner = |text: &str| {
             snapshot
                 .owner(text.parse().expect("an address"))

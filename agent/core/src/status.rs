@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::DataPath;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
     pub agent: AgentStatus,
@@ -71,4 +73,13 @@ pub struct BytesByPath {
     pub sockmap: u64,
     pub splice: u64,
     pub copy: u64,
+}
+
+impl BytesByPath {
+    pub fn add(&mut self, path: DataPath, bytes: u64) {
+        match path {
+            DataPath::Copy => self.copy += bytes,
+            DataPath::Splice => self.splice += bytes,
+        }
+    }
 }

@@ -9,6 +9,7 @@ use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
 use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
 use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
 use shunt_core::snapshot::Enrolled;
+use shunt_core::status::BytesByPath;
 use shunt_core::workload::WorkloadName;
 
 /// Takes the records of ended flows. Called on worker threads: it must not block.
@@ -35,7 +36,7 @@ impl Account {
         sink: FlowSink,
     ) -> Self {
         agent.connections_active.fetch_add(1, Relaxed);
-        workload.counters.of(direction).total.fetch_add(1, Relaxed);
+        begin(workload.counters.of(direction));
         let record = FlowRecord {
             started: SystemTime::now(),
             workload: workload.name.clone(),
@@ -49,6 +50,7 @@ impl Account {
             path: DataPath::Copy,
             bytes_received: 0,
             bytes_sent: 0,
+            bytes_by_path: BytesByPath::default(),
             duration: std::time::Duration::ZERO,
             close_reason: CloseReason::Drained,
             detail: None,
@@ -78,10 +80,7 @@ impl Account {
 
     /// The flow counts at the other end too: nobody else will.
     pub(crate) fn count_at_peer(&mut self, peer: &Enrolled) {
-        peer.counters
-            .of(Direction::Inbound)
-            .total
-            .fetch_add(1, Relaxed);
+        begin(peer.counters.of(Direction::Inbound));
         self.peer = Some(Arc::clone(&peer.counters));
     }
 
@@ -94,18 +93,36 @@ impl Account {
         self.record.upstream_local = local;
     }
 
-    pub(crate) fn received(&mut self, bytes: u64) {
+    pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_received += bytes;
+        self.moved(path, bytes);
         self.counters().for_each(|flows| {
-            flows.bytes_received.fetch_add(bytes, Relaxed);
+            flows.on(path).received.fetch_add(bytes, Relaxed);
         });
     }
 
-    pub(crate) fn sent(&mut self, bytes: u64) {
+    pub(crate) fn sent(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_sent += bytes;
+        self.moved(path, bytes);
         self.counters().for_each(|flows| {
-            flows.bytes_sent.fetch_add(bytes, Relaxed);
+            flows.on(path).sent.fetch_add(bytes, Relaxed);
         });
+    }
+
+    pub(crate) fn agent(&self) -> &Arc<AgentCounters> {
+        &self.agent
+    }
+
+    /// A connection is on the fastest path that it has taken: its small answers are copied while it splices.
+    fn moved(&mut self, path: DataPath, bytes: u64) {
+        self.record.bytes_by_path.add(path, bytes);
+        if path == DataPath::Splice && self.record.path != path {
+            self.counters().for_each(|flows| {
+                flows.on(path).active.fetch_add(1, Relaxed);
+                flows.on(self.record.path).active.fetch_sub(1, Relaxed);
+            });
+            self.record.path = path;
+        }
     }
 
     pub(crate) fn ended(&mut self, reason: CloseReason, detail: Option<String>) {
@@ -119,11 +136,21 @@ impl Account {
     }
 }
 
+/// Every connection begins by copying.
+fn begin(flows: &FlowCounters) {
+    flows.total.fetch_add(1, Relaxed);
+    flows.on(DataPath::Copy).active.fetch_add(1, Relaxed);
+}
+
 impl Drop for Account {
     fn drop(&mut self) {
         self.counters().for_each(|flows| {
+            flows.on(self.record.path).active.fetch_sub(1, Relaxed);
             flows.ended.fetch_add(1, Relaxed);
         });
+        self.agent
+            .closed(self.record.close_reason)
+            .fetch_add(1, Relaxed);
         self.agent.connections_active.fetch_sub(1, Relaxed);
         self.record.duration = self.started.elapsed();
         (self.sink)(self.record.clone());

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::account::Account;
 use crate::connect::{self, ConnectError};
-use crate::relay::relay;
+use crate::relay::{Rules, relay};
 use crate::rendezvous::Tuple;
 use crate::worker::{Counted, Local};
 
@@ -74,8 +74,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 // Delivered into another workload, the flow keeps that one's return path alive too.
                 Ok((upstream, _destination_holds)) => {
                     account.upstream(destination, upstream.local_addr().ok());
-                    let timeouts = &snapshot.timeouts;
-                    let end = relay(client, upstream, &local.buffers, timeouts, &mut account).await;
+                    let rules = Rules {
+                        timeouts: snapshot.timeouts,
+                        splice_after: snapshot.splice_after,
+                    };
+                    let end = relay(client, upstream, &local.pools, &rules, &mut account).await;
                     (end.reason, end.error.map(|error| error.to_string()))
                 }
             }

@@ -7,7 +7,7 @@
 //! | [`flow`] | one connection from accept to close, on one screen |
 //! | [`connect`] | the upstream or delivery socket |
 //! | [`rendezvous`] | recognising our own flow in the destination's namespace |
-//! | [`relay`] | bytes both ways |
+//! | [`relay`] | bytes both ways, copied or spliced |
 //! | [`account`] | what is counted and told of a flow |
 //!
 //! Nothing here holds a privilege or knows how connections are steered: sockets come from a
@@ -19,6 +19,7 @@ mod buffers;
 mod connect;
 mod flow;
 mod listener;
+mod pipes;
 mod relay;
 mod rendezvous;
 mod worker;

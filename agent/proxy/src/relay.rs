@@ -4,24 +4,44 @@
 //!  per direction:  Moving --EOF--> Ending --all written, FIN sent--> Ended
 //!  both Ended: linger cleared, an orderly close.   Anything else: dropped with linger 0, a reset to both.
 //! ```
-//! A direction holds a buffer only while it has bytes in it: an idle connection holds none.
+//! A direction holds a buffer or a pipe only while it has bytes in it: an idle connection holds none.
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use shunt_core::config::Timeouts;
 use shunt_core::flow::CloseReason;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::half::{Half, Side};
 use crate::account::Account;
-use crate::buffers::{Buffers, Lease, Size};
+use crate::buffers::Buffers;
+use crate::pipes::Pipes;
+
+mod half;
+#[cfg(test)]
+mod tests;
+
+/// What a worker lends to its relays.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pools {
+    pub(crate) buffers: Buffers,
+    pub(crate) pipes: Pipes,
+}
+
+/// What the configuration says about a relay.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) timeouts: Timeouts,
+    /// Bytes of a direction; `None`: never.
+    pub(crate) splice_after: Option<u64>,
+}
 
 /// How a relay ended, and the error behind it.
 #[derive(Debug)]
@@ -42,25 +62,28 @@ enum Failure {
 pub(crate) async fn relay(
     mut client: TcpStream,
     mut upstream: TcpStream,
-    buffers: &Buffers,
-    timeouts: &Timeouts,
+    pools: &Pools,
+    rules: &Rules,
     account: &mut Account,
 ) -> End {
     let end = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
-        let mut to_upstream = Half::new(client_read, upstream_write);
-        let mut to_client = Half::new(upstream_read, client_write);
-        let mut clock = Clock::new(timeouts);
+        let mut to_upstream = Half::new(client_read, upstream_write, rules.splice_after);
+        let mut to_client = Half::new(upstream_read, client_write, rules.splice_after);
+        let mut clock = Clock::new(&rules.timeouts);
+        let agent = Arc::clone(account.agent());
         poll_fn(|cx| {
-            let up = to_upstream.poll(cx, buffers, |bytes| account.received(bytes));
+            let received = |path, bytes| account.received(path, bytes);
+            let up = to_upstream.poll(cx, pools, &agent, received);
             if let Poll::Ready(Err(error)) = up {
                 return Poll::Ready(failed(match error {
                     Side::Read(error) => Failure::Client(error),
                     Side::Write(error) => Failure::Upstream(error),
                 }));
             }
-            let down = to_client.poll(cx, buffers, |bytes| account.sent(bytes));
+            let sent = |path, bytes| account.sent(path, bytes);
+            let down = to_client.poll(cx, pools, &agent, sent);
             if let Poll::Ready(Err(error)) = down {
                 return Poll::Ready(failed(match error {
                     Side::Read(error) => Failure::Upstream(error),
@@ -97,98 +120,6 @@ fn failed(failure: Failure) -> End {
             reason: CloseReason::UpstreamReset,
             error: Some(error),
         },
-    }
-}
-
-/// One direction.
-struct Half<'a> {
-    read: ReadHalf<'a>,
-    write: WriteHalf<'a>,
-    /// Bytes read and not written yet: `held[from..to]`.
-    held: Option<Held>,
-    size: Size,
-    state: State,
-    moved: u64,
-}
-
-struct Held {
-    lease: Lease,
-    from: usize,
-    to: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Moving,
-    Ending,
-    Ended,
-}
-
-enum Side {
-    Read(io::Error),
-    Write(io::Error),
-}
-
-impl<'a> Half<'a> {
-    fn new(read: ReadHalf<'a>, write: WriteHalf<'a>) -> Self {
-        Self {
-            read,
-            write,
-            held: None,
-            size: Size::default(),
-            state: State::Moving,
-            moved: 0,
-        }
-    }
-
-    /// Ready when this direction has ended in order. tokio's own budget keeps a bulk flow from starving others.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffers: &Buffers,
-        mut count: impl FnMut(u64),
-    ) -> Poll<Result<(), Side>> {
-        loop {
-            if let Some(held) = &mut self.held {
-                let bytes = &held.lease.bytes()[held.from..held.to];
-                let written =
-                    ready!(Pin::new(&mut self.write).poll_write(cx, bytes)).map_err(Side::Write)?;
-                held.from += written;
-                self.moved += written as u64;
-                count(written as u64);
-                if held.from == held.to {
-                    self.held = None;
-                }
-                continue;
-            }
-            match self.state {
-                State::Moving => {
-                    let mut lease = buffers.lease(self.size);
-                    let mut buffer = ReadBuf::new(lease.bytes());
-                    // Pending gives the lease back.
-                    ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))
-                        .map_err(Side::Read)?;
-                    let (to, full) = (buffer.filled().len(), buffer.remaining() == 0);
-                    if to == 0 {
-                        self.state = State::Ending;
-                        continue;
-                    }
-                    if full {
-                        self.size.grow();
-                    }
-                    self.held = Some(Held { lease, from: 0, to });
-                }
-                State::Ending => {
-                    match ready!(Pin::new(&mut self.write).poll_shutdown(cx)) {
-                        // The other side is already closed: its own direction says how.
-                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                        other => other.map_err(Side::Write)?,
-                    }
-                    self.state = State::Ended;
-                }
-                State::Ended => return Poll::Ready(Ok(())),
-            }
-        }
     }
 }
 
@@ -244,6 +175,3 @@ impl Clock {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -19,8 +19,8 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::account::FlowSink;
-use crate::buffers::Buffers;
 use crate::listener;
+use crate::relay::Pools;
 use crate::rendezvous::Rendezvous;
 
 /// How often a worker shows that it lives.
@@ -95,7 +95,7 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
             let tasks = LocalSet::new();
             let local = Rc::new(Local {
                 context,
-                buffers: Buffers::default(),
+                pools: Pools::default(),
                 tally,
                 listeners: RefCell::default(),
             });
@@ -150,7 +150,7 @@ impl Worker {
 /// The worker's own things; they never leave its thread.
 pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
     pub(crate) context: WorkerContext<S, O>,
-    pub(crate) buffers: Buffers,
+    pub(crate) pools: Pools,
     tally: Tally,
     listeners: RefCell<Vec<Open>>,
 }

@@ -45,6 +45,7 @@ impl Supervisor {
         {
             tracing::error!(%error, "cannot change the log level");
         }
+        self.config.splice_after = new.splice_after;
         self.config.log = new.log;
         self.config.mode = new.mode;
         self.config.workloads = new.workloads;
@@ -62,6 +63,7 @@ impl Supervisor {
         let settings = ToWorker::Settings {
             timeouts: self.config.timeouts,
             limits: self.config.limits,
+            splice_after: self.config.splice_after,
             log_level: self.config.log.level.clone(),
         };
         self.data_plane.tell(&settings, Vec::new());

@@ -227,9 +227,12 @@ impl Control {
             ToWorker::Settings {
                 timeouts,
                 limits,
+                splice_after,
                 log_level,
             } => {
-                self.view.borrow_mut().set_limits(timeouts, limits);
+                self.view
+                    .borrow_mut()
+                    .set_live(timeouts, limits, splice_after);
                 self.level
                     .set(&log_level)
                     .map_err(|error| anyhow::anyhow!("log level: {error}"))?;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
+use shunt_core::flow::DataPath;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus};
 use shunt_core::workload::{WorkloadId, WorkloadName};
@@ -29,14 +30,11 @@ pub(super) struct View {
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
     /// By name, so that the numbers of a workload survive its being enrolled anew.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
-    timeouts: Timeouts,
-    limits: Limits,
 }
 
 impl View {
     pub(super) fn new(config: Config, supervisor_pid: u32, started_unix_seconds: u64) -> Self {
-        let (timeouts, limits) = (config.timeouts, config.limits);
-        let snapshot = Snapshot::new(0, timeouts, limits, BTreeMap::new());
+        let snapshot = snapshot(&config, 0, BTreeMap::new());
         Self {
             config,
             supervisor_pid,
@@ -49,14 +47,18 @@ impl View {
             repairs: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             workload_counters: BTreeMap::new(),
-            timeouts,
-            limits,
         }
     }
 
-    pub(super) fn set_limits(&mut self, timeouts: Timeouts, limits: Limits) {
-        (self.timeouts, self.limits) = (timeouts, limits);
+    /// What a reload changes in a running data plane.
+    pub(super) fn set_live(
+        &mut self,
+        timeouts: Timeouts,
+        limits: Limits,
+        splice_after: Option<u64>,
+    ) {
         (self.config.timeouts, self.config.limits) = (timeouts, limits);
+        self.config.splice_after = splice_after;
         self.publish();
     }
 
@@ -101,12 +103,7 @@ impl View {
 
     fn publish(&self) {
         let generation = self.snapshot.load().generation + 1;
-        let next = Snapshot::new(
-            generation,
-            self.timeouts,
-            self.limits,
-            self.enrolled.clone(),
-        );
+        let next = snapshot(&self.config, generation, self.enrolled.clone());
         self.snapshot.store(Arc::new(next));
     }
 
@@ -135,8 +132,12 @@ impl View {
             for flows in [&counters.outbound, &counters.inbound] {
                 connections.active += flows.active();
                 connections.total += flows.total.load(Ordering::Relaxed);
-                bytes.copy += flows.bytes_received.load(Ordering::Relaxed)
-                    + flows.bytes_sent.load(Ordering::Relaxed);
+                for path in DataPath::ALL {
+                    let on = flows.on(path);
+                    let moved =
+                        on.received.load(Ordering::Relaxed) + on.sent.load(Ordering::Relaxed);
+                    bytes.add(path, moved);
+                }
             }
         }
         WorkloadStatus {
@@ -152,4 +153,18 @@ impl View {
             bytes,
         }
     }
+}
+
+fn snapshot(
+    config: &Config,
+    generation: u64,
+    workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
+) -> Snapshot {
+    Snapshot::new(
+        generation,
+        config.timeouts,
+        config.limits,
+        config.splice_after,
+        workloads,
+    )
 }

@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use shunt_core::counters::{AgentCounters, FlowCounters};
-use shunt_core::flow::{DataPath, Direction, direction};
+use shunt_core::flow::{CloseReason, DataPath, Direction, direction};
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
 
@@ -87,29 +87,27 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
     for workload in snapshot.workloads.values() {
         for direction in [Direction::Outbound, Direction::Inbound] {
             let counters: &FlowCounters = workload.counters.of(direction);
-            let labels = flow_labels(workload, direction);
-            let now_active = i64::try_from(counters.active()).unwrap_or(i64::MAX);
-            active.get_or_create(&labels).inc_by(now_active);
+            // A counter never goes down, so it cannot follow a connection from one path to another.
             total
-                .get_or_create(&labels)
+                .get_or_create(&flow_labels(workload, direction, DataPath::Copy))
                 .inc_by(counters.total.load(Relaxed));
-            let flows = [
-                ("received", &counters.bytes_received),
-                ("sent", &counters.bytes_sent),
-            ];
-            for (flow, count) in flows {
-                let mut labels = labels.clone();
-                labels.0.push(("flow", flow.to_owned()));
-                bytes.get_or_create(&labels).inc_by(count.load(Relaxed));
+            for path in DataPath::ALL {
+                let labels = flow_labels(workload, direction, path);
+                let on = counters.on(path);
+                let now_active = i64::try_from(on.active.load(Relaxed)).unwrap_or(i64::MAX);
+                active.get_or_create(&labels).inc_by(now_active);
+                for (flow, count) in [("received", &on.received), ("sent", &on.sent)] {
+                    let mut labels = labels.clone();
+                    labels.0.push(("flow", flow.to_owned()));
+                    bytes.get_or_create(&labels).inc_by(count.load(Relaxed));
+                }
             }
         }
     }
-    registry.register("connections", "Connections begun", total);
-    registry.register(
-        "connections_active",
-        "Connections begun and not ended",
-        active,
-    );
+    let help = "Connections begun, by the path they began on";
+    registry.register("connections", help, total);
+    let help = "Connections begun and not ended, by the path they are on";
+    registry.register("connections_active", help, active);
     registry.register(
         "bytes",
         "Bytes received from clients and sent to them",
@@ -117,14 +115,13 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
     );
 }
 
-fn flow_labels(workload: &Enrolled, direction: Direction) -> Labels {
+fn flow_labels(workload: &Enrolled, direction: Direction, path: DataPath) -> Labels {
     Labels(vec![
         ("workload", workload.name.name.clone()),
         ("namespace", workload.name.namespace.clone()),
         ("direction", direction::as_str(direction).to_owned()),
         ("mode", workload.mode.as_str().to_owned()),
-        // The only one there is so far.
-        ("path", DataPath::Copy.as_str().to_owned()),
+        ("path", path.as_str().to_owned()),
     ])
 }
 
@@ -151,6 +148,33 @@ fn register_agent(registry: &mut Registry, agent: &AgentCounters) {
     );
     let help = "Access log lines dropped because the log was too slow";
     register("access_log_dropped", help, &agent.access_log_dropped);
+    register_reasons(registry, agent);
+}
+
+fn register_reasons(registry: &mut Registry, agent: &AgentCounters) {
+    let closed = Counters::default();
+    for reason in CloseReason::ALL {
+        closed
+            .get_or_create(&Labels(vec![("reason", reason.as_str().to_owned())]))
+            .inc_by(agent.closed(reason).load(Relaxed));
+    }
+    registry.register("connections_closed", "Connections ended, by reason", closed);
+    let acceleration = Counters::default();
+    for (reason, count) in [
+        ("bulk", &agent.splice_begun),
+        ("pipes_in_use", &agent.splice_pipes_in_use),
+        ("pipe_refused", &agent.splice_pipe_refused),
+    ] {
+        let labels = vec![
+            ("path", DataPath::Splice.as_str().to_owned()),
+            ("reason", reason.to_owned()),
+        ];
+        acceleration
+            .get_or_create(&Labels(labels))
+            .inc_by(count.load(Relaxed));
+    }
+    let help = "Directions of connections that took a faster path (bulk), or could not and why";
+    registry.register("acceleration", help, acceleration);
 }
 
 fn states(workloads: &[WorkloadStatus]) -> Gauges {

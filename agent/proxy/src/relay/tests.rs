@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex};
 
 use shunt_core::address::ClientAddr;
+use shunt_core::counters::{AgentCounters, WorkloadCounters};
 use shunt_core::flow::{Direction, FlowRecord};
 use shunt_core::snapshot::Enrolled;
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
@@ -9,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
 use super::*;
+
+mod splice;
 
 /// Two connected sockets on loopback.
 async fn connected() -> (TcpStream, TcpStream) {
@@ -27,13 +30,19 @@ fn linger_zero(socket: &TcpStream) {
 struct Scene {
     client: TcpStream,
     server: TcpStream,
-    buffers: Buffers,
+    pools: Pools,
     relay: tokio::task::JoinHandle<CloseReason>,
     records: Arc<Mutex<Vec<FlowRecord>>>,
+    agent: Arc<AgentCounters>,
+    counters: Arc<WorkloadCounters>,
 }
 
 /// A client and a server with a relay in between.
-async fn scene(timeouts: Timeouts) -> Scene {
+async fn scene(rules: Rules) -> Scene {
+    scene_with(rules, Pools::default()).await
+}
+
+async fn scene_with(rules: Rules, pools: Pools) -> Scene {
     let (client, accepted) = connected().await;
     let (upstream, server) = connected().await;
     linger_zero(&accepted);
@@ -57,20 +66,28 @@ async fn scene(timeouts: Timeouts) -> Scene {
         Arc::new(move |record| records.lock().expect("not poisoned").push(record))
     };
     let from = ClientAddr(accepted.peer_addr().expect("an address"));
-    let mut account = Account::open(&workload, Direction::Outbound, from, Arc::default(), sink);
-    let buffers = Buffers::default();
-    let pool = buffers.clone();
+    let (agent, counters) = (Arc::default(), Arc::clone(&workload.counters));
+    let mut account = Account::open(
+        &workload,
+        Direction::Outbound,
+        from,
+        Arc::clone(&agent),
+        sink,
+    );
+    let lent = pools.clone();
     let relay = tokio::task::spawn_local(async move {
-        let end = relay(accepted, upstream, &pool, &timeouts, &mut account).await;
+        let end = relay(accepted, upstream, &lent, &rules, &mut account).await;
         account.ended(end.reason, None);
         end.reason
     });
     Scene {
         client,
         server,
-        buffers,
+        pools,
         relay,
         records,
+        agent,
+        counters,
     }
 }
 
@@ -90,7 +107,7 @@ async fn a_megabyte_after_each_half_close() {
                 relay,
                 records,
                 ..
-            } = scene(Timeouts::default()).await;
+            } = scene(Rules::default()).await;
             let bytes = pattern(1 << 20);
             let (up, down) = (bytes.clone(), bytes.clone());
             let serve = tokio::task::spawn_local(async move {
@@ -124,7 +141,7 @@ async fn a_reset_passes_as_a_reset() {
                 mut server,
                 relay,
                 ..
-            } = scene(Timeouts::default()).await;
+            } = scene(Rules::default()).await;
             linger_zero(&client);
             drop(client);
             let error = server.read_u8().await.expect_err("an error");
@@ -144,7 +161,7 @@ async fn dying_in_the_middle_is_a_reset() {
                 relay,
                 records,
                 ..
-            } = scene(Timeouts::default()).await;
+            } = scene(Rules::default()).await;
             client.write_all(b"half").await.expect("written");
             server.read_exact(&mut [0; 4]).await.expect("read");
             relay.abort();
@@ -171,16 +188,16 @@ async fn an_idle_connection_holds_no_buffer() {
             let Scene {
                 mut client,
                 mut server,
-                buffers,
+                pools,
                 ..
-            } = scene(Timeouts::default()).await;
+            } = scene(Rules::default()).await;
             client.write_all(&pattern(100)).await.expect("written");
             server.read_exact(&mut [0; 100]).await.expect("read");
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
             // Both directions took turns with one buffer, and it is back.
-            assert_eq!(buffers.free_bytes(), 4 << 10);
+            assert_eq!(pools.buffers.free_bytes(), 4 << 10);
         })
         .await;
 }
@@ -189,16 +206,19 @@ async fn an_idle_connection_holds_no_buffer() {
 async fn half_closed_and_silent_ends_in_time() {
     LocalSet::new()
         .run_until(async {
-            let timeouts = Timeouts {
-                half_close: Duration::from_millis(50),
-                ..Timeouts::default()
+            let rules = Rules {
+                timeouts: Timeouts {
+                    half_close: Duration::from_millis(50),
+                    ..Timeouts::default()
+                },
+                splice_after: None,
             };
             let Scene {
                 mut client,
                 server,
                 relay,
                 ..
-            } = scene(timeouts).await;
+            } = scene(rules).await;
             client.shutdown().await.expect("half closed");
             assert_eq!(
                 relay.await.expect("no panic"),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use serde::Serialize;
-use shunt_core::flow::{DataPath, Direction, FlowRecord, direction};
+use shunt_core::flow::{Direction, FlowRecord, direction};
 use shunt_core::status::BytesByPath;
 use shunt_core::workload::WorkloadName;
 
@@ -43,7 +43,7 @@ pub(super) fn json(record: &FlowRecord) -> String {
         path: record.path.as_str(),
         bytes_received: record.bytes_received,
         bytes_sent: record.bytes_sent,
-        bytes_by_path: bytes_by_path(record),
+        bytes_by_path: record.bytes_by_path,
         duration_ms: duration_ms(record),
         response_flags: record.close_reason.flag(),
         close_reason: record.close_reason.as_str(),
@@ -99,16 +99,6 @@ pub(super) fn text(record: &FlowRecord) -> String {
         let _ = write!(line, " detail={detail:?}");
     }
     line
-}
-
-fn bytes_by_path(record: &FlowRecord) -> BytesByPath {
-    let moved = record.bytes_received + record.bytes_sent;
-    match record.path {
-        DataPath::Copy => BytesByPath {
-            copy: moved,
-            ..BytesByPath::default()
-        },
-    }
 }
 
 fn duration_ms(record: &FlowRecord) -> u64 {

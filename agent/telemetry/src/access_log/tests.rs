@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use shunt_core::address::{ClientAddr, OriginalDst, Provenance, UpstreamAddr};
 use shunt_core::config::Config;
 use shunt_core::flow::{CloseReason, DataPath, Direction};
+use shunt_core::status::BytesByPath;
 use shunt_core::workload::{Mode, WorkloadName};
 
 use super::*;
@@ -34,6 +35,10 @@ fn call() -> FlowRecord {
         path: DataPath::Copy,
         bytes_received: 78,
         bytes_sent: 853,
+        bytes_by_path: BytesByPath {
+            copy: 931,
+            ..BytesByPath::default()
+        },
         duration: Duration::from_micros(3999),
         close_reason: CloseReason::Finished,
         detail: None,
@@ -52,6 +57,7 @@ fn refused() -> FlowRecord {
         upstream: None,
         bytes_received: 0,
         bytes_sent: 0,
+        bytes_by_path: BytesByPath::default(),
         close_reason: CloseReason::OriginalDstMissing,
         detail: Some("no \"entry\"\nin conntrack".into()),
         ..call()

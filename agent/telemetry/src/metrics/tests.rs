@@ -11,8 +11,12 @@ fn web() -> Enrolled {
     let counters = WorkloadCounters::default();
     counters.outbound.total.store(7, Relaxed);
     counters.outbound.ended.store(5, Relaxed);
-    counters.outbound.bytes_received.store(1000, Relaxed);
-    counters.outbound.bytes_sent.store(2000, Relaxed);
+    let copied = counters.outbound.on(DataPath::Copy);
+    copied.active.store(2, Relaxed);
+    copied.received.store(1000, Relaxed);
+    copied.sent.store(2000, Relaxed);
+    let spliced = counters.outbound.on(DataPath::Splice);
+    spliced.sent.store(5000, Relaxed);
     Enrolled {
         id: WorkloadId(1),
         name: WorkloadName {
@@ -47,9 +51,13 @@ fn rendered() -> String {
     let workloads = [(WorkloadId(1), Arc::new(web()))].into();
     let agent = AgentCounters::default();
     agent.loops_refused.store(3, Relaxed);
+    agent
+        .closed(CloseReason::HalfCloseTimeout)
+        .store(5, Relaxed);
+    agent.splice_begun.store(6, Relaxed);
     let ready = status(StatusMode::Ebpf, WorkloadState::Ready);
     render(&Sources {
-        snapshot: &Snapshot::new(1, Timeouts::default(), Limits::default(), workloads),
+        snapshot: &Snapshot::new(1, Timeouts::default(), Limits::default(), None, workloads),
         agent: &agent,
         workloads: &[
             ready.clone(),
@@ -72,6 +80,12 @@ fn every_metric_has_its_documented_name() {
         format!("shunt_connections_active{{{labels}}} 2"),
         format!("shunt_bytes_total{{{labels},flow=\"received\"}} 1000"),
         format!("shunt_bytes_total{{{labels},flow=\"sent\"}} 2000"),
+        format!(
+            "shunt_bytes_total{{{},flow=\"sent\"}} 5000",
+            labels.replace("copy", "splice")
+        ),
+        "shunt_connections_closed_total{reason=\"half_close_timeout\"} 5".to_owned(),
+        "shunt_acceleration_total{path=\"splice\",reason=\"bulk\"} 6".to_owned(),
         "shunt_original_dst_misses_total 0".to_owned(),
         "shunt_loops_refused_total 3".to_owned(),
         "shunt_interception_repairs_total{what=\"iptables\"} 2".to_owned(),
@@ -108,7 +122,7 @@ fn the_text_is_openmetrics() {
             assert_eq!(name, format!("{}{suffix}", family.0));
         }
     }
-    assert_eq!(seen.len(), 12);
+    assert_eq!(seen.len(), 14);
 }
 
 /// A workload that is withdrawn and one of the same name that replaces it share their labels while both are there.
@@ -124,7 +138,7 @@ fn a_replaced_workload_is_summed() {
     ]
     .into();
     let text = render(&Sources {
-        snapshot: &Snapshot::new(1, Timeouts::default(), Limits::default(), workloads),
+        snapshot: &Snapshot::new(1, Timeouts::default(), Limits::default(), None, workloads),
         agent: &AgentCounters::default(),
         workloads: &[],
         repairs: &[],
@@ -133,7 +147,11 @@ fn a_replaced_workload_is_summed() {
     });
     let samples: Vec<_> = text
         .lines()
-        .filter(|line| line.starts_with("shunt_connections_") && line.contains("outbound"))
+        .filter(|line| {
+            line.starts_with("shunt_connections_")
+                && line.contains("outbound")
+                && line.contains("copy")
+        })
         .filter_map(|line| line.rsplit_once(' '))
         .map(|(_, value)| value)
         .collect();

@@ -30,6 +30,7 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         bpffs,
         timeouts,
         limits,
+        splice_after,
         workloads,
         ..
     } = config;
@@ -78,6 +79,7 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         "limits: {{connections: {}, connections_per_workload: {}}}",
         limits.connections, limits.connections_per_workload
     )?;
+    writeln!(out, "splice_after: {}", size_or_off(*splice_after))?;
     if workloads.is_empty() {
         return writeln!(out, "workloads: []");
     }
@@ -158,6 +160,21 @@ fn duration(duration: Duration) -> String {
         Some((unit, size)) => format!("{}{unit}", millis / size),
         None if millis == 0 => "0s".to_owned(),
         None => format!("{millis}ms"),
+    }
+}
+
+/// In the largest unit that loses nothing.
+fn size_or_off(size: Option<u64>) -> String {
+    let Some(bytes) = size else {
+        return "off".to_owned();
+    };
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units
+        .into_iter()
+        .find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size))
+    {
+        Some((unit, size)) => format!("{}{unit}", bytes / size),
+        None => bytes.to_string(),
     }
 }
 

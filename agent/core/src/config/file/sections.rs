@@ -16,6 +16,7 @@ const KEYS: &[&str] = &[
     "bpffs",
     "timeouts",
     "limits",
+    "splice_after",
     "bootstrap",
     "services",
     "policy",
@@ -59,6 +60,10 @@ pub(super) fn config(root: &Field<'_>) -> Option<Config> {
     );
     timeouts(&file, &mut config.timeouts);
     limits(&file, &mut config.limits);
+    set(
+        &mut config.splice_after,
+        file.value("splice_after", values::size_or_off),
+    );
     if let Some(field) = file.get("workloads") {
         config.workloads = workloads::list(&field, config.mode);
     }

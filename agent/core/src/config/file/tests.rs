@@ -33,6 +33,7 @@ state_dir: /run/shunt
 bpffs: /sys/fs/bpf/shunt
 timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s}
 limits: {connections: 100000, connections_per_workload: 20000}
+splice_after: 1MiB         # bytes a direction copies before it splices; off: always copy
 workloads:
   - name: client           # required, unique with namespace
     namespace: default

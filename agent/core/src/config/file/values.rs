@@ -14,6 +14,8 @@ use crate::workload::PortRange;
 const MAX_NAME: usize = 253;
 /// `sun_path` of a unix socket holds 108 bytes, the last of which is zero.
 const MAX_SOCKET_PATH: usize = 107;
+/// Bytes. Larger ones are typing errors: `off` says never.
+const MAX_SIZE: u64 = 1 << 40;
 /// A year. Longer ones are typing errors, and may not fit a timer.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -59,6 +61,30 @@ pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
         Duration::ZERO => Err(format!("`{text}` is too short (it must be more than 0s)")),
         duration => Ok(duration),
     }
+}
+
+/// `off`, or bytes: `65536`, `64KiB`, `1MiB`, `1GiB`.
+pub(super) fn size_or_off(text: &str) -> Parsed<Option<u64>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = number.parse::<u64>().ok().zip(unit);
+    bytes
+        .and_then(|(number, unit)| number.checked_mul(unit))
+        .filter(|bytes| *bytes <= MAX_SIZE)
+        .map(Some)
+        .ok_or_else(|| {
+            format!("`{text}` is not a size (off, or a number alone or with KiB, MiB or GiB, at most 1024GiB)")
+        })
 }
 
 /// A decimal number within `range`.

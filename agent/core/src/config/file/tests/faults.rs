@@ -87,6 +87,11 @@ fn each_wrong_value_is_named() {
         ),
         ("limits: {connections: 0}", "limits.connections", "from 1"),
         ("limits: {connections: 1e5}", "limits.connections", "from 1"),
+        ("splice_after: 1MB", "splice_after", "KiB, MiB or GiB"),
+        ("splice_after: -1", "splice_after", "KiB, MiB or GiB"),
+        ("splice_after: 1025GiB", "splice_after", "1024GiB"),
+        ("splice_after: never", "splice_after", "off, or"),
+        ("splice_after: ", "splice_after", "off, or"),
         (
             "bootstrap: /x",
             "bootstrap",

@@ -57,6 +57,7 @@ prop_compose! {
             prop::sample::select(vec![AccessLog::Off, AccessLog::Stdout, AccessLog::File("/a b#\"'c".into())]),
         ),
         millis in prop::array::uniform4(1..4_000_000_u64),
+        splice_after in prop::option::of(0..=1_u64 << 40),
         address in prop::option::of(Just("[::1]:15000".parse().unwrap())),
         mut workloads in prop::collection::vec(workload(), 0..4),
     ) -> Config {
@@ -76,6 +77,7 @@ prop_compose! {
             bpffs: "/sys/fs/bpf".into(),
             timeouts: Timeouts { connect, idle, half_close, drain },
             limits: Limits { connections: 7, connections_per_workload: 100_000_000 },
+            splice_after,
             workloads,
         }
     }

@@ -1,0 +1,230 @@
+//! One direction of a relay.
+//!
+//! ```text
+//!            read                       write
+//!   source ───────► buffer of the worker ───────► sink      until `splice_after` bytes have moved
+//!   source ───────► pipe of the worker ─────────► sink      from then on
+//!           splice                      splice
+//! ```
+//! It takes again only when what it took before has been written, so the two ways cannot overtake each other, and
+//! `WouldBlock` from a splice means one thing: the source is empty, or the sink is full.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+
+use shunt_core::counters::AgentCounters;
+use shunt_core::flow::DataPath;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::Pools;
+use crate::buffers::{Lease, Size};
+use crate::pipes::{self, NoPipe};
+
+/// Bytes that a direction moves before others have their turn. tokio's own budget counts operations, and one splice
+/// moves as much as a hundred small reads.
+const TURN: u64 = 1 << 20;
+
+/// See the head of this module.
+pub(super) struct Half<'a> {
+    read: ReadHalf<'a>,
+    write: WriteHalf<'a>,
+    load: Load,
+    /// Of the next buffer.
+    size: Size,
+    state: State,
+    pub(super) moved: u64,
+    /// Splices when `moved` is more; `None`: never.
+    splice_at: Option<u64>,
+    splice_after: u64,
+    spliced: bool,
+}
+
+/// Bytes taken from the source and not written yet.
+enum Load {
+    Nothing,
+    Buffer {
+        lease: Lease,
+        from: usize,
+        to: usize,
+    },
+    Pipe(pipes::Lease),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Moving,
+    Ending,
+    Ended,
+}
+
+/// Where it failed.
+pub(super) enum Side {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl<'a> Half<'a> {
+    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, splice_after: Option<u64>) -> Self {
+        Self {
+            read,
+            write,
+            load: Load::Nothing,
+            size: Size::default(),
+            state: State::Moving,
+            moved: 0,
+            splice_at: splice_after,
+            splice_after: splice_after.unwrap_or_default(),
+            spliced: false,
+        }
+    }
+
+    /// Ready when this direction has ended in order.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        pools: &Pools,
+        agent: &AgentCounters,
+        mut count: impl FnMut(DataPath, u64),
+    ) -> Poll<Result<(), Side>> {
+        let turn_ends = self.moved + TURN;
+        loop {
+            if !matches!(self.load, Load::Nothing) {
+                let (path, written) = ready!(self.poll_write(cx)).map_err(Side::Write)?;
+                self.moved += written;
+                count(path, written);
+                if self.moved >= turn_ends {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            match self.state {
+                State::Moving => {
+                    if ready!(self.poll_take(cx, pools, agent)).map_err(Side::Read)? == 0 {
+                        self.state = State::Ending;
+                    }
+                }
+                State::Ending => {
+                    match ready!(Pin::new(&mut self.write).poll_shutdown(cx)) {
+                        // The other side is already closed: its own direction says how.
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                        other => other.map_err(Side::Write)?,
+                    }
+                    self.state = State::Ended;
+                }
+                State::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Writes some of the load, and how.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(DataPath, u64)>> {
+        let (path, written, empty) = match &mut self.load {
+            Load::Nothing => (DataPath::Copy, 0, true),
+            Load::Buffer { lease, from, to } => {
+                let bytes = &lease.bytes()[*from..*to];
+                let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes))?;
+                *from += written;
+                (DataPath::Copy, written, from == to)
+            }
+            Load::Pipe(pipe) => {
+                let sink: &TcpStream = self.write.as_ref();
+                let written = loop {
+                    ready!(sink.poll_write_ready(cx))?;
+                    match sink.try_io(Interest::WRITABLE, || pipe.give(sink)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        other => break other?,
+                    }
+                };
+                (DataPath::Splice, written, pipe.held() == 0)
+            }
+        };
+        if empty {
+            self.load = Load::Nothing;
+        } else if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok((path, written as u64)))
+    }
+
+    /// Takes what the source has; 0 is its end. Pending gives buffer and pipe back.
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        pools: &Pools,
+        agent: &AgentCounters,
+    ) -> Poll<io::Result<usize>> {
+        if self.splice_at.is_some_and(|at| self.moved >= at) {
+            match ready!(self.poll_splice(cx, pools))? {
+                Ok(taken) => {
+                    if !std::mem::replace(&mut self.spliced, true) {
+                        agent.splice_begun.fetch_add(1, Relaxed);
+                    }
+                    return Poll::Ready(Ok(taken));
+                }
+                Err(no_pipe) => {
+                    let counter = match no_pipe {
+                        NoPipe::AllInUse => &agent.splice_pipes_in_use,
+                        NoPipe::Refused => &agent.splice_pipe_refused,
+                    };
+                    counter.fetch_add(1, Relaxed);
+                    // Asks again as much later as it asked first; with nothing between, there would be no end to it.
+                    self.splice_at = Some(self.moved + self.splice_after.max(TURN));
+                }
+            }
+        }
+        let mut lease = pools.buffers.lease(self.size);
+        let mut buffer = ReadBuf::new(lease.bytes());
+        ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
+        let (to, full) = (buffer.filled().len(), buffer.remaining() == 0);
+        if full {
+            self.size.grow();
+        }
+        if to > 0 {
+            self.load = Load::Buffer { lease, from: 0, to };
+        }
+        Poll::Ready(Ok(to))
+    }
+
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        pools: &Pools,
+    ) -> Poll<io::Result<Result<usize, NoPipe>>> {
+        let source: &TcpStream = self.read.as_ref();
+        loop {
+            ready!(source.poll_read_ready(cx))?;
+            let mut pipe = match pools.pipes.lease() {
+                Ok(pipe) => pipe,
+                Err(no_pipe) => return Poll::Ready(Ok(Err(no_pipe))),
+            };
+            let mut load = Load::Nothing;
+            let taken = source.try_io(Interest::READABLE, || match pipe.take(source) {
+                // splice stops for ever at urgent data, which reading skips: only reading knows that there is nothing.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut lease = pools.buffers.lease(Size::default());
+                    let to = rustix::io::read(source, lease.bytes())?;
+                    load = Load::Buffer { lease, from: 0, to };
+                    Ok(to)
+                }
+                taken => taken,
+            });
+            match taken {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(0) => return Poll::Ready(Ok(Ok(0))),
+                Ok(taken) => {
+                    if pipe.held() > 0 {
+                        load = Load::Pipe(pipe);
+                    }
+                    self.load = load;
+                    return Poll::Ready(Ok(Ok(taken)));
+                }
+            }
+        }
+    }
+}
