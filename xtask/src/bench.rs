@@ -3,33 +3,23 @@
 //! Cases are interleaved (a noisy moment hits all), repeated, and one of them is a second baseline: what differs
 //! between the two baselines is noise. Nothing else should run on the machine.
 
+mod cases;
 mod load;
+mod memory;
 mod report;
+mod stage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use shunt_tests::{Agent, AgentBuilder, Pod, World};
 
+use self::cases::{BASELINE, CASES, Case};
 pub use self::load::{LoadArgs, load};
 use self::report::Report;
+use self::stage::Stage;
 use crate::run::{answer, cargo, loudly, root, say};
 use crate::test;
-
-/// Agent mode and further setting per case; none is no mesh.
-const CASES: [(&str, Option<(&str, &str)>); 6] = [
-    ("baseline", None),
-    ("baseline_again", None),
-    ("iptables_copy", Some(("iptables", "splice_after: off"))),
-    ("iptables_splice", Some(("iptables", SPLICE))),
-    ("ebpf_copy", Some(("ebpf", "splice_after: off"))),
-    ("ebpf_splice", Some(("ebpf", SPLICE))),
-];
-
-/// The default, said aloud.
-const SPLICE: &str = "splice_after: 1MiB";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -55,11 +45,11 @@ type Figures = BTreeMap<String, f64>;
 
 pub fn run(args: &Args) -> Result<()> {
     for name in &args.only {
-        let known = CASES.iter().any(|(case, _)| case == name);
+        let names = CASES.map(|case| case.name);
         ensure!(
-            known,
-            "no case `{name}`; there are {:?}",
-            CASES.map(|(case, _)| case)
+            names.contains(&name.as_str()),
+            "no case `{name}`; there are {}",
+            names.join(", ")
         );
     }
     test::install()?;
@@ -77,28 +67,17 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         (args.runs, "0.5")
     };
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    for pod in [&client, &server] {
-        tune(pod);
-    }
-    let program = root().join("target/release/xtask").display().to_string();
-    let _server = server.spawn(&program, &["bench-load", "server"]);
-    server.wait_for_listener(load::CONNECT_PORT);
-    let wanted = |case: &str| {
-        case == "baseline" || args.only.is_empty() || args.only.iter().any(|only| only == case)
+    let stage = Stage::set(seconds);
+    let wanted = |case: &&Case| {
+        case.name == BASELINE
+            || args.only.is_empty()
+            || args.only.iter().any(|only| only == case.name)
     };
     let mut report = Report::default();
     for number in 1..=runs {
-        for (case, agent) in CASES.into_iter().filter(|(case, _)| wanted(case)) {
-            say(&format!("run {number} of {runs}: {case}"));
-            let agent =
-                agent.map(|(mode, setting)| enrolled(&world, &client, &server, mode, setting));
-            let mut figures = measure(&client, &program, &server.v4, seconds)?;
-            if let Some(agent) = agent {
-                figures.insert("rss_mb".into(), rss(&agent)?);
-            }
-            report.add(case, figures);
+        for case in CASES.iter().filter(wanted) {
+            say(&format!("run {number} of {runs}: {}", case.name));
+            report.add(case.name, stage.measure(case)?);
         }
     }
     let table = report.table();
@@ -111,54 +90,4 @@ pub fn run(args: &Args) -> Result<()> {
         std::fs::write(file, text).with_context(|| file.display().to_string())?;
     }
     Ok(())
-}
-
-/// Both ends: enough ports and queue for many short connections, and the congestion control most hosts use.
-fn tune(pod: &Pod) {
-    for setting in [
-        "net.ipv4.ip_local_port_range=1024 65000",
-        "net.ipv4.tcp_tw_reuse=1",
-        "net.core.somaxconn=4096",
-        "net.ipv4.tcp_congestion_control=cubic",
-    ] {
-        let done = pod.run("sysctl", &["-qw", setting]);
-        if !done.status.success() {
-            say(&format!("not set in the pods: {setting}"));
-        }
-    }
-}
-
-fn enrolled(world: &World, client: &Pod, server: &Pod, mode: &str, setting: &str) -> Agent {
-    AgentBuilder::new(world, mode)
-        .set(setting)
-        .enrol("client", client, "")
-        .enrol("server", server, "")
-        .start()
-}
-
-fn measure(client: &Pod, program: &str, host: &str, seconds: &str) -> Result<Figures> {
-    let text = client.says(
-        program,
-        &["bench-load", "client", "--host", host, "--seconds", seconds],
-    );
-    serde_json::from_str(&text).with_context(|| text)
-}
-
-/// Both processes, in megabytes of 1,000,000 bytes.
-fn rss(agent: &Agent) -> Result<f64> {
-    let mut total = 0.0;
-    for pid in [Some(agent.pid()), agent.worker_pid()]
-        .into_iter()
-        .flatten()
-    {
-        let pages = Command::new("ps")
-            .args(["-o", "rss=", "-p", &pid.to_string()])
-            .output()?;
-        let kib: f64 = String::from_utf8(pages.stdout)?
-            .trim()
-            .parse()
-            .context("a number")?;
-        total += kib * 1024.0 / 1e6;
-    }
-    Ok(total)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mio::{Events, Interest, Poll, Token};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::Figures;
 use crate::run::answer;
@@ -15,6 +16,9 @@ const ECHO_PORT: u16 = 9000;
 const SINK_PORT: u16 = 9001;
 /// Bound last: when it listens, all do.
 pub(super) const CONNECT_PORT: u16 = 9002;
+
+/// Both ends of the connections that are held, and room.
+const DESCRIPTORS: u64 = 65_536;
 
 const SMALL: usize = 64;
 const MANY: usize = 64;
@@ -33,18 +37,58 @@ enum Role {
         host: String,
         #[arg(long)]
         seconds: f64,
+        #[arg(long, value_enum, default_value_t = Part::All)]
+        only: Part,
+    },
+    /// Opens connections and keeps them until standard input ends
+    Hold {
+        #[arg(long)]
+        host: String,
+        #[arg(long)]
+        count: usize,
     },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    All,
+    Connects,
+}
+
 pub fn load(args: &LoadArgs) -> Result<()> {
+    let many = Rlimit {
+        current: Some(DESCRIPTORS),
+        maximum: Some(DESCRIPTORS),
+    };
+    setrlimit(Resource::Nofile, many).context("cannot raise RLIMIT_NOFILE")?;
     match &args.role {
         Role::Server => serve(),
-        Role::Client { host, seconds } => {
-            let figures = client(host, Duration::from_secs_f64(*seconds))?;
+        Role::Hold { host, count } => hold(host, *count),
+        Role::Client {
+            host,
+            seconds,
+            only,
+        } => {
+            let figures = client(host, Duration::from_secs_f64(*seconds), *only)?;
             answer(&serde_json::to_string(&figures)?);
             Ok(())
         }
     }
+}
+
+fn hold(host: &str, count: usize) -> Result<()> {
+    let open = |_| -> Result<TcpStream> {
+        let mut stream = TcpStream::connect((host, ECHO_PORT))?;
+        let (message, mut got) = ([1; SMALL], [0; SMALL]);
+        stream.write_all(&message)?;
+        stream.read_exact(&mut got)?;
+        ensure!(got == message, "a reply differs");
+        Ok(stream)
+    };
+    let _streams: Vec<TcpStream> = (0..count).map(open).collect::<Result<_>>()?;
+    answer("open");
+    let _ = io::stdin().read(&mut [0]);
+    Ok(())
 }
 
 fn serve() -> Result<()> {
@@ -145,9 +189,13 @@ fn is_pattern(pattern: &[u8], bytes: &[u8], from: u64) -> bool {
     pattern.get(at..at + bytes.len()) == Some(bytes)
 }
 
-fn client(host: &str, time: Duration) -> Result<Figures> {
+fn client(host: &str, time: Duration, only: Part) -> Result<Figures> {
     let at = |port| -> Result<SocketAddr> { Ok(SocketAddr::new(host.parse()?, port)) };
     let mut figures = Figures::new();
+    if only == Part::Connects {
+        connects(&mut figures, at(CONNECT_PORT)?, time)?;
+        return Ok(figures);
+    }
     for size in [SMALL, 1024, 16384] {
         let mut samples = ping_pong(at(ECHO_PORT)?, size, time)?;
         if size == SMALL {
@@ -164,14 +212,19 @@ fn client(host: &str, time: Duration) -> Result<Figures> {
             bulk(at(SINK_PORT)?, size, time)?,
         );
     }
-    let mut connects = short(at(CONNECT_PORT)?, time)?;
+    connects(&mut figures, at(CONNECT_PORT)?, time)?;
+    Ok(figures)
+}
+
+fn connects(figures: &mut Figures, to: SocketAddr, time: Duration) -> Result<()> {
+    let mut times = short(to, time)?;
     figures.insert(
         "connect_rate".into(),
-        connects.len() as f64 / time.as_secs_f64(),
+        times.len() as f64 / time.as_secs_f64(),
     );
-    connects.sort_unstable();
-    figures.insert("connect_p99_us".into(), percentile(&connects, 99));
-    Ok(figures)
+    times.sort_unstable();
+    figures.insert("connect_p99_us".into(), percentile(&times, 99));
+    Ok(())
 }
 
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {

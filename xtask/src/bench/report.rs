@@ -1,12 +1,13 @@
 //! Figures of many runs as minima, medians, maxima and ratios.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 
 use serde_json::{Value, json};
 
 use super::Figures;
+use super::cases::BASELINE;
 
 /// All figures, by case, in the order of the runs.
 #[derive(Debug, Default)]
@@ -19,13 +20,19 @@ impl Report {
         self.cases.entry(case.to_owned()).or_default().push(figures);
     }
 
-    /// Each run's figure divided by the baseline's of the same run; the median of those.
+    /// Each run's figure divided by the baseline's of the same run; the median of those. Rates of connections under some
+    /// condition divide by the plain one.
     fn ratio(&self, case: &str, metric: &str) -> Option<f64> {
-        let (ours, baseline) = (self.cases.get(case)?, self.cases.get("baseline")?);
+        let (ours, baseline) = (self.cases.get(case)?, self.cases.get(BASELINE)?);
+        let divisor = if metric.starts_with("connect_rate_") {
+            "connect_rate"
+        } else {
+            metric
+        };
         let ratios = ours
             .iter()
             .zip(baseline)
-            .map(|(ours, base)| Some(ours.get(metric)? / base.get(metric)?));
+            .map(|(ours, base)| Some(ours.get(metric)? / base.get(divisor)?));
         Some(spread(ratios.collect::<Option<Vec<f64>>>()?)?.1)
     }
 
@@ -47,28 +54,28 @@ impl Report {
 
     pub(super) fn table(&self) -> String {
         let mut text = String::from(
-            "metric                  case             min      median         max   ratio to baseline\n",
+            "metric                         case                  min      median         max   ratio to baseline\n",
         );
-        for metric in self
-            .metrics("baseline")
-            .iter()
-            .map(String::as_str)
-            .chain(["rss_mb"])
-        {
+        let metrics: BTreeSet<String> = self
+            .cases
+            .keys()
+            .flat_map(|case| self.metrics(case))
+            .collect();
+        for metric in metrics {
             for case in self.cases.keys() {
-                if let Some((min, median, max)) = self.values(case, metric) {
+                if let Some((min, median, max)) = self.values(case, &metric) {
                     let ratio = self
-                        .ratio(case, metric)
+                        .ratio(case, &metric)
                         .map_or("-".into(), |ratio| format!("{ratio:.2}"));
                     let _ = writeln!(
                         text,
-                        "{metric:<23} {case:<14} {min:>9.1} {median:>11.1} {max:>11.1} {ratio:>7}"
+                        "{metric:<30} {case:<15} {min:>9.1} {median:>11.1} {max:>11.1} {ratio:>7}"
                     );
                 }
             }
         }
         text.push_str(
-            "latencies in microseconds, throughput in megabytes per second, rates per second\n",
+            "latencies in microseconds, throughput in megabytes per second, rates per second, memory as it says\n",
         );
         text
     }

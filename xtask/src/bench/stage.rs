@@ -1,0 +1,186 @@
+//! The pods, and one case measured on them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shunt_tests::agent::entry;
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, wait};
+
+use super::cases::{Case, Setup};
+use super::{Figures, load, memory};
+use crate::run::{root, say};
+
+/// Policy entries (addresses that nobody dials) with which the rate of connections is measured.
+const ENTRIES: [usize; 2] = [1000, 10_000];
+/// How often the bystanders are enrolled or withdrawn while connections are made.
+const CHURN: Duration = Duration::from_millis(200);
+/// A change of thousands of rules takes a moment.
+const IN_FORCE: Duration = Duration::from_secs(60);
+
+pub(super) struct Stage {
+    world: World,
+    client: Pod,
+    server: Pod,
+    /// Two that are not enrolled and talk to each other, and some that come and go.
+    stranger: Pod,
+    strange_server: Pod,
+    crowd: Vec<Pod>,
+    seconds: &'static str,
+    program: String,
+    _servers: [Running; 2],
+}
+
+impl Stage {
+    pub(super) fn set(seconds: &'static str) -> Self {
+        let world = World::new();
+        let [client, server, stranger, strange_server] = [(); 4].map(|()| world.pod());
+        let crowd = (0..4).map(|_| world.pod()).collect();
+        let program = root().join("target/release/xtask").display().to_string();
+        for pod in [&client, &server, &stranger, &strange_server] {
+            tune(pod);
+        }
+        let serve = |pod: &Pod| {
+            let running = pod.spawn(&program, &["bench-load", "server"]);
+            pod.wait_for_listener(load::CONNECT_PORT);
+            running
+        };
+        let _servers = [serve(&server), serve(&strange_server)];
+        Self {
+            world,
+            client,
+            server,
+            stranger,
+            strange_server,
+            crowd,
+            seconds,
+            program,
+            _servers,
+        }
+    }
+
+    pub(super) fn measure(&self, case: &Case) -> Result<Figures> {
+        let Some(setup) = &case.agent else {
+            let mut figures = self.load(&self.client, &self.server, &[])?;
+            self.memory(&mut figures, None)?;
+            return Ok(figures);
+        };
+        let agent = AgentBuilder::new(&self.world, setup.mode)
+            .set(setup.setting)
+            .enrol("client", &self.client, "")
+            .enrol("server", &self.server, "")
+            .start();
+        let mut figures = self.load(&self.client, &self.server, &[])?;
+        figures.insert("rss_mb".into(), memory::resident(&agent)? * 1024.0 / 1e6);
+        if setup.steering {
+            self.steering(&mut figures, setup, &agent)?;
+            self.memory(&mut figures, Some(&agent))?;
+        }
+        Ok(figures)
+    }
+
+    /// What depends on how connections are steered, not on how their bytes move.
+    fn steering(&self, figures: &mut Figures, setup: &Setup, agent: &Agent) -> Result<()> {
+        let connects = ["--only", "connects"];
+        let strangers = || self.load(&self.stranger, &self.strange_server, &connects);
+        let rate = |figures: Figures| figures.get("connect_rate").copied().context("a rate");
+        figures.insert("connect_rate_not_enrolled".into(), rate(strangers()?)?);
+        for count in ENTRIES {
+            self.rewrite(agent, &[self.client_with(count)]);
+            let loaded = self.load(&self.client, &self.server, &connects)?;
+            figures.insert(format!("connect_rate_{count}"), rate(loaded)?);
+        }
+        self.rewrite(agent, &[self.client_with(0)]);
+        let loaded =
+            self.under_churn(agent, || self.load(&self.client, &self.server, &connects))?;
+        figures.insert("connect_rate_churn".into(), rate(loaded)?);
+        if setup.mode == "ebpf" {
+            // Its hooks sit at the root of all cgroups, and run for everybody.
+            let nowhere = format!("  - {{name: crowd, netns: {}}}\n", self.crowd[0].netns);
+            agent.rewrite(&[self.client_with(0), self.server_entry(), nowhere]);
+            wait::until("the hooks are at the root", IN_FORCE, || {
+                agent.log().contains("cgroup2 root").then_some(())
+            });
+            figures.insert("connect_rate_not_enrolled_root".into(), rate(strangers()?)?);
+        }
+        Ok(())
+    }
+
+    fn memory(&self, figures: &mut Figures, agent: Option<&Agent>) -> Result<()> {
+        memory::per_connection(figures, &self.client, &self.program, &self.server.v4, agent)
+    }
+
+    fn load(&self, from: &Pod, to: &Pod, more: &[&str]) -> Result<Figures> {
+        let to = [
+            "bench-load",
+            "client",
+            "--host",
+            &to.v4,
+            "--seconds",
+            self.seconds,
+        ];
+        let text = from.says(&self.program, &[&to[..], more].concat());
+        serde_json::from_str(&text).with_context(|| text)
+    }
+
+    /// The client's line in the configuration, with a policy of that many entries.
+    fn client_with(&self, entries: usize) -> String {
+        let excluded: Vec<String> = (0..entries)
+            .map(|at| format!("172.{}.{}.{}/32", 16 + (at >> 16), at >> 8 & 255, at & 255))
+            .collect();
+        let policy = format!("outbound: {{exclude_cidrs: [{}]}}", excluded.join(", "));
+        entry("client", &self.client, &policy)
+    }
+
+    fn server_entry(&self) -> String {
+        entry("server", &self.server, "")
+    }
+
+    /// Changes the client's policy and waits until it is in force.
+    fn rewrite(&self, agent: &Agent, client: &[String]) {
+        let changes = || agent.log().matches("\"changed\"").count();
+        let before = changes();
+        agent.rewrite(&[client, &[self.server_entry()]].concat());
+        wait::until("the policy is in force", IN_FORCE, || {
+            (changes() > before).then_some(())
+        });
+    }
+
+    /// Enrols and withdraws the crowd while `work` goes on.
+    fn under_churn<T>(&self, agent: &Agent, work: impl FnOnce() -> T) -> T {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let own = [self.client_with(0), self.server_entry()];
+                let crowd = self.crowd.iter().enumerate();
+                let crowd: Vec<String> = crowd
+                    .map(|(at, pod)| entry(&format!("crowd{at}"), pod, ""))
+                    .collect();
+                while !done.load(Ordering::Relaxed) {
+                    agent.rewrite(&[&own[..], &crowd].concat());
+                    wait::pause(CHURN);
+                    agent.rewrite(&own);
+                    wait::pause(CHURN);
+                }
+            });
+            let result = work();
+            done.store(true, Ordering::Relaxed);
+            result
+        })
+    }
+}
+
+/// Both ends: enough ports and queue for many short connections, and the congestion control most hosts use.
+fn tune(pod: &Pod) {
+    for setting in [
+        "net.ipv4.ip_local_port_range=1024 65000",
+        "net.ipv4.tcp_tw_reuse=1",
+        "net.core.somaxconn=4096",
+        "net.ipv4.tcp_congestion_control=cubic",
+    ] {
+        let done = pod.run("sysctl", &["-qw", setting]);
+        if !done.status.success() {
+            say(&format!("not set in the pods: {setting}"));
+        }
+    }
+}
