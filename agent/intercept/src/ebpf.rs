@@ -4,6 +4,7 @@
 //! and connections go directly.
 
 mod destinations;
+mod explain;
 mod hooks;
 mod listening_ports;
 mod object;
@@ -20,6 +21,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use aya::programs::sk_lookup::SkLookupLink;
 use rustix::time::{ClockId, clock_gettime};
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
 use shunt_core::sockets::Family;
@@ -235,6 +237,14 @@ impl Backend for EbpfBackend {
     fn finish(&mut self, _enrolment: &Enrolment) -> Result<(), InterceptError> {
         // Flows need no program once they are established.
         Ok(())
+    }
+
+    fn explain(
+        &self,
+        enrolment: &Enrolment,
+        inquiry: &Inquiry,
+    ) -> Result<Explanation, InterceptError> {
+        self.explanation(enrolment, inquiry)
     }
 
     fn keep_alive(&mut self) {
