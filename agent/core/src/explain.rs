@@ -1,6 +1,6 @@
 //! What `/explain` is asked and answers, and `shunt explain` prints.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,8 +64,8 @@ pub struct Explanation {
     pub listener: Condition,
     /// Inbound: somebody listens on the port beyond loopback.
     pub listening: Option<Condition>,
-    /// The rule by which the configured policy decides.
-    pub configured: String,
+    /// The rule by which the configured policy decides; `None`: the workload is not served.
+    pub configured: Option<String>,
     /// Where the kernel differs from the configuration.
     pub drift: Vec<String>,
     /// What could not be judged.
@@ -95,6 +95,16 @@ pub struct Step {
 pub struct Condition {
     pub holds: Option<bool>,
     pub evidence: String,
+}
+
+impl Inquiry {
+    /// A client that is nobody in particular: an address kept for documentation.
+    pub fn somebody(destination: SocketAddr) -> IpAddr {
+        match destination.ip().to_canonical() {
+            IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        }
+    }
 }
 
 impl Condition {
@@ -131,7 +141,7 @@ impl Explanation {
             gate: unknown(),
             listener: unknown(),
             listening: None,
-            configured: String::new(),
+            configured: None,
             drift: Vec::new(),
             doubts: Vec::new(),
         }

@@ -69,7 +69,7 @@ impl EbpfBackend {
     ) -> Result<Explanation, InterceptError> {
         let case = Case::new(enrolment, inquiry, &enrolment.addresses)?;
         let mut answer = Explanation::begin(&enrolment.spec.name, inquiry, StatusMode::Ebpf);
-        answer.configured = case.configured().as_str().to_owned();
+        answer.configured = Some(case.configured().as_str().to_owned());
         answer.gate = self.gate_condition()?;
         let cookie = enrolment.netns.cookie();
         let live = match self.workloads.get(&cookie, 0) {

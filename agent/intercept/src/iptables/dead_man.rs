@@ -211,7 +211,7 @@ pub(super) fn state(
     let look = || match kind {
         DeadMan::Recent => {
             let path = format!("/proc/thread-self/net/xt_recent/{name}");
-            fs::read_to_string(path).map(|text| Some(text))
+            fs::read_to_string(path).map(Some)
         }
         DeadMan::Set => {
             let netfilter = Netfilter::open()?;

@@ -47,7 +47,7 @@ impl IptablesBackend {
         own.extend(local.then_some(destination));
         let case = Case::new(enrolment, inquiry, &own)?;
         let mut answer = Explanation::begin(&enrolment.spec.name, inquiry, StatusMode::Iptables);
-        answer.configured = case.configured().as_str().to_owned();
+        answer.configured = Some(case.configured().as_str().to_owned());
         let Some(installed) = self.installed.get(&enrolment.id) else {
             let evidence = "no rules were installed for it";
             answer.drift.push(evidence.into());
@@ -233,6 +233,8 @@ fn kind(case: &Case<'_>, rule: &Rule<'_>) -> Option<Kind> {
         "RETURN" if has(|found| matches!(found, Match::Ports(..))) => {
             Kind::of(Verdict::ExcludedPort, false)
         }
+        // A prefix that covers everything is left out by iptables-save.
+        "RETURN" if rule.matches.is_empty() => Kind::of(Verdict::ExcludedAddress, false),
         "RETURN" => Kind::of(address_kind(case, net?), false),
         // From the first chain of a direction the ports lead on, from the next the addresses.
         target if target.starts_with(OURS) => {
@@ -277,10 +279,12 @@ fn settle(
     let to_capture = answer.rule == Verdict::Capture.as_str();
     let by_policy = to_capture || answer.rule == rule::GATE_STALE;
     let arrives = answer.rule != rule::NOT_ARRIVING;
-    if arrives && by_policy != (answer.configured == Verdict::Capture.as_str()) {
+    let configured = case.configured();
+    if arrives && by_policy != (configured == Verdict::Capture) {
         answer.drift.push(format!(
             "the rules in the kernel say {}, the configured policy says {}",
-            answer.rule, answer.configured
+            answer.rule,
+            configured.as_str()
         ));
     }
     if !to_capture {
