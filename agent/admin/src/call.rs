@@ -41,6 +41,13 @@ pub enum Call {
     DeleteWorkload(WorkloadName),
 }
 
+impl Call {
+    /// While the supervisor looks for the answer it keeps nobody's gate: not for everybody on the host to ask.
+    pub(crate) fn occupies_the_supervisor(&self) -> bool {
+        matches!(self, Self::Explain(_))
+    }
+}
+
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
