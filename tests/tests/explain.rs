@@ -118,18 +118,18 @@ fn at(host: &str, port: u16) -> String {
 fn what_is_explained_happens(mode: &str) {
     let scene = scene();
     let (client, server, stranger) = (&scene.client, &scene.server, &scene.stranger);
-    let _servers = (greeter(server), greeter(client));
+    let _servers = (greeter(server), greeter(client), greeter(stranger));
     let agent = scene.agent(mode);
     let mut captured = Vec::new();
 
     for (host, port, rule) in [
-        (&server.v4, 80, "capture"),
-        (&server.v4, 81, "excluded_port"),
-        (&server.v6, 80, "excluded_address"),
+        (&stranger.v4, 80, "capture"),
+        (&stranger.v4, 81, "excluded_port"),
+        (&stranger.v6, 80, "excluded_address"),
         (&client.v4, 80, "own_address"),
         (&client.v6, 80, "own_address"),
         (&"127.0.0.1".to_owned(), 80, "loopback"),
-        (&server.v4, 82, "capture"),
+        (&stranger.v4, 82, "capture"),
     ] {
         let to = at(host, port);
         let answer = explained(&agent, &["client", &to]);
@@ -177,12 +177,12 @@ fn what_is_explained_happens(mode: &str) {
     logged.sort();
     captured.sort();
     assert_eq!(logged, captured);
-    words_for_people(&agent, server, mode);
+    words_for_people(&agent, stranger, mode);
 }
 
 /// Tables, and what is not answerable.
-fn words_for_people(agent: &Agent, server: &Pod, mode: &str) {
-    let (code, table, _) = shunt(agent, &["client", &at(&server.v4, 8050)]);
+fn words_for_people(agent: &Agent, other: &Pod, mode: &str) {
+    let (code, table, _) = shunt(agent, &["client", &at(&other.v4, 8050)]);
     assert_eq!(code, Some(0));
     for word in [
         mode,

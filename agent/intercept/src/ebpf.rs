@@ -3,6 +3,7 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly.
 
+mod attached;
 mod destinations;
 mod explain;
 mod hooks;
@@ -14,7 +15,7 @@ mod trie;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -133,10 +134,7 @@ impl EbpfBackend {
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             enrolled._lookup = lookup;
         }
-        let cgroup = match &enrolment.spec.cgroup {
-            Some(configured) => cgroup::resolve(configured)?,
-            None => cgroup::mount_point()?,
-        };
+        let cgroup = cgroup_of(enrolment)?;
         self.hooks.attach(&mut self.object, enrolment.id, &cgroup)
     }
 
@@ -257,6 +255,14 @@ impl Backend for EbpfBackend {
             self.listening.look_at_all();
         }
         self.remove_retired_rules();
+    }
+}
+
+/// Where the connect hooks are attached.
+fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
+    match &enrolment.spec.cgroup {
+        Some(configured) => cgroup::resolve(configured),
+        None => cgroup::mount_point(),
     }
 }
 

@@ -189,3 +189,11 @@ pub(crate) fn listens(
         format!("{count} sockets listen on {addr} in the workload's namespace"),
     ))
 }
+
+/// Does anybody listen on this port beyond loopback, in whichever family?
+pub(crate) fn listened(enrolment: &Enrolment, port: u16) -> Result<Condition, InterceptError> {
+    let ports = ListeningSockets::open(&enrolment.netns)?.ports()?;
+    let count = ports.get(&port).copied().unwrap_or(0);
+    let evidence = format!("{count} sockets listen on port {port} beyond loopback");
+    Ok(Condition::new(count > 0, evidence))
+}

@@ -13,7 +13,7 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, RuleEntry, monotonic_ns, object, trie, workload_value};
+use super::{EbpfBackend, Hooks, RuleEntry, cgroup_of, monotonic_ns, object, trie, workload_value};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
@@ -107,11 +107,18 @@ impl EbpfBackend {
         answer: &mut Explanation,
     ) -> Result<Rule, InterceptError> {
         let Workload { id, rules, .. } = workload;
-        answer.step(
-            rule::NOT_ENROLLED,
-            false,
-            format!("SHUNT_WORKLOADS has workload {id} with rule set {rules}"),
-        );
+        let mut evidence = format!("SHUNT_WORKLOADS has workload {id} with rule set {rules}");
+        let mut hooked = true;
+        if case.direction == Direction::Outbound {
+            let cgroup = cgroup_of(enrolment)?;
+            hooked = Hooks::is_attached(&self.object, &cgroup, case.family())?;
+            let is = if hooked { "is" } else { "is not" };
+            evidence += &format!("; the connect hook {is} attached to {}", cgroup.display());
+        }
+        if let Some(decided) = answer.step(rule::NOT_ENROLLED, !hooked, &evidence) {
+            answer.drift.push(evidence);
+            return Ok(decided);
+        }
         let wanted = workload_value(enrolment, rules);
         if workload != wanted {
             answer.drift.push(format!(

@@ -10,7 +10,7 @@ use shunt_ebpf_common::decision::Verdict;
 use super::evaluate::{End, Holds, Match, Packet, Rule, Table, Visit};
 use super::render::OURS;
 use super::{IptablesBackend, dead_man};
-use crate::explain::{Case, listens, never};
+use crate::explain::{Case, listened, listens, never};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
 
@@ -70,7 +70,7 @@ impl IptablesBackend {
             alive: answer.gate.holds.unwrap_or(true),
         };
         if case.direction == Direction::Inbound {
-            answer.listening = Some(listens(enrolment, case.destination)?);
+            answer.listening = Some(listened(enrolment, case.destination.port())?);
             let itself = is_local(&enrolment.netns, case.client)?;
             let evidence = format!("{} connects to {destination}", case.client);
             if let Some(decided) = answer.step(rule::TO_ITSELF, itself, evidence) {

@@ -341,6 +341,18 @@ fn a_policy_that_is_not_in_the_kernel_is_told() {
     assert_eq!(answer.configured.as_deref(), Some("excluded_port"));
     assert_eq!(answer.drift.len(), 2, "{:#?}", answer.drift);
 
+    // The hooks are not where the configuration wants them.
+    let cgroup = enrolment.spec.cgroup.replace(server.cgroup.clone());
+    let answer = live
+        .backend()
+        .explain(&enrolment, &inquiry)
+        .expect("an answer");
+    assert_eq!(
+        (answer.rule.as_str(), answer.outcome),
+        (rule::NOT_ENROLLED, Outcome::Direct)
+    );
+    enrolment.spec.cgroup = cgroup;
+
     live.release(&enrolment);
     let answer = live
         .backend()
