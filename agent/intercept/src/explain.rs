@@ -108,7 +108,7 @@ impl<'a> Case<'a> {
             Verdict::OwnAddress => {
                 let own = self.rules.own;
                 let found = own.iter().find(|own| **own == ip);
-                membership(&ip.to_string(), "the workload's own addresses", own, found)
+                membership(&ip.to_string(), "own addresses", own, found)
             }
             Verdict::ExcludedPort => in_ports("exclude_ports", &policy.exclude_ports),
             Verdict::ExcludedAddress => in_nets("exclude_cidrs", &policy.exclude_cidrs),
