@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Show workloads, how they are steered and why, connections and bytes
     Status(StatusArgs),
+    /// Say whether a connection would be intercepted, by which rule, and why
+    Explain(ExplainArgs),
     /// Remove everything that agents which are gone have left behind
     Cleanup(CleanupArgs),
     /// Look at a configuration
@@ -74,6 +77,36 @@ pub struct StatusArgs {
     /// The agent's admin socket
     #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
     pub socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt explain client 10.0.0.7:443
+  shunt explain default/client '[fd00::7]:443'
+  shunt explain --inbound --from 10.0.0.9 web 10.0.0.7:80
+  shunt explain -o json client 10.0.0.7:443 | jq '{outcome, rule, drift}'
+
+The answer is what the kernel would do right now, judged by the maps or rules that are live in it, for a plain TCP
+socket of an application; where that differs from the configuration, the answer says so (drift).
+Exit code 0: answered, whatever the answer; 1: no agent or no such workload; 64: wrong usage.")]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub output: Output,
+    /// A connection to the workload, instead of one that it makes
+    #[arg(long)]
+    pub inbound: bool,
+    /// Who connects; without it, somebody who is not on this node
+    #[arg(long, value_name = "ADDR", requires = "inbound")]
+    pub from: Option<IpAddr>,
+    /// The agent's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
+    pub socket: PathBuf,
+    /// NAME or NAMESPACE/NAME
+    #[arg(value_name = "WORKLOAD")]
+    pub workload: String,
+    /// Where to; with --inbound, the workload's own address and port
+    #[arg(value_name = "ADDR:PORT")]
+    pub destination: SocketAddr,
 }
 
 #[derive(Debug, Args)]

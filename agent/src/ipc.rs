@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shunt_core::config::{Config, Limits, Timeouts};
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::{ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
@@ -64,6 +65,11 @@ pub enum ToWorker {
         ticket: u64,
         result: Result<(), String>,
     },
+    /// Answer to [`ToSupervisor::Explain`] of the same ticket.
+    Explained {
+        ticket: u64,
+        result: Result<Box<Explanation>, Unexplained>,
+    },
     /// End in order.
     Stop { grace_ms: u64 },
 }
@@ -85,6 +91,17 @@ pub enum ToSupervisor {
     Drained { id: WorkloadId },
     /// Somebody changed something over the admin API.
     Change { ticket: u64, change: Change },
+    /// Somebody asks what would happen to a connection.
+    Explain { ticket: u64, inquiry: Inquiry },
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unexplained {
+    /// No workload has that name, or several have.
+    Unknown(String),
+    Failed(String),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

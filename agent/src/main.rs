@@ -3,10 +3,12 @@
 //! `shunt run` is the supervisor, which holds the privileges; it starts `shunt worker`, the data plane, which holds
 //! none. Everything else asks or cleans up.
 
+mod ask;
 mod check;
 mod cleanup;
 mod cli;
 mod config_command;
+mod explain;
 mod heartbeat;
 mod ipc;
 mod privileges;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Command::Worker => worker::run(),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Config(args) => config_command::run(&args),
     }

@@ -1,20 +1,15 @@
 //! `shunt status`: asks the running agent.
 
-use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use shunt_core::status::{StatusMode, StatusReport, WorkloadState, WorkloadStatus};
 
+use crate::ask;
 use crate::cli::{self, Format, StatusArgs};
 
-/// An agent that answers at all answers within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 pub fn run(args: &StatusArgs) -> ExitCode {
-    match ask(&args.socket) {
+    match ask::get::<StatusReport>(&args.socket, "/workloads") {
         Ok(report) => {
             match args.output.output {
                 Format::Json => match serde_json::to_string_pretty(&report) {
@@ -27,24 +22,6 @@ pub fn run(args: &StatusArgs) -> ExitCode {
         }
         Err(error) => cli::failed(&error),
     }
-}
-
-fn ask(socket: &Path) -> Result<StatusReport> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let request = shunt_admin::client::request(socket, "GET", "/workloads", None);
-        let answer = tokio::time::timeout(PATIENCE, request).await;
-        let (status, body) = answer.context("the agent did not answer within 5 s")??;
-        if !status.is_success() {
-            bail!(
-                "the agent answered {status}: {}",
-                String::from_utf8_lossy(&body)
-            );
-        }
-        serde_json::from_slice(&body).context("the agent's answer cannot be read")
-    })
 }
 
 fn table(report: &StatusReport) -> String {

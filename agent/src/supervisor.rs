@@ -12,6 +12,7 @@ mod backends;
 mod config_source;
 mod data_plane;
 mod enrolment;
+mod explaining;
 mod home;
 mod leaving;
 mod lifecycle;
@@ -230,6 +231,11 @@ impl Supervisor {
                     Vec::new(),
                 );
                 return Next::Stop;
+            }
+            ToSupervisor::Explain { ticket, inquiry } => {
+                let result = self.explain(&inquiry).map(Box::new);
+                self.data_plane
+                    .tell(&ToWorker::Explained { ticket, result }, Vec::new());
             }
             ToSupervisor::Change { ticket, change } => {
                 let result = self.change(change);

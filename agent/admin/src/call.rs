@@ -1,7 +1,11 @@
 //! What can be asked, and what comes back. Parsing a request is pure.
 
+use std::net::{IpAddr, SocketAddr};
+
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
+use shunt_core::explain::Inquiry;
+use shunt_core::flow::Direction;
 use shunt_core::workload::WorkloadName;
 
 /// Told to whoever asks for something that is not there.
@@ -13,6 +17,7 @@ GET /stats
 GET /stats/prometheus
 GET /config_dump
 GET /listeners
+GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
 POST /logging?level=LEVEL
 POST /drain
 PUT /workloads/NAMESPACE/NAME
@@ -29,10 +34,18 @@ pub enum Call {
     Prometheus,
     ConfigDump,
     Listeners,
+    Explain(Inquiry),
     SetLogLevel(String),
     Drain,
     PutWorkload { name: WorkloadName, body: String },
     DeleteWorkload(WorkloadName),
+}
+
+impl Call {
+    /// While the supervisor looks for the answer it keeps nobody's gate: not for everybody on the host to ask.
+    pub(crate) fn occupies_the_supervisor(&self) -> bool {
+        matches!(self, Self::Explain(_))
+    }
 }
 
 /// A response.
@@ -82,16 +95,11 @@ pub(crate) fn parse(
         ("GET", ["stats", "prometheus"]) => Call::Prometheus,
         ("GET", ["config_dump"]) => Call::ConfigDump,
         ("GET", ["listeners"]) => Call::Listeners,
-        ("POST", ["logging"]) => {
-            let level = query
-                .unwrap_or_default()
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("level="));
-            match level {
-                Some(level) if !level.is_empty() => Call::SetLogLevel(percent_decoded(level)),
-                _ => return Err(Answer::text(StatusCode::BAD_REQUEST, "say ?level=LEVEL\n")),
-            }
-        }
+        ("GET", ["explain"]) => Call::Explain(inquiry(query)?),
+        ("POST", ["logging"]) => match parameter(query, "level") {
+            Some(level) if !level.is_empty() => Call::SetLogLevel(level),
+            _ => return Err(wrong("say ?level=LEVEL")),
+        },
         ("POST", ["drain"]) => Call::Drain,
         ("PUT", ["workloads", namespace, name]) => Call::PutWorkload {
             name: workload(namespace, name),
@@ -106,6 +114,46 @@ pub(crate) fn parse(
         }
     };
     Ok(call)
+}
+
+fn inquiry(query: Option<&str>) -> Result<Inquiry, Answer> {
+    let workload = parameter(query, "workload").unwrap_or_default();
+    if workload.is_empty() {
+        return Err(wrong("say ?workload=NAME&destination=ADDR:PORT"));
+    }
+    let destination: SocketAddr = parameter(query, "destination")
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| wrong("destination is not ADDR:PORT, as 10.0.0.1:80 or [fd00::1]:80"))?;
+    let direction = match parameter(query, "direction").as_deref() {
+        None | Some("outbound") => Direction::Outbound,
+        Some("inbound") => Direction::Inbound,
+        Some(_) => return Err(wrong("direction is outbound or inbound")),
+    };
+    let from: Option<IpAddr> = match parameter(query, "from") {
+        Some(text) => Some(text.parse().map_err(|_| wrong("from is not an address"))?),
+        None => None,
+    };
+    let client = match direction {
+        Direction::Outbound => None,
+        Direction::Inbound => Some(from.unwrap_or_else(|| Inquiry::somebody(destination))),
+    };
+    Ok(Inquiry {
+        workload,
+        direction,
+        destination,
+        client,
+    })
+}
+
+fn wrong(text: &str) -> Answer {
+    Answer::text(StatusCode::BAD_REQUEST, format!("{text}\n"))
+}
+
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| percent_decoded(value))
 }
 
 /// As far as it is right; anything else stays as it stands, and is refused where its meaning is known.
@@ -171,6 +219,28 @@ mod tests {
             ask(Method::POST, "/logging", None),
             Err(StatusCode::BAD_REQUEST)
         );
+        let query = "workload=default%2Fweb&destination=%5Bfd00::1%5D:80&direction=inbound";
+        let inquiry = Inquiry {
+            workload: "default/web".into(),
+            direction: Direction::Inbound,
+            destination: "[fd00::1]:80".parse().expect("an address"),
+            client: Some("2001:db8::1".parse().expect("an address")),
+        };
+        assert_eq!(
+            ask(Method::GET, "/explain", Some(query)),
+            Ok(Call::Explain(inquiry))
+        );
+        for faulty in [
+            None,
+            Some("workload=web"),
+            Some("destination=10.0.0.1:80"),
+            Some("workload=web&destination=10.0.0.1"),
+            Some("workload=web&destination=10.0.0.1:80&direction=up"),
+            Some("workload=web&destination=10.0.0.1:80&direction=inbound&from=me"),
+        ] {
+            let answer = ask(Method::GET, "/explain", faulty);
+            assert_eq!(answer, Err(StatusCode::BAD_REQUEST), "{faulty:?}");
+        }
         let level = Call::SetLogLevel("debug".into());
         assert_eq!(
             ask(Method::POST, "/logging", Some("level=debug")),

@@ -41,7 +41,7 @@ pub trait AdminApi: 'static {
 pub enum Listener {
     /// Only its owner can connect: everything is allowed.
     Unix(UnixListener),
-    /// Anybody on the host can: reading is allowed.
+    /// Anybody on the host can: reading what the data plane knows is allowed.
     Tcp(TcpListener),
 }
 
@@ -127,6 +127,10 @@ async fn respond(request: Request<Incoming>, api: &impl AdminApi, trusted: bool)
         Ok(call) => call,
         Err(answer) => return answer,
     };
+    if !trusted && call.occupies_the_supervisor() {
+        let text = "this is answered on the unix socket only\n";
+        return Answer::text(StatusCode::FORBIDDEN, text);
+    }
     let answer = tokio::time::timeout(ANSWER_TIME, api.answer(call)).await;
     answer.unwrap_or_else(|_| {
         let text = "no answer within 30 s; what was asked for may still happen\n";

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod config;
 pub mod counters;
+pub mod explain;
 pub mod flow;
 pub mod rules;
 pub mod snapshot;

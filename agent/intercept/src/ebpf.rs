@@ -3,7 +3,9 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly.
 
+mod attached;
 mod destinations;
+mod explain;
 mod hooks;
 mod listening_ports;
 mod object;
@@ -13,13 +15,14 @@ mod trie;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use aya::programs::sk_lookup::SkLookupLink;
 use rustix::time::{ClockId, clock_gettime};
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
 use shunt_core::sockets::Family;
@@ -131,10 +134,7 @@ impl EbpfBackend {
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             enrolled._lookup = lookup;
         }
-        let cgroup = match &enrolment.spec.cgroup {
-            Some(configured) => cgroup::resolve(configured)?,
-            None => cgroup::mount_point()?,
-        };
+        let cgroup = cgroup_of(enrolment)?;
         self.hooks.attach(&mut self.object, enrolment.id, &cgroup)
     }
 
@@ -245,6 +245,14 @@ impl Backend for EbpfBackend {
         }
     }
 
+    fn explain(
+        &self,
+        enrolment: &Enrolment,
+        inquiry: &Inquiry,
+    ) -> Result<Explanation, InterceptError> {
+        self.explanation(enrolment, inquiry)
+    }
+
     fn keep_alive(&mut self) {
         if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
             tracing::error!(%error, "cannot refresh the gate: connections go directly");
@@ -255,6 +263,14 @@ impl Backend for EbpfBackend {
             self.listening.look_at_all();
         }
         self.remove_retired_rules();
+    }
+}
+
+/// Where the connect hooks are attached.
+fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
+    match &enrolment.spec.cgroup {
+        Some(configured) => cgroup::resolve(configured),
+        None => cgroup::mount_point(),
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod choice;
 mod dead_man;
+mod evaluate;
+mod explain;
 mod netfilter;
 mod probe;
 mod render;
@@ -15,6 +17,7 @@ mod tools;
 use std::collections::HashMap;
 
 use nix::net::if_::InterfaceFlags;
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
@@ -218,6 +221,14 @@ impl Backend for IptablesBackend {
         installed.map_or("not installed".into(), |installed| {
             installed.choice.reason.clone()
         })
+    }
+
+    fn explain(
+        &self,
+        enrolment: &Enrolment,
+        inquiry: &Inquiry,
+    ) -> Result<Explanation, InterceptError> {
+        self.explanation(enrolment, inquiry)
     }
 
     fn keep_alive(&mut self) {

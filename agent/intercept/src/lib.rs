@@ -12,8 +12,10 @@
 
 pub mod cgroup;
 pub mod ebpf;
+mod explain;
 pub mod iptables;
 mod listening;
+mod local;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
@@ -23,6 +25,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::{Family, ListenerSpec};
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
@@ -61,6 +64,16 @@ pub trait Backend {
 
     /// How an installed workload is steered, for people: by which variant, where attached.
     fn describe(&self, enrolment: &Enrolment) -> String;
+
+    /// What would happen to a connection of this workload, judged by what is in the kernel now.
+    ///
+    /// # Errors
+    /// The kernel could not be asked, or there can be no such connection.
+    fn explain(
+        &self,
+        enrolment: &Enrolment,
+        inquiry: &Inquiry,
+    ) -> Result<Explanation, InterceptError>;
 
     /// Called about every 250 ms while the data plane answers. Without it, new connections go directly
     /// (or are refused, where the workload says so) after a second.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr as BoundAddr;
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -41,14 +42,25 @@ impl ListeningSockets {
     /// Port to number of listening sockets, those bound to loopback left out.
     pub(crate) fn ports(&mut self) -> Result<BTreeMap<u16, u32>, InterceptError> {
         let mut ports = BTreeMap::new();
-        for family in [AF_INET, AF_INET6] {
-            self.dump(family, &mut ports)
-                .map_err(|error| InterceptError::io("dump", "listening sockets", error))?;
+        for addr in self.addresses()? {
+            if !addr.ip().to_canonical().is_loopback() {
+                *ports.entry(addr.port()).or_default() += 1;
+            }
         }
         Ok(ports)
     }
 
-    fn dump(&self, family: u8, ports: &mut BTreeMap<u16, u32>) -> io::Result<()> {
+    /// Where each listening socket is bound.
+    pub(crate) fn addresses(&self) -> Result<Vec<BoundAddr>, InterceptError> {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            self.dump(family, &mut found)
+                .map_err(|error| InterceptError::io("dump", "listening sockets", error))?;
+        }
+        Ok(found)
+    }
+
+    fn dump(&self, family: u8, found: &mut Vec<BoundAddr>) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
@@ -80,9 +92,7 @@ impl ListeningSockets {
                 match answer.payload {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
                         let id = &socket.header.socket_id;
-                        if !id.source_address.to_canonical().is_loopback() {
-                            *ports.entry(id.source_port).or_default() += 1;
-                        }
+                        found.push(BoundAddr::new(id.source_address, id.source_port));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),

@@ -248,19 +248,19 @@ fn local_route(family: AddressFamily) -> RouteMessage {
 }
 
 /// A netlink socket of the namespace in which it was opened.
-struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
 }
 
 impl Netlink {
-    fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self { socket })
     }
 
-    fn send(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn send(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
@@ -314,7 +314,7 @@ impl Netlink {
     }
 
     /// Reads messages until `last` says that one was the last.
-    fn receive(
+    pub(crate) fn receive(
         &self,
         mut last: impl FnMut(NetlinkPayload<RouteNetlinkMessage>) -> bool,
     ) -> io::Result<()> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use shunt_admin::{AdminApi, Answer, Call, Listener};
 use shunt_core::config::file;
+use shunt_core::explain::Inquiry;
 use shunt_core::status::WorkloadState;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
@@ -18,10 +19,11 @@ use tokio::task::JoinHandle;
 
 use super::control::Wish;
 use super::view::View;
-use crate::ipc::Change;
+use crate::ipc::{Change, Unexplained};
 
 const OK: u16 = 200;
 const BAD_REQUEST: u16 = 400;
+const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 const UNAVAILABLE: u16 = 503;
 
@@ -79,6 +81,7 @@ impl AdminApi for Api {
                 Ok(()) => self.change(Change::LogLevel(level)).await,
                 Err(error) => text(BAD_REQUEST, format!("{error}\n")),
             },
+            Call::Explain(inquiry) => self.explain(inquiry).await,
             Call::Drain => self.change(Change::Drain).await,
             Call::DeleteWorkload(name) => self.change(Change::Delete(name)).await,
             Call::PutWorkload { name, body } => {
@@ -184,9 +187,21 @@ impl Api {
         Answer::json(&rows)
     }
 
+    async fn explain(&self, inquiry: Inquiry) -> Answer {
+        let (tell, told) = oneshot::channel();
+        // When it cannot be sent, nobody tells either.
+        let _ = self.wishes.send(Wish::Explain(inquiry, tell));
+        match told.await {
+            Ok(Ok(explanation)) => Answer::json(&explanation),
+            Ok(Err(Unexplained::Unknown(reason))) => text(NOT_FOUND, format!("{reason}\n")),
+            Ok(Err(Unexplained::Failed(reason))) => text(CONFLICT, format!("{reason}\n")),
+            Err(_) => text(UNAVAILABLE, "the agent is stopping\n".into()),
+        }
+    }
+
     async fn change(&self, change: Change) -> Answer {
         let (tell, told) = oneshot::channel();
-        if self.wishes.send((change, tell)).is_err() {
+        if self.wishes.send(Wish::Change(change, tell)).is_err() {
             return text(UNAVAILABLE, "the agent is stopping\n".into());
         }
         match told.await {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::workload::WorkloadId;
 use shunt_intercept::ebpf::Destinations;
 use shunt_intercept::original_dst::KernelOriginalDst;
@@ -21,15 +22,22 @@ use tokio::task::JoinHandle;
 use super::stock::Stock;
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
-use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
+use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker, Unexplained};
 
 /// How often the end of withdrawn workloads' flows is looked for.
 const LOOK: Duration = Duration::from_millis(50);
 /// After the supervisor's death the iptables gates need this long to open: until then clients still come.
 const ORPHAN: Duration = Duration::from_millis(1500);
 
-/// What the admin API asks for; `Ok` or why not.
-pub(super) type Wish = (Change, oneshot::Sender<Result<(), String>>);
+/// What the admin API asks the supervisor for, and where the answer goes.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// `Ok` or why not.
+    Change(Change, oneshot::Sender<Result<(), String>>),
+    Explain(Inquiry, oneshot::Sender<Explained>),
+}
+
+pub(super) type Explained = Result<Box<Explanation>, Unexplained>;
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -39,6 +47,7 @@ pub(super) struct Control {
     requests: mpsc::UnboundedReceiver<ToSupervisor>,
     wishes: mpsc::UnboundedReceiver<Wish>,
     asked: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    inquired: HashMap<u64, oneshot::Sender<Explained>>,
     next_ticket: u64,
     view: Rc<RefCell<View>>,
     originals: KernelOriginalDst,
@@ -115,6 +124,7 @@ impl Control {
             requests,
             wishes,
             asked: HashMap::new(),
+            inquired: HashMap::new(),
             next_ticket: 1,
             view,
             originals,
@@ -163,11 +173,19 @@ impl Control {
         }
     }
 
-    fn pass_on(&mut self, (change, answer): Wish) {
+    fn pass_on(&mut self, wish: Wish) {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.asked.insert(ticket, answer);
-        self.say(&ToSupervisor::Change { ticket, change });
+        match wish {
+            Wish::Change(change, answer) => {
+                self.asked.insert(ticket, answer);
+                self.say(&ToSupervisor::Change { ticket, change });
+            }
+            Wish::Explain(inquiry, answer) => {
+                self.inquired.insert(ticket, answer);
+                self.say(&ToSupervisor::Explain { ticket, inquiry });
+            }
+        }
     }
 
     fn carry_out(&mut self, message: ToWorker, fds: Vec<OwnedFd>) -> Result<()> {
@@ -244,6 +262,11 @@ impl Control {
             ToWorker::Changed { ticket, result } => {
                 if let Some(asker) = self.asked.remove(&ticket) {
                     // Whoever asked may have gone away.
+                    let _ = asker.send(result);
+                }
+            }
+            ToWorker::Explained { ticket, result } => {
+                if let Some(asker) = self.inquired.remove(&ticket) {
                     let _ = asker.send(result);
                 }
             }

@@ -162,47 +162,77 @@ pub enum Verdict {
     AddressNotIncluded,
 }
 
+impl Verdict {
+    /// The rule's name, for people and scripts.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::BoundToDevice => "bound_to_device",
+            Self::Loopback => "loopback",
+            Self::Unspecified => "unspecified",
+            Self::Multicast => "multicast",
+            Self::Broadcast => "broadcast",
+            Self::OwnAddress => "own_address",
+            Self::ExcludedPort => "excluded_port",
+            Self::ExcludedAddress => "excluded_address",
+            Self::PortNotIncluded => "port_not_included",
+            Self::AddressNotIncluded => "address_not_included",
+        }
+    }
+}
+
+/// Whoever wants to know how the answer was found.
+pub trait Witness {
+    /// The function looked whether the rule `rule` holds, in its order. Nothing comes after one that does.
+    fn saw(&mut self, rule: Verdict, holds: bool);
+}
+
+/// Nobody looks: costs nothing.
+impl Witness for () {
+    #[inline(always)]
+    fn saw(&mut self, _: Verdict, _: bool) {}
+}
+
 /// See the picture at the head of this module.
 #[inline(always)]
 pub fn decide(question: &Question, rules: &impl Rules) -> Verdict {
+    decide_before(question, rules, &mut ())
+}
+
+/// [`decide`], with a witness of every step.
+#[inline(always)]
+pub fn decide_before(
+    question: &Question,
+    rules: &impl Rules,
+    witness: &mut impl Witness,
+) -> Verdict {
+    macro_rules! leave {
+        ($rule:ident if $holds:expr) => {
+            let holds = $holds;
+            witness.saw(Verdict::$rule, holds);
+            if holds {
+                return Verdict::$rule;
+            }
+        };
+    }
     let address = &question.address;
-    if question.bound_to_device {
-        return Verdict::BoundToDevice;
-    }
-    if address.is_loopback() {
-        return Verdict::Loopback;
-    }
-    if address.is_unspecified() {
-        return Verdict::Unspecified;
-    }
-    if address.is_multicast() {
-        return Verdict::Multicast;
-    }
-    if address.is_broadcast() {
-        return Verdict::Broadcast;
-    }
+    leave!(BoundToDevice if question.bound_to_device);
+    leave!(Loopback if address.is_loopback());
+    leave!(Unspecified if address.is_unspecified());
+    leave!(Multicast if address.is_multicast());
+    leave!(Broadcast if address.is_broadcast());
     let restricts = rules.restricts();
     let by_address = rules.address(address);
-    if by_address.has(Marks::OWN) {
-        return Verdict::OwnAddress;
-    }
+    leave!(OwnAddress if by_address.has(Marks::OWN));
     let by_port = if restricts.has(Restricts::ANY_PORTS) {
         rules.port(question.port)
     } else {
         Marks(0)
     };
-    if by_port.has(Marks::EXCLUDED) {
-        return Verdict::ExcludedPort;
-    }
-    if by_address.has(Marks::EXCLUDED) {
-        return Verdict::ExcludedAddress;
-    }
-    if restricts.has(Restricts::INCLUDE_PORTS) && !by_port.has(Marks::INCLUDED) {
-        return Verdict::PortNotIncluded;
-    }
-    if restricts.has(Restricts::INCLUDE_ADDRESSES) && !by_address.has(Marks::INCLUDED) {
-        return Verdict::AddressNotIncluded;
-    }
+    leave!(ExcludedPort if by_port.has(Marks::EXCLUDED));
+    leave!(ExcludedAddress if by_address.has(Marks::EXCLUDED));
+    leave!(PortNotIncluded if restricts.has(Restricts::INCLUDE_PORTS) && !by_port.has(Marks::INCLUDED));
+    leave!(AddressNotIncluded if restricts.has(Restricts::INCLUDE_ADDRESSES) && !by_address.has(Marks::INCLUDED));
     Verdict::Capture
 }
 

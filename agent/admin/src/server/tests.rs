@@ -54,7 +54,12 @@ async fn over_tcp_only_reading_is_allowed() {
             let tcp = TcpListener::bind("127.0.0.1:0").await.expect("bound");
             let addr = tcp.local_addr().expect("an address");
             tokio::task::spawn_local(serve(Listener::Tcp(tcp), Rc::new(Echo)));
-            for (method, want) in [("GET /ready", "200"), ("POST /drain", "403")] {
+            let explain = "GET /explain?workload=web&destination=10.0.0.1:80";
+            for (method, want) in [
+                ("GET /ready", "200"),
+                ("POST /drain", "403"),
+                (explain, "403"),
+            ] {
                 let mut stream = tokio::net::TcpStream::connect(addr)
                     .await
                     .expect("connected");

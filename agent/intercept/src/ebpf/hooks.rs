@@ -8,8 +8,10 @@ use std::path::Path;
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
+use shunt_core::sockets::Family;
 use shunt_core::workload::WorkloadId;
 
+use super::attached;
 use super::object::{Object, failed, missing};
 use crate::InterceptError;
 
@@ -97,6 +99,29 @@ impl Hooks {
         };
         self.attached.insert(cgroup_id, attached);
         Ok(())
+    }
+
+    /// Does the kernel run the connect hook of this family for `cgroup`?
+    pub(super) fn is_attached(
+        object: &Object,
+        cgroup: &Path,
+        family: Family,
+    ) -> Result<bool, InterceptError> {
+        let (name, place) = match family {
+            Family::V4 => ("shunt_connect4", attached::INET4_CONNECT),
+            Family::V6 => ("shunt_connect6", attached::INET6_CONNECT),
+        };
+        let program = object
+            .main
+            .program(name)
+            .ok_or_else(|| missing("program", name))?;
+        let id = program
+            .info()
+            .map_err(|error| failed(&format!("ask about {name}"), &error))?
+            .id();
+        let attached = attached::programs(&open(cgroup)?, place)
+            .map_err(|error| InterceptError::io("read the programs of", cgroup.display(), error))?;
+        Ok(attached.contains(&id))
     }
 
     /// The last user of a cgroup takes the programs with it.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use shunt_core::workload::WorkloadId;
 use shunt_ebpf_common::maps::ListeningPort;
 
@@ -57,6 +57,15 @@ impl ListeningPorts {
         self.namespaces.remove(&id);
         for port in self.counted().remove(&id).unwrap_or_default().into_keys() {
             let _ = self.map.remove(&key(id, port));
+        }
+    }
+
+    /// What the map says of a port; `None`: nobody listens.
+    pub(super) fn count(&self, key: &ListeningPort) -> Result<Option<u32>, MapError> {
+        match self.map.get(key, 0) {
+            Ok(count) => Ok(Some(count)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -123,8 +132,8 @@ impl ListeningPorts {
 /// From linux/bpf.h: do not replace.
 const NOEXIST: u64 = 1;
 
-fn exists(error: &aya::maps::MapError) -> bool {
-    matches!(error, aya::maps::MapError::SyscallError(error)
+fn exists(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error)
         if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 

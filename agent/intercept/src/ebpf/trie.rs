@@ -17,7 +17,7 @@ use shunt_ebpf_common::maps::RuleKey;
 use super::RuleEntry;
 
 /// Bits before an IPv4 address in its mapped form.
-const MAPPED_BITS: u32 = 96;
+pub(super) const MAPPED_BITS: u32 = 96;
 
 pub(super) fn compile(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEntry> {
     let mut entries = ports(set, direction, rules);
@@ -122,6 +122,28 @@ fn is_mapped(net: &IpNet) -> bool {
         }
         IpAddr::V4(_) => false,
     }
+}
+
+/// The entry that the kernel's look-up of a whole port or address finds.
+pub(super) fn longest<'a>(entries: &'a [RuleEntry], wanted: &RuleKey) -> Option<&'a RuleEntry> {
+    let wanted = bytes(wanted);
+    let bit = |bytes: &[u8], at: u32| bytes[at as usize / 8] >> (7 - at % 8) & 1;
+    let covers = |(entry, _): &&RuleEntry| {
+        let (held, length) = (bytes(&entry.data()), entry.prefix_len());
+        (0..length).all(|at| bit(&held, at) == bit(&wanted, at))
+    };
+    entries
+        .iter()
+        .filter(covers)
+        .max_by_key(|(entry, _)| entry.prefix_len())
+}
+
+fn bytes(key: &RuleKey) -> Vec<u8> {
+    [key.set, key.table]
+        .iter()
+        .chain(&key.data)
+        .flat_map(|word| word.to_ne_bytes())
+        .collect()
 }
 
 #[cfg(test)]

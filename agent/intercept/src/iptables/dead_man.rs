@@ -1,9 +1,10 @@
 //! The dead-man switch: REDIRECT holds only while somebody alive keeps writing; the kernel judges, nobody has to act.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek, Write};
 use std::sync::Arc;
 
+use shunt_core::explain::Condition;
 use shunt_core::sockets::Family;
 
 use super::netfilter::Netfilter;
@@ -198,4 +199,67 @@ const BUSY: i32 = 4100;
 )]
 pub(super) fn pause() {
     std::thread::sleep(std::time::Duration::from_millis(10));
+}
+
+/// Does the kernel let connections be redirected right now?
+pub(super) fn state(
+    netns: &Netns,
+    family: Family,
+    kind: DeadMan,
+) -> Result<Condition, InterceptError> {
+    let name = list(family);
+    let look = || match kind {
+        DeadMan::Recent => {
+            let path = format!("/proc/thread-self/net/xt_recent/{name}");
+            fs::read_to_string(path).map(Some)
+        }
+        DeadMan::Set => {
+            let netfilter = Netfilter::open()?;
+            Ok(netfilter.is_open(family, name)?.then(String::new))
+        }
+    };
+    let seen = match netns.enter(look).and_then(|seen| seen) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Condition::new(false, format!("{name} is not there")));
+        }
+        seen => seen.map_err(|error| {
+            InterceptError::io("read the dead-man switch of", netns.path().display(), error)
+        })?,
+    };
+    match (kind, seen) {
+        (DeadMan::Set, open) => {
+            let holds = if open.is_some() { "has" } else { "has no" };
+            Ok(Condition::new(
+                open.is_some(),
+                format!("the set {name} {holds} members"),
+            ))
+        }
+        (DeadMan::Recent, text) => recent_state(name, &text.unwrap_or_default())
+            .map_err(|error| InterceptError::io("read", "the kernel's tick", error)),
+    }
+}
+
+/// The kernel tells the last entry's time in ticks, and judges it so: no older than a second.
+fn recent_state(name: &str, text: &str) -> io::Result<Condition> {
+    let seen = text
+        .split_once("last_seen: ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+    let Some(seen) = seen else {
+        return Ok(Condition::new(
+            false,
+            format!("the recent list {name} is empty"),
+        ));
+    };
+    let timers = fs::read_to_string("/proc/timer_list")?;
+    let now = timers
+        .lines()
+        .find_map(|line| line.strip_prefix("jiffies: ")?.trim().parse::<u64>().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
+    // The coarse clocks advance once a tick.
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_REALTIME_COARSE)?;
+    let tick_ms = u64::try_from(tick.tv_nsec()).unwrap_or(0) / 1_000_000;
+    let age_ms = now.saturating_sub(seen) * tick_ms.max(1);
+    let evidence =
+        format!("the recent list {name} was written {age_ms} ms ago, which holds for 1000 ms");
+    Ok(Condition::new(age_ms <= 1000, evidence))
 }

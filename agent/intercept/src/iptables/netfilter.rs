@@ -20,7 +20,12 @@ const IPSET: u16 = (libc::NFNL_SUBSYS_IPSET as u16) << 8;
 const IPSET_CREATE: u16 = IPSET | 2;
 const IPSET_DESTROY: u16 = IPSET | 3;
 const IPSET_ADD: u16 = IPSET | 9;
+const IPSET_TEST: u16 = IPSET | 11;
 const IPSET_HEADER: u16 = IPSET | 12;
+/// The first octets of the two halves of the address space.
+const HALVES: [u8; 2] = [0x00, 0x80];
+/// IPSET_ERR_EXIST, which answers a test with no.
+const NOT_A_MEMBER: i32 = 4103;
 /// The oldest version of the protocol that kernels still take.
 const IPSET_PROTOCOL: u8 = 6;
 
@@ -68,23 +73,20 @@ impl Netfilter {
 
     /// Everything is in the set for a second from now on: two halves, because a set takes no /0.
     pub(super) fn refresh_set(&self, family: Family, name: &str) -> io::Result<()> {
-        for first in [0x00, 0x80] {
-            let mut message = Message::new(IPSET_ADD, ACK, family_number(family));
-            message.set_name(name);
-            message.nested(7, |data| {
-                data.nested(1, |ip| match family {
-                    Family::V4 => ip.attribute(1 | BIG_ENDIAN, &[first, 0, 0, 0]),
-                    Family::V6 => {
-                        let mut half = [0; 16];
-                        half[0] = first;
-                        ip.attribute(2 | BIG_ENDIAN, &half);
-                    }
-                });
-                data.attribute(3, &[1]);
-            });
-            self.ask(message)?;
+        HALVES
+            .into_iter()
+            .try_for_each(|first| self.ask(half(IPSET_ADD, family, name, first)))
+    }
+
+    /// Is everything in the set?
+    pub(super) fn is_open(&self, family: Family, name: &str) -> io::Result<bool> {
+        for first in HALVES {
+            match self.ask(half(IPSET_TEST, family, name, first)) {
+                Err(error) if error.raw_os_error() == Some(NOT_A_MEMBER) => return Ok(false),
+                answer => answer?,
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn has_set(&self, name: &str) -> bool {
@@ -208,6 +210,24 @@ impl Netfilter {
         }
         verdict.unwrap_or(Ok(()))
     }
+}
+
+/// A message about half the address space, as a member of a set.
+fn half(kind: u16, family: Family, name: &str, first: u8) -> Message {
+    let mut message = Message::new(kind, ACK, family_number(family));
+    message.set_name(name);
+    message.nested(7, |data| {
+        data.nested(1, |ip| match family {
+            Family::V4 => ip.attribute(1 | BIG_ENDIAN, &[first, 0, 0, 0]),
+            Family::V6 => {
+                let mut half = [0; 16];
+                half[0] = first;
+                ip.attribute(2 | BIG_ENDIAN, &half);
+            }
+        });
+        data.attribute(3, &[1]);
+    });
+    message
 }
 
 /// What of a family's nft nat table is somebody else's, though empty.

@@ -12,6 +12,9 @@ use shunt_core::workload::{CapturePolicy, PortRange};
 use super::dead_man::DeadMan;
 use crate::{Enrolment, Marks};
 
+/// How the names of our chains begin.
+pub(super) const OURS: &str = "SHUNT_";
+
 /// Our chains. A jump leads only to a later one.
 pub(super) const CHAINS: [&str; 5] = [
     "SHUNT_OUTPUT",

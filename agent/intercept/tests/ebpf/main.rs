@@ -1,8 +1,11 @@
 //! The eBPF backend on a real kernel: namespaces, cgroups and unmodified clients. Needs root.
 
+mod agreement;
+mod cases;
 mod log_lines;
 mod pods;
 mod reuse;
+mod test_run;
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;

@@ -138,3 +138,35 @@ fn octets_survive_the_round_trip() {
     let octets = *b"0123456789abcdef";
     assert_eq!(Address::from_octets(octets).octets(), octets);
 }
+
+#[test]
+fn a_witness_sees_every_rule_up_to_the_one_that_holds() {
+    #[derive(Default)]
+    struct Steps(Vec<(Verdict, bool)>);
+    impl Witness for Steps {
+        fn saw(&mut self, rule: Verdict, holds: bool) {
+            self.0.push((rule, holds));
+        }
+    }
+    let steps = |text: &str, rules: &Fixed| {
+        let question = Question {
+            direction: Direction::Outbound,
+            address: address(text),
+            port: 80,
+            bound_to_device: false,
+        };
+        let mut steps = Steps::default();
+        let verdict = decide_before(&question, rules, &mut steps);
+        assert_eq!(verdict, ask(text, rules));
+        steps.0
+    };
+    let seen = steps("127.0.0.1", &NO_RULES);
+    assert_eq!(
+        seen,
+        [(Verdict::BoundToDevice, false), (Verdict::Loopback, true)]
+    );
+    let seen = steps("10.0.0.1", &NO_RULES);
+    assert_eq!(seen.len(), 10);
+    assert!(seen.iter().all(|(_, held)| !held), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(Verdict::AddressNotIncluded, false)));
+}

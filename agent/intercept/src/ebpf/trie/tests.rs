@@ -4,7 +4,7 @@ use shunt_ebpf_common::decision::{Address, Question, Restricts, decide};
 
 use super::*;
 
-/// A longest-prefix look-up over the entries, bit by bit as the kernel does it.
+/// The entries as the hooks see them.
 struct Trie<'a> {
     entries: &'a [RuleEntry],
     restricts: Restricts,
@@ -12,25 +12,7 @@ struct Trie<'a> {
 
 impl Trie<'_> {
     fn find(&self, key: RuleKey) -> Marks {
-        let bytes = |key: &RuleKey| -> Vec<u8> {
-            [key.set, key.table]
-                .iter()
-                .chain(&key.data)
-                .flat_map(|word| word.to_ne_bytes())
-                .collect()
-        };
-        let wanted = bytes(&key);
-        let bit = |bytes: &[u8], at: u32| bytes[at as usize / 8] >> (7 - at % 8) & 1;
-        let covers = |(entry, _): &&RuleEntry| {
-            let (held, length) = (bytes(&entry.data()), entry.prefix_len());
-            (0..length).all(|at| bit(&held, at) == bit(&wanted, at))
-        };
-        let best = self
-            .entries
-            .iter()
-            .filter(covers)
-            .max_by_key(|(entry, _)| entry.prefix_len());
-        Marks(best.map_or(0, |(_, marks)| *marks))
+        Marks(longest(self.entries, &key).map_or(0, |(_, marks)| *marks))
     }
 }
 

@@ -1,11 +1,16 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
 use shunt_core::address::to_kernel;
 use shunt_ebpf_common::decision::{Question, Verdict, decide};
 
+use super::super::evaluate::{Packet, Table};
+use super::super::explain::judge;
 use super::*;
+use crate::explain::Case;
+use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::rules::PolicyRules;
+use shunt_core::status::StatusMode;
 
 const MARKS: Marks = Marks {
     upstream: 0x539,
@@ -30,51 +35,30 @@ fn rendered<'a>(
     }
 }
 
-/// Walks the rules as netfilter would. True: redirected.
-fn walk(
-    rules: &[String],
-    chain: &str,
-    remote: IpAddr,
-    port: u16,
-    own: &[IpAddr],
-    inbound: bool,
-) -> Option<bool> {
-    for rule in rules {
-        let words: Vec<&str> = rule.split(' ').collect();
-        if words[0] != chain {
-            continue;
-        }
-        let after = |word: &str| {
-            words
-                .iter()
-                .position(|at| *at == word)
-                .map(|at| words[at + 1])
-        };
-        let net_holds = |text: &str| text.parse::<IpNet>().expect("a network").contains(&remote);
-        let port_holds = |text: &str| {
-            let (first, last) = text.split_once(':').unwrap_or((text, text));
-            (first.parse().expect("a port")..=last.parse().expect("a port")).contains(&port)
-        };
-        let side = if inbound { "-s" } else { "-d" };
-        let local = inbound || own.contains(&remote);
-        let holds = after("--mark").is_none()
-            && after(side).is_none_or(net_holds)
-            && after("--dport").is_none_or(port_holds)
-            && after("--dst-type").is_none_or(|_| local != words.contains(&"!"));
-        if !holds {
-            continue;
-        }
-        match after("-j").expect("a target") {
-            "RETURN" => return None,
-            "REDIRECT" => return Some(true),
-            next => {
-                if let Some(end) = walk(rules, next, remote, port, own, inbound) {
-                    return Some(end);
-                }
-            }
-        }
-    }
-    None
+/// What `shunt explain` says of a connection when these are the rules in the kernel, its gate being open.
+fn explained(rules: &[String], case: &Case<'_>, local: bool) -> Explanation {
+    let text: String = JUMPS
+        .iter()
+        .map(|(builtin, chain)| format!("-A {builtin} -p tcp -j {chain}\n"))
+        .chain(rules.iter().map(|rule| format!("-A {rule}\n")))
+        .collect();
+    let packet = Packet {
+        source: (case.direction == Direction::Inbound).then_some(case.client),
+        destination: case.destination.ip(),
+        port: case.destination.port(),
+        mark: 0,
+        local,
+        alive: true,
+    };
+    let inquiry = Inquiry {
+        workload: "web".into(),
+        direction: case.direction,
+        destination: case.destination,
+        client: Some(case.client),
+    };
+    let mut answer = Explanation::begin("default/web", &inquiry, StatusMode::Iptables);
+    judge(case, &Table::parse(&text), &packet, &mut answer);
+    answer
 }
 
 fn port() -> impl Strategy<Value = u16> {
@@ -129,14 +113,30 @@ proptest! {
         let inbound = CapturePolicy { include_cidrs: vec![], exclude_cidrs: vec![], ..inbound };
         let family = if remote.is_ipv4() { Family::V4 } else { Family::V6 };
         let rules = rendered(family, &own, &outbound, &inbound).rules();
-        for (direction, policy, own, chain) in [
-            (Direction::Outbound, &outbound, own.as_slice(), "SHUNT_OUTPUT"),
-            (Direction::Inbound, &inbound, &[][..], "SHUNT_PREROUTING"),
+        for (direction, policy, own) in [
+            (Direction::Outbound, &outbound, own.as_slice()),
+            (Direction::Inbound, &inbound, &[][..]),
         ] {
+            let here = if family == Family::V4 { "10.1.0.5" } else { "fd01::5" };
+            let (destination, client) = match direction {
+                Direction::Outbound => (remote, here.parse().expect("an address")),
+                Direction::Inbound => (here.parse().expect("an address"), remote),
+            };
             let question = Question { direction, address: to_kernel(remote), port, bound_to_device: false };
-            let verdict = decide(&question, &PolicyRules { policy, own });
-            let redirected = walk(&rules, chain, remote, port, own, direction == Direction::Inbound);
-            prop_assert_eq!(redirected.is_some(), verdict == Verdict::Capture, "{:?} {:?}\n{}", direction, verdict, rules.join("\n"));
+            let case = Case {
+                direction,
+                destination: SocketAddr::new(destination, port),
+                client,
+                question,
+                rules: PolicyRules { policy, own },
+            };
+            let verdict = decide(&question, &case.rules);
+            let local = direction == Direction::Inbound || own.contains(&remote);
+            let answer = explained(&rules, &case, local);
+            prop_assert_eq!(&answer.rule, verdict.as_str(), "{:?}\n{}\n{:#?}", direction, rules.join("\n"), answer);
+            prop_assert!(answer.doubts.is_empty() && answer.drift.is_empty(), "{:#?}", answer);
+            let last = answer.steps.last().map(|step| step.matched);
+            prop_assert_eq!(last, Some(verdict != Verdict::Capture), "{:#?}", answer);
         }
     }
 }
