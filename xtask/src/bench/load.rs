@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mio::{Events, Interest, Poll, Token};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Figures;
 use crate::run::answer;
@@ -16,9 +16,6 @@ const ECHO_PORT: u16 = 9000;
 const SINK_PORT: u16 = 9001;
 /// Bound last: when it listens, all do.
 pub(super) const CONNECT_PORT: u16 = 9002;
-
-/// Both ends of the connections that are held, and room.
-const DESCRIPTORS: u64 = 65_536;
 
 const SMALL: usize = 64;
 const MANY: usize = 64;
@@ -56,9 +53,10 @@ enum Part {
 }
 
 pub fn load(args: &LoadArgs) -> Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
     let many = Rlimit {
-        current: Some(DESCRIPTORS),
-        maximum: Some(DESCRIPTORS),
+        current: maximum,
+        maximum,
     };
     setrlimit(Resource::Nofile, many).context("cannot raise RLIMIT_NOFILE")?;
     match &args.role {

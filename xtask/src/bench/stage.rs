@@ -1,5 +1,6 @@
 //! The pods, and one case measured on them.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -29,10 +30,12 @@ pub(super) struct Stage {
     seconds: &'static str,
     program: String,
     _servers: [Running; 2],
+    _congestion: Congestion,
 }
 
 impl Stage {
     pub(super) fn set(seconds: &'static str) -> Self {
+        let _congestion = Congestion::allow();
         let world = World::new();
         let [client, server, stranger, strange_server] = [(); 4].map(|()| world.pod());
         let crowd = (0..4).map(|_| world.pod()).collect();
@@ -56,6 +59,7 @@ impl Stage {
             seconds,
             program,
             _servers,
+            _congestion,
         }
     }
 
@@ -167,6 +171,30 @@ impl Stage {
             done.store(true, Ordering::Relaxed);
             result
         })
+    }
+}
+
+/// Namespaces may choose only what the host allows; a host whose default is another algorithm may not allow cubic.
+struct Congestion(Option<String>);
+
+impl Congestion {
+    const ALLOWED: &'static str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+    fn allow() -> Self {
+        let before = fs::read_to_string(Self::ALLOWED).unwrap_or_default();
+        let changed = !before.contains("cubic")
+            && fs::write(Self::ALLOWED, format!("{} cubic", before.trim())).is_ok();
+        Self(changed.then_some(before))
+    }
+}
+
+impl Drop for Congestion {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0
+            && let Err(error) = fs::write(Self::ALLOWED, before.trim())
+        {
+            say(&format!("{} is still changed: {error}", Self::ALLOWED));
+        }
     }
 }
 
