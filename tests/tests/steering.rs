@@ -1,8 +1,9 @@
 //! Connections reach their destinations through the agent, in both modes, v4 and v6, and it says who called whom.
 
 use std::process::Command;
+use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, World, require};
+use shunt_tests::{Agent, AgentBuilder, Pod, World, require, wait};
 
 /// Runs each story in both modes.
 macro_rules! in_both_modes {
@@ -20,6 +21,7 @@ in_both_modes!(
     ends_and_resets_pass,
     some_things_are_never_captured,
     real_programs_work,
+    bulk_is_spliced,
     the_agents_own_ports_are_refused,
 );
 
@@ -312,6 +314,54 @@ fn real_programs_work(mode: &str) {
     );
     // Two of redis, two each (control and data) of iperf3, one of curl.
     agent.lines(7);
+}
+
+/// A file large enough, there and back; the same with splicing switched off while the agent runs.
+fn bulk_is_spliced(mode: &str) {
+    let scene = scene();
+    let _nginx = scene.server.nginx(&scene.world);
+    let agent = scene.agent(mode);
+    let known = scene.world.dir.path().join(&scene.server.netns).join("big");
+    let fetch = |name: &str| {
+        let file = scene.world.dir.path().join(name);
+        let url = format!("http://{}/big", scene.server.v4);
+        let path = file.display().to_string();
+        scene.client.says("curl", &["-sS", "-o", &path, &url]);
+        let compared = Command::new("cmp").arg(&file).arg(&known).status();
+        assert!(compared.expect("cmp runs").success(), "{name} differs");
+    };
+    fetch("spliced");
+    let line = agent.lines(1).remove(0);
+    assert_eq!(
+        (line["path"].as_str(), line["close_reason"].as_str()),
+        (Some("splice"), Some("finished")),
+        "{line:#}"
+    );
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let by_path = |bytes: &serde_json::Value| (number(&bytes["copy"]), number(&bytes["splice"]));
+    let (copy, splice) = by_path(&line["bytes_by_path"]);
+    assert!(copy > 1 << 20 && splice > 1 << 20, "{line:#}");
+    let moved = number(&line["bytes_received"]) + number(&line["bytes_sent"]);
+    assert_eq!(copy + splice, moved, "{line:#}");
+    for name in ["client", "web"] {
+        let bytes = agent.workload(name)["bytes"].clone();
+        assert_eq!(by_path(&bytes), (copy, splice), "{name}");
+    }
+    let metrics = agent.admin("GET", "/stats/prometheus", "").1;
+    assert!(
+        metrics.contains("shunt_acceleration_total{path=\"splice\",reason=\"bulk\"} 1"),
+        "{metrics}"
+    );
+    let file = agent.dir.join("shunt.yaml");
+    let text = std::fs::read_to_string(file).expect("readable");
+    agent.rewrite_text(&format!("splice_after: off\n{text}"));
+    wait::until("the change is applied", Duration::from_secs(5), || {
+        let dump = agent.admin("GET", "/config_dump", "").1;
+        dump.contains("\"splice_after\": null").then_some(())
+    });
+    fetch("copied");
+    let line = agent.lines(2).remove(1);
+    assert_eq!(line["path"], "copy", "{line:#}");
 }
 
 fn the_agents_own_ports_are_refused(mode: &str) {

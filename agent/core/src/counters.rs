@@ -60,6 +60,8 @@ pub struct AgentCounters {
     pub loops_refused: AtomicU64,
     pub connections_refused_by_limit: AtomicU64,
     pub accept_errors: AtomicU64,
+    /// Accepted with the last descriptor, to be refused.
+    pub connections_refused_by_descriptors: AtomicU64,
     pub access_log_dropped: AtomicU64,
     /// Directions that began to splice.
     pub splice_begun: AtomicU64,

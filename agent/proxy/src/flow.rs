@@ -87,6 +87,32 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     account.ended(reason, detail);
 }
 
+/// Resets a client for whom there is no descriptor, and tells of it.
+pub(crate) fn refuse<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    listener: &ListenerSpec,
+    client: &TcpStream,
+    from: SocketAddr,
+) {
+    let counters = &local.context.counters;
+    counters
+        .connections_refused_by_descriptors
+        .fetch_add(1, Relaxed);
+    // If it fails, the client is gone already.
+    let _ = prepare(client);
+    let snapshot = local.context.snapshot.load();
+    if let Some(workload) = snapshot.workloads.get(&listener.workload) {
+        let mut account = Account::open(
+            workload,
+            listener.direction,
+            ClientAddr(canonical(from)),
+            Arc::clone(counters),
+            Arc::clone(&local.context.flows),
+        );
+        account.ended(CloseReason::Limit, Some("no descriptor left".into()));
+    }
+}
+
 /// Dying in the middle must look like it to the client too.
 fn prepare(client: &TcpStream) -> std::io::Result<()> {
     SockRef::from(client).set_linger(Some(std::time::Duration::ZERO))?;
@@ -160,6 +186,9 @@ fn admit<S: SocketSupply, O: OriginalDstSource>(
     };
     if let Some(limit) = over {
         counters.connections_refused_by_limit.fetch_add(1, Relaxed);
+        if let Some(unsaid) = local.limit_warnings.now() {
+            tracing::warn!(workload = %workload.name, limit, unsaid, "connections are refused");
+        }
         return Err((CloseReason::Limit, Some(format!("{limit} reached"))));
     }
     let other_end = match listener.direction {

@@ -22,6 +22,7 @@ mod listener;
 mod pipes;
 mod relay;
 mod rendezvous;
+mod scarcity;
 mod worker;
 
 pub use account::FlowSink;

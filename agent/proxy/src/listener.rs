@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::flow;
+use crate::scarcity::out_of_descriptors;
 use crate::worker::Local;
 
-/// Out of descriptors or memory, accept is tried again this late, and later and later: it must not spin.
+/// Out of memory, or of descriptors and the reserve, accept is tried again this late, and later and later: it must not spin.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// A closing listener whose queue was empty for this long, twice, has nobody left to serve.
@@ -28,6 +29,7 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
 ) {
     let mut pause = FIRST_PAUSE;
     let mut quiet = 0;
+    let mut refusing = false;
     while quiet < 2 {
         let accepted = if *closing.borrow() {
             match timeout(QUIET, listener.accept()).await {
@@ -45,6 +47,12 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
         };
         quiet = 0;
         match accepted {
+            Ok((client, from)) if refusing => {
+                refusing = false;
+                flow::refuse(&local, &spec, &client, from);
+                drop(client);
+                local.reserve.refill();
+            }
             Ok((client, from)) => {
                 pause = FIRST_PAUSE;
                 local.start(
@@ -56,7 +64,15 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 local.context.counters.accept_errors.fetch_add(1, Relaxed);
-                tracing::warn!(listener = %spec.addr, %error, pause_ms = pause.as_millis(), "cannot accept");
+                if let Some(unsaid) = local.accept_warnings.now() {
+                    tracing::warn!(listener = %spec.addr, %error, unsaid, "cannot accept");
+                }
+                // The next one in the queue is taken with the reserve's place, and refused.
+                refusing = out_of_descriptors(&error) && local.reserve.give();
+                if refusing {
+                    continue;
+                }
+                local.reserve.refill();
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }

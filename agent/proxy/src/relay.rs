@@ -96,8 +96,14 @@ pub(crate) async fn relay(
                     error: None,
                 });
             }
-            let moved = to_upstream.moved + to_client.moved;
-            clock.poll(cx, moved, up.is_ready() || down.is_ready())
+            let now = Now {
+                moved: to_upstream.moved + to_client.moved,
+                half_closed: up.is_ready() || down.is_ready(),
+                stalled: to_upstream.is_stalled() || to_client.is_stalled(),
+            };
+            clock.poll(cx, now, |cx| {
+                to_upstream.is_orphaned(cx) || to_client.is_orphaned(cx)
+            })
         })
         .await
     };
@@ -123,6 +129,15 @@ fn failed(failure: Failure) -> End {
     }
 }
 
+/// What the clock is told.
+#[derive(Clone, Copy)]
+struct Now {
+    /// Bytes, both directions.
+    moved: u64,
+    half_closed: bool,
+    stalled: bool,
+}
+
 /// The idle and half-close timers: one, made when first needed.
 struct Clock {
     idle: Duration,
@@ -145,27 +160,39 @@ impl Clock {
         }
     }
 
-    /// `moved` bytes so far; restarts whenever it grew. Ready when time is up.
-    fn poll(&mut self, cx: &mut Context<'_>, moved: u64, half_closed: bool) -> Poll<End> {
-        let (limit, reason) = if half_closed {
-            (self.half_close, CloseReason::HalfCloseTimeout)
-        } else {
-            (self.idle, CloseReason::IdleTimeout)
+    /// Restarts whenever bytes moved. Ready when time is up; `orphaned` is asked then, when nothing but a stall says so.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Now,
+        mut orphaned: impl FnMut(&mut Context<'_>) -> bool,
+    ) -> Poll<End> {
+        let Now {
+            moved, half_closed, ..
+        } = now;
+        let ended = (self.half_close, CloseReason::HalfCloseTimeout, true);
+        let (limit, reason, sure) = match half_closed {
+            true => ended,
+            false if !self.idle.is_zero() => (self.idle, CloseReason::IdleTimeout, true),
+            // Behind the bytes that nobody takes there may be an end, which reading has not come to.
+            false if now.stalled => (ended.0, ended.1, false),
+            false => return Poll::Pending,
         };
-        if limit.is_zero() {
-            return Poll::Pending;
-        }
         if moved != self.seen || half_closed != self.half_closed {
             (self.seen, self.half_closed, self.since) = (moved, half_closed, Instant::now());
         }
-        let deadline = self.since + limit;
+        let mut deadline = self.since + limit;
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         loop {
             // Rearmed only when it rings: a busy flow does not touch the timer wheel at each byte.
             ready!(sleep.as_mut().poll(cx));
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now >= deadline && !sure && !orphaned(cx) {
+                // A slow reader may be slow as long as the writer waits.
+                (self.since, deadline) = (now, now + limit);
+            } else if now >= deadline {
                 return Poll::Ready(End {
                     reason,
                     error: None,

@@ -22,6 +22,7 @@ use crate::account::FlowSink;
 use crate::listener;
 use crate::relay::Pools;
 use crate::rendezvous::Rendezvous;
+use crate::scarcity::{Reserve, Seldom};
 
 /// How often a worker shows that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -96,6 +97,9 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
             let local = Rc::new(Local {
                 context,
                 pools: Pools::default(),
+                reserve: Reserve::default(),
+                limit_warnings: Seldom::default(),
+                accept_warnings: Seldom::default(),
                 tally,
                 listeners: RefCell::default(),
             });
@@ -151,6 +155,9 @@ impl Worker {
 pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
     pub(crate) context: WorkerContext<S, O>,
     pub(crate) pools: Pools,
+    pub(crate) reserve: Reserve,
+    pub(crate) limit_warnings: Seldom,
+    pub(crate) accept_warnings: Seldom,
     tally: Tally,
     listeners: RefCell<Vec<Open>>,
 }

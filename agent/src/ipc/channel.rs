@@ -181,7 +181,7 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
                     other => ChannelError::Io(other.into()),
                 },
             )?;
-        let fds: Vec<OwnedFd> = control
+        let mut fds: Vec<OwnedFd> = control
             .drain()
             .filter_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(fds) => Some(fds),
@@ -189,11 +189,13 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
             })
             .flatten()
             .collect();
-        if got
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if got.flags.contains(ReturnFlags::TRUNC) {
             return Err(ChannelError::Truncated);
+        }
+        if got.flags.contains(ReturnFlags::CTRUNC) {
+            // This process has no descriptor left. The message counts as one that came with none: whoever reads it
+            // misses them, and says so.
+            fds.clear();
         }
         if got.bytes == 0 {
             return Err(ChannelError::Closed);

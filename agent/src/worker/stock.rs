@@ -48,6 +48,9 @@ impl Stock {
     }
 
     pub(super) fn put(&self, want: SocketWant, sockets: Vec<OwnedFd>) {
+        if sockets.is_empty() {
+            return self.fail(want, "no descriptor left for it".into());
+        }
         let mut shelves = self.lock();
         let shelf = shelves.entry(want).or_default();
         shelf.coming = shelf.coming.saturating_sub(sockets.len());
@@ -61,6 +64,8 @@ impl Stock {
         let mut shelves = self.lock();
         let shelf = shelves.entry(want).or_default();
         shelf.coming = 0;
+        // Where descriptors are few, as many as before would fail for ever.
+        shelf.aim = FIRST_AIM;
         shelf.failure = Some(error);
         shelf.changed.notify_waiters();
     }
@@ -184,6 +189,24 @@ mod tests {
         stock.put(WANT, sockets(count));
         waiting.await.expect("no panic").expect("a socket");
         assert!(asked.try_recv().is_err(), "asked twice");
+    }
+
+    /// The kernel drops descriptors that a process at its limit cannot take.
+    #[tokio::test]
+    async fn a_delivery_without_sockets_is_a_failure_and_not_the_last() {
+        let (requests, mut asked) = mpsc::unbounded_channel();
+        let stock = Stock::new(0, requests);
+        for _ in 0..2 {
+            let waiting = tokio::spawn({
+                let stock = stock.clone();
+                async move { stock.take(WANT).await }
+            });
+            asked.recv().await.expect("a request");
+            tokio::task::yield_now().await;
+            stock.put(WANT, Vec::new());
+            let error = waiting.await.expect("no panic").expect_err("an error");
+            assert!(error.to_string().contains("descriptor"), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -141,6 +141,12 @@ fn register_agent(registry: &mut Registry, agent: &AgentCounters) {
         help,
         &agent.connections_refused_by_limit,
     );
+    let help = "Connections refused because no descriptor was left";
+    register(
+        "connections_refused_without_descriptor",
+        help,
+        &agent.connections_refused_by_descriptors,
+    );
     register(
         "accept_errors",
         "Failures to accept a connection",

@@ -9,8 +9,9 @@
 //! It takes again only when what it took before has been written, so the two ways cannot overtake each other, and
 //! `WouldBlock` from a splice means one thing: the source is empty, or the sink is full.
 
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
@@ -119,6 +120,18 @@ impl<'a> Half<'a> {
                 State::Ended => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Has it bytes that its sink does not take?
+    pub(super) fn is_stalled(&self) -> bool {
+        !matches!(self.load, Load::Nothing)
+    }
+
+    /// Is it stalled, and its source gone, in order or not?
+    pub(super) fn is_orphaned(&self, cx: &mut Context<'_>) -> bool {
+        let source: &TcpStream = self.read.as_ref();
+        let ready = pin!(source.ready(Interest::READABLE)).poll(cx);
+        self.is_stalled() && matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
     /// Writes some of the load, and how.

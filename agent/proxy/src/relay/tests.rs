@@ -1,8 +1,9 @@
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use shunt_core::address::ClientAddr;
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
-use shunt_core::flow::{Direction, FlowRecord};
+use shunt_core::flow::{DataPath, Direction, FlowRecord};
 use shunt_core::snapshot::Enrolled;
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -203,16 +204,10 @@ async fn an_idle_connection_holds_no_buffer() {
 }
 
 #[tokio::test]
-async fn half_closed_and_silent_ends_in_time() {
+async fn ztunnel_1629_half_closed_and_silent_ends_in_time() {
     LocalSet::new()
         .run_until(async {
-            let rules = Rules {
-                timeouts: Timeouts {
-                    half_close: Duration::from_millis(50),
-                    ..Timeouts::default()
-                },
-                splice_after: None,
-            };
+            let rules = half_closing(Duration::from_millis(50));
             let Scene {
                 mut client,
                 server,
@@ -225,6 +220,102 @@ async fn half_closed_and_silent_ends_in_time() {
                 CloseReason::HalfCloseTimeout
             );
             drop(server);
+        })
+        .await;
+}
+
+/// One byte now and then is a sign of life, in the direction that is left.
+#[tokio::test]
+async fn ztunnel_1629_half_closed_and_slow_lives_on() {
+    LocalSet::new()
+        .run_until(async {
+            let half_close = Duration::from_millis(200);
+            let scene = scene(half_closing(half_close)).await;
+            let (mut client, mut server) = (scene.client, scene.server);
+            server.shutdown().await.expect("half closed");
+            assert_eq!(client.read(&mut [0]).await.expect("the end"), 0);
+            for _ in 0..10 {
+                tokio::time::sleep(half_close / 4).await;
+                client.write_all(b"x").await.expect("written");
+                server.read_exact(&mut [0]).await.expect("read");
+            }
+            let since = Instant::now();
+            assert_eq!(
+                scene.relay.await.expect("no panic"),
+                CloseReason::HalfCloseTimeout
+            );
+            assert!(since.elapsed() >= half_close / 2, "too early");
+        })
+        .await;
+}
+
+fn half_closing(half_close: Duration) -> Rules {
+    Rules {
+        timeouts: Timeouts {
+            half_close,
+            ..Timeouts::default()
+        },
+        splice_after: None,
+    }
+}
+
+/// Writes until nothing more is taken.
+async fn stuff(client: &mut TcpStream) {
+    let bytes = vec![0; 1 << 20];
+    let long = Duration::from_millis(200);
+    while let Ok(written) = tokio::time::timeout(long, client.write(&bytes)).await {
+        written.expect("written");
+    }
+}
+
+/// Writes until the relay does not pass it on at once; what is left then stands in the relay's own receive buffer.
+async fn stall(client: &mut TcpStream, counters: &WorkloadCounters) {
+    let mut written = 0;
+    let piece = vec![0; 64 << 10];
+    let passed = || counters.outbound.on(DataPath::Copy).received.load(Relaxed);
+    while written == passed() {
+        client.write_all(&piece).await.expect("written");
+        written += piece.len() as u64;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A client that ended behind bytes which its server does not read: the relay never comes to read that end.
+#[tokio::test]
+async fn ztunnel_1630_a_dead_client_of_a_stalled_server_ends_in_time() {
+    for reset in [false, true] {
+        LocalSet::new()
+            .run_until(async {
+                let scene = scene(half_closing(Duration::from_millis(400))).await;
+                let (mut client, server) = (scene.client, scene.server);
+                stall(&mut client, &scene.counters).await;
+                if reset {
+                    linger_zero(&client);
+                }
+                drop(client);
+                let end = tokio::time::timeout(Duration::from_secs(5), scene.relay).await;
+                assert_eq!(
+                    end.expect("in time").expect("no panic"),
+                    CloseReason::HalfCloseTimeout
+                );
+                drop(server);
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_living_client_of_a_stalled_server_waits() {
+    LocalSet::new()
+        .run_until(async {
+            let half_close = Duration::from_millis(100);
+            let scene = scene(half_closing(half_close)).await;
+            let (mut client, mut server) = (scene.client, scene.server);
+            stuff(&mut client).await;
+            tokio::time::sleep(half_close * 4).await;
+            assert!(!scene.relay.is_finished());
+            let mut got = vec![0; 1 << 20];
+            server.read_exact(&mut got).await.expect("read");
         })
         .await;
 }

@@ -1,9 +1,7 @@
 //! Bulk flows are spliced, and are otherwise as flows that are copied.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use shunt_core::flow::DataPath;
 use shunt_core::status::BytesByPath;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
