@@ -11,6 +11,7 @@
 mod backends;
 mod config_source;
 mod data_plane;
+mod drift;
 mod enrolment;
 mod home;
 mod leaving;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_intercept::watch::Watch;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -41,8 +43,6 @@ use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
 
 /// How often gates are refreshed; they hold for a second.
 const TICK: Duration = Duration::from_millis(250);
-/// How often namespaces are compared with what is known of them.
-const LOOK: Duration = Duration::from_secs(2);
 /// At the end, releasing is tried this long, and so is removing. Whoever then still captures opens with the gates.
 const RELEASES: Duration = Duration::from_secs(10);
 /// A data plane that has not answered for this long is replaced. Its gates opened long before.
@@ -59,7 +59,12 @@ struct Supervisor {
     /// Withdrawn, with flows that still go on.
     leaving: Vec<Leaving>,
     next_id: u32,
-    last_look: Instant,
+    /// What the kernel announces of the namespaces.
+    watch: Watch,
+    /// Where the round of looks is.
+    looked_at: Option<WorkloadName>,
+    /// What `status` shows is not yet what the data plane was told.
+    changed: bool,
     repairs: BTreeMap<String, u64>,
 }
 
@@ -129,7 +134,9 @@ impl Supervisor {
             workloads: BTreeMap::new(),
             leaving: Vec::new(),
             next_id: 1,
-            last_look: Instant::now(),
+            watch: Watch::new().context("cannot watch namespaces")?,
+            looked_at: None,
+            changed: true,
             repairs: BTreeMap::new(),
         };
         for spec in supervisor.config.workloads.clone() {
@@ -269,11 +276,12 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
-        if self.last_look.elapsed() >= LOOK {
-            self.last_look = Instant::now();
-            self.look();
+        self.look();
+        if std::mem::take(&mut self.changed) {
+            self.publish();
+        } else {
+            self.publish_counters();
         }
-        self.publish();
     }
 
     /// New connections go directly at once; flows get their time; then everything is removed.
