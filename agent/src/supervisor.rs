@@ -33,6 +33,7 @@ use tokio::time::MissedTickBehavior;
 use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
+use self::drift::NodeNotes;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
@@ -61,6 +62,7 @@ struct Supervisor {
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
+    node: NodeNotes,
     /// Where the round of looks is.
     looked_at: Option<WorkloadName>,
     /// What `status` shows is not yet what the data plane was told.
@@ -135,6 +137,7 @@ impl Supervisor {
             leaving: Vec::new(),
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
+            node: NodeNotes::default(),
             looked_at: None,
             changed: true,
             repairs: BTreeMap::new(),

@@ -4,6 +4,7 @@
 //! and connections go directly.
 
 mod destinations;
+pub(crate) mod foreign;
 mod hooks;
 mod inspection;
 mod kernel;

@@ -7,6 +7,7 @@
 
 mod choice;
 mod dead_man;
+pub(crate) mod foreign;
 mod inspection;
 mod legacy;
 mod live;

@@ -9,11 +9,13 @@
 //! | [`iptables`] | REDIRECT rules behind a dead-man switch |
 //! | [`return_path`] | lets answers to a borrowed source address come back to the agent |
 //! | [`drift`], [`watch`] | what others did to any of these, and what the kernel announces of it |
+//! | [`foreign`] | who else works at the same places |
 //! | [`original_dst`] | where an accepted connection was going |
 
 pub mod cgroup;
 pub mod drift;
 pub mod ebpf;
+pub mod foreign;
 pub mod iptables;
 mod listening;
 mod netlink;

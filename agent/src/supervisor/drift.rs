@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::drift::{Drift, Look, Part};
-use shunt_intercept::return_path;
 use shunt_intercept::watch::Announced;
+use shunt_intercept::{cgroup, foreign, return_path};
 
 use super::Supervisor;
 use super::backends::Backends;
@@ -26,6 +26,8 @@ use super::lifecycle::{Phase, Retry, Workload};
 const SHARES: usize = 6;
 /// How long until a close look that nothing asked for: an announcement may have been lost.
 const CLOSE: Duration = Duration::from_secs(60);
+/// How long what others have on the node is taken as known.
+const NODE: Duration = Duration::from_secs(20);
 /// Repairs that are made at once, within [`WINDOW`]. Who undoes more than that is not an accident.
 const FREE: usize = 5;
 const WINDOW: Duration = Duration::from_secs(60);
@@ -45,6 +47,8 @@ pub(super) struct Health {
     repaired: VecDeque<Instant>,
     /// For people. Empty: all is well.
     pub(super) reason: String,
+    /// Who else works at the same places.
+    pub(super) notes: Vec<String>,
 }
 
 impl Health {
@@ -57,6 +61,7 @@ impl Health {
             repair: None,
             repaired: VecDeque::new(),
             reason: String::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -189,6 +194,9 @@ impl Supervisor {
             serving.health.announced.addresses,
             serving.health.announced.rules,
         ) = (false, false);
+        if close {
+            self.changed |= serving.note_others(self.node.get());
+        }
         let look = if close { Look::Close } else { Look::Glance };
         match inspect(&mut self.backends, serving, look) {
             Ok(found) => self.changed |= serving.health.judge(&spec.name, found),
@@ -246,6 +254,7 @@ impl Supervisor {
         Workload { spec, phase }
     }
 
+    /// Puts in its place what was found missing: parts of ours, nothing of others.
     fn put_back(&mut self, serving: &Serving, parts: &BTreeSet<Part>) -> Result<(), String> {
         let enrolment = &serving.enrolment;
         if parts.contains(&Part::ReturnPath) {
@@ -263,6 +272,45 @@ impl Supervisor {
         for part in parts {
             *self.repairs.entry(part.as_str().to_owned()).or_default() += 1;
         }
+    }
+}
+
+/// What others have on the whole node: looked at rarely, there may be thousands of maps.
+#[derive(Debug, Default)]
+pub(super) struct NodeNotes {
+    looked: Option<Instant>,
+    notes: Vec<String>,
+}
+
+impl NodeNotes {
+    fn get(&mut self) -> &[String] {
+        if self.looked.is_none_or(|at| at.elapsed() > NODE) {
+            self.looked = Some(Instant::now());
+            self.notes = foreign::sockmap_notes();
+        }
+        &self.notes
+    }
+}
+
+impl Serving {
+    /// True: others came or went.
+    fn note_others(&mut self, node: &[String]) -> bool {
+        let spec = &self.enrolment.spec;
+        let configured = spec.cgroup.as_deref().map(cgroup::resolve);
+        let cgroup = configured.unwrap_or_else(cgroup::mount_point).ok();
+        let mut notes = foreign::notes(&self.enrolment.netns, cgroup.as_deref());
+        notes.extend_from_slice(node);
+        if notes == self.health.notes {
+            return false;
+        }
+        for note in notes
+            .iter()
+            .filter(|note| !self.health.notes.contains(note))
+        {
+            tracing::info!(workload = %spec.name, note, "somebody else works here too, and is left alone");
+        }
+        self.health.notes = notes;
+        true
     }
 }
 

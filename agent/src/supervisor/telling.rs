@@ -137,6 +137,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             mode_reason: serving.mode_reason.clone(),
             state: WorkloadState::Ready,
             state_reason: serving.health.reason.clone(),
+            notes: serving.health.notes.clone(),
             listeners: serving.listener_status(),
         },
         Phase::Waiting { state, reason, .. } => WorkloadInfo {
@@ -146,6 +147,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             mode_reason: reason.clone(),
             state: *state,
             state_reason: reason.clone(),
+            notes: Vec::new(),
             listeners: Vec::new(),
         },
     }

@@ -59,6 +59,12 @@ pub(super) struct Attached {
     pub(super) name: String,
 }
 
+impl std::fmt::Display for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (id {})", self.name, self.id)
+    }
+}
+
 /// The programs attached to a cgroup, a namespace or a socket map itself, not to what is above it.
 pub(super) fn attached(target: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<Attached>> {
     // As many as the kernel lets be attached to one cgroup.

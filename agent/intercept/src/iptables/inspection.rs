@@ -46,7 +46,7 @@ impl Written {
                 .rules()
                 .len();
             let legacy = (variant == Variant::Legacy)
-                .then(|| Legacy::open(family))
+                .then(|| Legacy::open(family, "nat"))
                 .transpose()?;
             let live = live(variant, family, legacy.as_ref())?;
             // In legacy tables the end of a chain is a rule too.

@@ -1,4 +1,4 @@
-//! The legacy nat table, asked of the kernel without a program. It announces nothing, so it is asked often.
+//! Legacy tables, asked of the kernel without a program. They announce nothing, so they are asked often.
 #![expect(unsafe_code, reason = "IPT_SO_GET_* have no safe binding")]
 
 use std::io;
@@ -35,6 +35,7 @@ const ATTEMPTS: usize = 5;
 pub(super) struct Legacy {
     socket: UdpSocket,
     family: Family,
+    table: &'static str,
 }
 
 /// Where things are in an entry of a family.
@@ -48,13 +49,24 @@ struct Layout {
 
 impl Legacy {
     /// In this thread's namespace.
-    pub(super) fn open(family: Family) -> io::Result<Self> {
+    pub(super) fn open(family: Family, table: &'static str) -> io::Result<Self> {
         let any = match family {
             Family::V4 => "0.0.0.0:0",
             Family::V6 => "[::]:0",
         };
         let socket = UdpSocket::bind(any)?;
-        Ok(Self { socket, family })
+        Ok(Self {
+            socket,
+            family,
+            table,
+        })
+    }
+
+    /// The names of all chains that are not built in.
+    pub(super) fn chains(&self) -> io::Result<Vec<String>> {
+        let table = self.table()?;
+        let names = table.entries().filter_map(|entry| entry.error_name());
+        Ok(names.collect())
     }
 
     /// Every rule: its chain, what it is, the chain to which it jumps.
@@ -99,9 +111,9 @@ impl Legacy {
     fn table(&self) -> io::Result<Table> {
         let mut attempts = 0;
         loop {
-            let info = self.get(GET_INFO, named(INFO))?;
+            let info = self.get(GET_INFO, named(self.table, INFO))?;
             let size = u32_at(&info, INFO - 4).unwrap_or(0);
-            let mut question = named(HEAD + size as usize);
+            let mut question = named(self.table, HEAD + size as usize);
             question[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
             match self.get(GET_ENTRIES, question) {
                 Ok(answer) => {
@@ -141,9 +153,9 @@ impl Legacy {
     }
 }
 
-fn named(size: usize) -> Vec<u8> {
+fn named(table: &str, size: usize) -> Vec<u8> {
     let mut buffer = vec![0; size];
-    buffer[..3].copy_from_slice(b"nat");
+    buffer[..table.len()].copy_from_slice(table.as_bytes());
     buffer
 }
 

@@ -1,6 +1,8 @@
 //! Netfilter by netlink, where the programs cannot do it exactly: an ipset refreshed without a process, and a table
 //! deleted only if nothing is in it at that instant.
 
+mod reading;
+
 use std::io;
 use std::time::Duration;
 
@@ -28,8 +30,6 @@ const IPSET_PROTOCOL: u8 = 6;
 const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
 const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
 const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
-const NEW_RULE: u16 = NFTABLES | libc::NFT_MSG_NEWRULE as u16;
-const GET_RULE: u16 = NFTABLES | libc::NFT_MSG_GETRULE as u16;
 const DELETE_CHAIN: u16 = NFTABLES | libc::NFT_MSG_DELCHAIN as u16;
 
 /// The chains that iptables-nft makes in a nat table.
@@ -173,45 +173,6 @@ impl Netfilter {
             _ => answer.error(),
         })?;
         Ok(chains)
-    }
-
-    /// Chain and expressions of every rule in the nat table.
-    pub(super) fn nat_rules(
-        &self,
-        family: Family,
-        mut each: impl FnMut(&str, &[u8]),
-    ) -> io::Result<()> {
-        let flags = REQUEST | libc::NLM_F_DUMP as u16;
-        let mut message = Message::new(GET_RULE, flags, family_number(family));
-        message.text(1, "nat");
-        self.socket.send(&message.finish(1), 0)?;
-        let mut torn = false;
-        self.receive(|answer| {
-            torn |= answer.is_torn();
-            match answer.kind {
-                NEW_RULE => {
-                    let part = |wanted| {
-                        answer
-                            .attributes()
-                            .find_map(|(kind, data)| (kind == wanted).then_some(data))
-                    };
-                    let chain = part(2)
-                        .and_then(|name| name.strip_suffix(b"\0"))
-                        .unwrap_or_default();
-                    if part(1) == Some(b"nat\0") {
-                        each(&String::from_utf8_lossy(chain), part(4).unwrap_or_default());
-                    }
-                    None
-                }
-                _ if answer.kind == libc::NLMSG_DONE as u16 => Some(Ok(())),
-                _ => answer.error(),
-            }
-        })?;
-        if torn {
-            Err(io::ErrorKind::Interrupted.into())
-        } else {
-            Ok(())
-        }
     }
 
     fn ask(&self, message: Message) -> io::Result<()> {
