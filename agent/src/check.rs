@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-use shunt_intercept::{Finding, ebpf, iptables};
+use shunt_intercept::{Finding, ebpf, foreign, iptables};
 
+use crate::cleanup;
 use crate::cli::{self, CheckArgs, Format};
 
 #[derive(Serialize)]
@@ -44,6 +45,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
 
 fn examine() -> Report {
     let (ebpf, iptables) = (ebpf::probe(), iptables::probe());
+    let others = foreign::probe(cleanup::namespaces().into_values());
     let works = |findings: &[Finding]| {
         findings
             .iter()
@@ -65,6 +67,7 @@ fn examine() -> Report {
         iptables: iptables_works,
         findings: rows("ebpf", ebpf)
             .chain(rows("iptables", iptables))
+            .chain(rows("both", others))
             .collect(),
     }
 }

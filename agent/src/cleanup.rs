@@ -74,7 +74,7 @@ fn clean_namespace(path: &std::path::Path, extent: Extent) -> Result<Vec<String>
 }
 
 /// Every network namespace that has a name or a process, once each, the node's own left out.
-fn namespaces() -> BTreeMap<u64, PathBuf> {
+pub(crate) fn namespaces() -> BTreeMap<u64, PathBuf> {
     let named = fs::read_dir("/run/netns")
         .into_iter()
         .flatten()

@@ -135,5 +135,6 @@ pub struct WorkloadInfo {
     pub mode_reason: String,
     pub state: WorkloadState,
     pub state_reason: String,
+    pub notes: Vec<String>,
     pub listeners: Vec<ListenerStatus>,
 }

@@ -72,8 +72,17 @@ fn row(workload: &WorkloadStatus) -> [String; 8] {
         workload.connections.total.to_string(),
         size(bytes.direct + bytes.handoff + bytes.sockmap + bytes.splice + bytes.copy),
         listeners.join("\n"),
-        workload.mode_reason.clone(),
+        why(workload),
     ]
+}
+
+/// Why it is steered as it is, what is wrong now, and who else is there.
+fn why(workload: &WorkloadStatus) -> String {
+    let mut lines = vec![workload.mode_reason.as_str()];
+    let wrong = Some(workload.state_reason.as_str());
+    lines.extend(wrong.filter(|wrong| !wrong.is_empty() && *wrong != workload.mode_reason));
+    lines.extend(workload.notes.iter().map(String::as_str));
+    lines.join("\n")
 }
 
 /// Bytes for people, in powers of 1024.

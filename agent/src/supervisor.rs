@@ -11,6 +11,7 @@
 mod backends;
 mod config_source;
 mod data_plane;
+mod drift;
 mod enrolment;
 mod explaining;
 mod home;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
@@ -33,6 +35,7 @@ use tokio::time::MissedTickBehavior;
 use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
+use self::drift::NodeNotes;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
@@ -43,8 +46,6 @@ use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
 
 /// How often gates are refreshed; they hold for a second.
 const TICK: Duration = Duration::from_millis(250);
-/// How often namespaces are compared with what is known of them.
-const LOOK: Duration = Duration::from_secs(2);
 /// At the end, releasing is tried this long, and so is removing. Whoever then still captures opens with the gates.
 const RELEASES: Duration = Duration::from_secs(10);
 /// A data plane that has not answered for this long is replaced. Its gates opened long before.
@@ -61,7 +62,13 @@ struct Supervisor {
     /// Withdrawn, with flows that still go on.
     leaving: Vec<Leaving>,
     next_id: u32,
-    last_look: Instant,
+    /// What the kernel announces of the namespaces.
+    watch: Watch,
+    node: NodeNotes,
+    /// Where the round of looks is.
+    looked_at: Option<WorkloadName>,
+    /// What `status` shows is not yet what the data plane was told.
+    changed: bool,
     repairs: BTreeMap<String, u64>,
     level: LogLevel,
 }
@@ -137,7 +144,10 @@ impl Supervisor {
             workloads: BTreeMap::new(),
             leaving: Vec::new(),
             next_id: 1,
-            last_look: Instant::now(),
+            watch: Watch::new().context("cannot watch namespaces")?,
+            node: NodeNotes::default(),
+            looked_at: None,
+            changed: true,
             repairs: BTreeMap::new(),
             level,
         };
@@ -286,11 +296,12 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
-        if self.last_look.elapsed() >= LOOK {
-            self.last_look = Instant::now();
-            self.look();
+        self.look();
+        if std::mem::take(&mut self.changed) {
+            self.publish();
+        } else {
+            self.publish_counters();
         }
-        self.publish();
     }
 
     /// New connections go directly at once; flows get their time; then everything is removed.

@@ -29,6 +29,9 @@ pub struct WorkloadStatus {
     pub mode_reason: String,
     pub state: WorkloadState,
     pub state_reason: String,
+    /// Others' programs and rules where this workload is steered.
+    #[serde(default)]
+    pub notes: Vec<String>,
     pub listeners: Vec<ListenerStatus>,
     pub connections: Connections,
     pub bytes: BytesByPath,

@@ -3,10 +3,12 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly.
 
-mod attached;
 mod destinations;
 mod explain;
+pub(crate) mod foreign;
 mod hooks;
+mod inspection;
+mod kernel;
 mod listening_ports;
 mod object;
 mod probe;
@@ -20,7 +22,6 @@ use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
-use aya::programs::sk_lookup::SkLookupLink;
 use rustix::time::{ClockId, clock_gettime};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
@@ -33,11 +34,12 @@ use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 pub use self::destinations::Destinations;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
-use self::object::Object;
+use self::object::{Inbound, Object};
 pub use self::probe::probe;
+use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
-/// How often the kernel's count of listening ports is compared with the sockets there are.
+/// How often the kernel's count of listening ports is compared with the sockets of some workloads.
 const LISTENING_LOOK: Duration = Duration::from_secs(1);
 /// How long replaced rules stay: a program that read the workload just before the change may still look them up.
 const RETIREMENT: Duration = Duration::from_millis(100);
@@ -62,9 +64,13 @@ pub struct EbpfBackend {
 
 struct Enrolled {
     cookie: NetnsCookie,
+    /// What the hooks read of it.
+    value: Workload,
     rules: Vec<RuleEntry>,
-    /// Detaches when dropped.
-    _lookup: Option<SkLookupLink>,
+    /// `None`: it has no inbound listener.
+    inbound: Option<Inbound>,
+    /// Where the hooks are.
+    cgroup: PathBuf,
 }
 
 impl EbpfBackend {
@@ -118,24 +124,28 @@ impl EbpfBackend {
         let rules_set = self.next_rules;
         self.next_rules += 1;
         let rules = self.write_rules(enrolment, rules_set)?;
+        let value = workload_value(enrolment, rules_set);
         self.enrolled.insert(
             enrolment.id,
             Enrolled {
                 cookie,
+                value,
                 rules,
-                _lookup: None,
+                inbound: None,
+                cgroup: PathBuf::new(),
             },
         );
         self.workloads
-            .insert(cookie, workload_value(enrolment, rules_set), 0)
+            .insert(cookie, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
         self.listening.add(enrolment.id, &enrolment.netns)?;
-        let lookup = self.object.attach_sk_lookup(enrolment)?;
-        if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
-            enrolled._lookup = lookup;
-        }
+        let inbound = self.object.attach_sk_lookup(enrolment)?;
         let cgroup = cgroup_of(enrolment)?;
-        self.hooks.attach(&mut self.object, enrolment.id, &cgroup)
+        self.hooks.attach(enrolment.id, &cgroup)?;
+        if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
+            (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
+        }
+        Ok(())
     }
 
     /// Writes a policy as a set of its own. On failure, nothing of it stays.
@@ -204,6 +214,7 @@ impl Backend for EbpfBackend {
             return Err(object::failed("write the workload", &error));
         }
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
+            enrolled.value = value;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
         }
@@ -237,6 +248,14 @@ impl Backend for EbpfBackend {
         Ok(())
     }
 
+    fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError> {
+        self.inspect_installed(enrolment, look)
+    }
+
+    fn repair(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.repair_installed(enrolment)
+    }
+
     fn describe(&self, enrolment: &Enrolment) -> String {
         match &enrolment.spec.cgroup {
             Some(cgroup) => format!("eBPF: hooks at cgroup {}", cgroup.display()),
@@ -260,7 +279,7 @@ impl Backend for EbpfBackend {
         self.object.drain_log();
         if self.last_look.elapsed() >= LISTENING_LOOK {
             self.last_look = Instant::now();
-            self.listening.look_at_all();
+            self.listening.look_at_some();
         }
         self.remove_retired_rules();
     }

@@ -9,6 +9,10 @@ mod choice;
 mod dead_man;
 mod evaluate;
 mod explain;
+pub(crate) mod foreign;
+mod inspection;
+mod legacy;
+mod live;
 mod netfilter;
 mod probe;
 mod render;
@@ -25,9 +29,11 @@ use shunt_core::workload::{Mode, WorkloadId};
 use self::choice::{Abilities, Choice};
 pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets, sets};
+use self::inspection::Written;
 use self::netfilter::Kept;
 use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
 use self::tools::{Tools, Variant};
+use crate::drift::{Drift, Look};
 use crate::netns::Netns;
 use crate::{Backend, Enrolment, Finding, InterceptError, Marks, return_path};
 
@@ -49,6 +55,7 @@ struct Installed {
     choice: Choice,
     /// What keeps the rules closed.
     switches: Vec<Switch>,
+    written: Written,
 }
 
 /// The nat tables as they were.
@@ -75,6 +82,18 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
         })
+    }
+
+    fn put(&mut self, enrolment: &Enrolment, choice: Choice) -> Result<(), InterceptError> {
+        let switches = self.apply(enrolment, &choice)?;
+        let written = Written::read(enrolment, &choice, self.marks)?;
+        let installed = Installed {
+            choice,
+            switches,
+            written,
+        };
+        self.installed.insert(enrolment.id, installed);
+        Ok(())
     }
 
     /// All families or none. The switches are open, nobody has refreshed them.
@@ -171,10 +190,7 @@ impl Backend for IptablesBackend {
         let choice = self
             .abilities
             .choose(&self.tools, &enrolment.netns, on_failure)?;
-        let switches = self.apply(enrolment, &choice)?;
-        self.installed
-            .insert(enrolment.id, Installed { choice, switches });
-        Ok(())
+        self.put(enrolment, choice)
     }
 
     fn update(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
@@ -186,10 +202,7 @@ impl Backend for IptablesBackend {
         let choice = self
             .abilities
             .stay(&self.tools, variant, enrolment.spec.on_failure)?;
-        let switches = self.apply(enrolment, &choice)?;
-        self.installed
-            .insert(enrolment.id, Installed { choice, switches });
-        Ok(())
+        self.put(enrolment, choice)
     }
 
     /// Takes out the jumps only. The REDIRECT rules stay where nothing leads to them: with the last of them the kernel
@@ -214,6 +227,17 @@ impl Backend for IptablesBackend {
         let foreign = self.foreign.remove(&enrolment.netns.inode());
         let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
         swept.failure.map_or(Ok(()), Err)
+    }
+
+    fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError> {
+        let installed = self.installed.get(&enrolment.id);
+        installed.map_or(Ok(Vec::new()), |installed| {
+            installed.inspect(&enrolment.netns, look)
+        })
+    }
+
+    fn repair(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.update(enrolment)
     }
 
     fn describe(&self, enrolment: &Enrolment) -> String {

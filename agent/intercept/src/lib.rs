@@ -8,17 +8,23 @@
 //! | [`ebpf`] | connect hooks, `sk_lookup` and their maps |
 //! | [`iptables`] | REDIRECT rules behind a dead-man switch |
 //! | [`return_path`] | lets answers to a borrowed source address come back to the agent |
+//! | [`drift`], [`watch`] | what others did to any of these, and what the kernel announces of it |
+//! | [`foreign`] | who else works at the same places |
 //! | [`original_dst`] | where an accepted connection was going |
 
 pub mod cgroup;
+pub mod drift;
 pub mod ebpf;
 mod explain;
+pub mod foreign;
 pub mod iptables;
 mod listening;
 mod local;
+mod netlink;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
+pub mod watch;
 
 use std::io;
 use std::net::IpAddr;
@@ -31,6 +37,7 @@ use shunt_core::sockets::{Family, ListenerSpec};
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use thiserror::Error;
 
+use crate::drift::{Drift, Look};
 use crate::netns::Netns;
 
 /// One way of steering. All methods are called from the supervisor's one thread, and none blocks for long.
@@ -61,6 +68,18 @@ pub trait Backend {
     /// # Errors
     /// Something of ours may be left in the namespace.
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
+
+    /// What of an installed workload is not in the kernel as it was put there. Changes nothing.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError>;
+
+    /// Puts back what [`Backend::inspect`] misses, and nothing else. Flows under way are not touched.
+    ///
+    /// # Errors
+    /// Something is still missing.
+    fn repair(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
 
     /// How an installed workload is steered, for people: by which variant, where attached.
     fn describe(&self, enrolment: &Enrolment) -> String;

@@ -5,6 +5,8 @@
 //! (`fwmark_reflect`), and marked packets are routed to a table whose only route says that everything is local. See
 //! docs/adr/0004.
 
+mod inspection;
+
 use std::fs;
 use std::io;
 
@@ -20,6 +22,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+pub use self::inspection::Watched;
 use crate::InterceptError;
 use crate::netns::Netns;
 

@@ -7,15 +7,20 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::sync::Arc;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::AcceptConn;
 use shunt_core::config::Config;
 use shunt_core::flow::{Direction, direction};
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
+use shunt_intercept::drift::{Drift, Part};
 use shunt_intercept::netns::Netns;
-use shunt_intercept::{Enrolment, InterceptError, Listener, return_path};
+use shunt_intercept::return_path::{self, Watched};
+use shunt_intercept::{Enrolment, InterceptError, Listener};
 
 use super::backends::Backends;
+use super::drift::Health;
 use crate::ipc::EnrolledView;
 
 /// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
@@ -31,8 +36,9 @@ pub(super) struct Serving {
     pub(super) enrolment: Enrolment,
     pub(super) mode: Mode,
     pub(super) mode_reason: String,
-    /// Clients' own addresses can be used for delivery.
-    pub(super) transparent: bool,
+    /// Clients' own addresses can be used for delivery: by this.
+    pub(super) return_path: Option<Watched>,
+    pub(super) health: Health,
     /// Given up together with the listeners.
     pub(super) claim: Option<UnixDatagram>,
     /// Keeps others from taking away what flows need.
@@ -44,7 +50,7 @@ impl Serving {
     pub(super) fn start(
         spec: &WorkloadSpec,
         id: WorkloadId,
-        config: &Config,
+        (config, ports): (&Config, Ports),
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
         let netns = Arc::new(Netns::open(&spec.netns)?);
@@ -63,33 +69,36 @@ impl Serving {
                     continue;
                 }
             };
+            let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
             let enrolment = Enrolment {
                 id,
                 spec: spec.clone(),
                 netns: Arc::clone(&netns),
                 addresses: addresses.clone(),
-                listeners: listen(&netns, id, mode, config)?,
+                listeners,
             };
             if let Err(error) = backend.install(&enrolment) {
                 reasons.push(format!("{} failed: {}", mode.as_str(), error.chain()));
                 continue;
             }
-            let transparent = match return_path::ensure(&netns, config.delivery_mark()) {
-                Ok(_) => true,
-                Err(error) => {
+            let mark = config.delivery_mark();
+            let path = return_path::ensure(&netns, mark).and_then(|()| Watched::open(&netns, mark));
+            let return_path = path
+                .map_err(|error| {
                     let reason = error.chain();
                     tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
                     reasons.push(format!("clients' addresses are not kept: {reason}"));
-                    false
-                }
-            };
+                })
+                .ok();
             reasons.push(backend.describe(&enrolment));
+            reasons.extend(elsewhere);
             let mode_reason = reasons.join("; ");
             return Ok(Self {
                 enrolment,
                 mode,
                 mode_reason,
-                transparent,
+                return_path,
+                health: Health::new(),
                 claim: Some(claim),
                 flows: Some(flows),
             });
@@ -104,8 +113,42 @@ impl Serving {
             mode: self.mode,
             addresses: self.enrolment.addresses.clone(),
             inbound: self.enrolment.spec.inbound.clone(),
-            transparent: self.transparent,
+            transparent: self.return_path.is_some(),
         }
+    }
+
+    /// Reads its addresses again. True: they changed.
+    pub(super) fn refresh_addresses(&mut self) -> bool {
+        let workload = &self.enrolment.spec.name;
+        match self.enrolment.netns.addresses() {
+            Ok(addresses) if addresses != self.enrolment.addresses => {
+                tracing::info!(%workload, ?addresses, "its addresses changed");
+                self.enrolment.addresses = addresses;
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                let error = error.chain();
+                tracing::warn!(%workload, error, "cannot look at its addresses");
+                false
+            }
+        }
+    }
+
+    /// Whoever may destroy sockets (`ss -K`) may also close the agent's listeners.
+    pub(super) fn deaf_listeners(&self) -> Option<Drift> {
+        let deaf = self.enrolment.listeners.iter().filter(|listener| {
+            let listens = |socket| getsockopt(socket, AcceptConn).unwrap_or(true);
+            !listener.sockets.iter().all(listens)
+        });
+        let deaf: Vec<String> = deaf
+            .map(|listener| listener.spec.addr.to_string())
+            .collect();
+        let found = format!("{} listens no more", deaf.join(", "));
+        (!deaf.is_empty()).then_some(Drift {
+            part: Part::Listeners,
+            found,
+        })
     }
 
     pub(super) fn listener_status(&self) -> Vec<ListenerStatus> {
@@ -154,13 +197,22 @@ pub(crate) fn is_in_use(netns: &Netns) -> bool {
     table.and_then(|table| table).map_or(true, held)
 }
 
-/// The agent's listeners, by direction and family. IPv6 is left out where the namespace has none.
+/// Which ports the listeners may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ports {
+    Configured,
+    /// Any free one where the configured one is taken.
+    Any,
+}
+
+/// The agent's listeners, by direction and family, and for people where they are not as configured. IPv6 is left out
+/// where the namespace has none.
 fn listen(
     netns: &Netns,
     id: WorkloadId,
     mode: Mode,
-    config: &Config,
-) -> Result<Vec<Listener>, InterceptError> {
+    (config, ports): (&Config, Ports),
+) -> Result<(Vec<Listener>, Vec<String>), InterceptError> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     // Netfilter redirects to the interface's address; sk_lookup finds a listener wherever it is bound.
     let inbound: [IpAddr; 2] = match mode {
@@ -172,6 +224,7 @@ fn listen(
         Mode::Iptables => (Steering::Redirect, Steering::Redirect),
     };
     let mut listeners = Vec::new();
+    let mut elsewhere = Vec::new();
     for (direction, steering, addresses, port) in [
         (
             Direction::Outbound,
@@ -188,7 +241,18 @@ fn listen(
     ] {
         for address in addresses {
             let wanted = SocketAddr::new(address, port);
-            match netns.listen(wanted, config.mark, config.concurrency) {
+            let at = |addr| netns.listen(addr, config.mark, config.concurrency);
+            let listening = match at(wanted) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && ports == Ports::Any => {
+                    at(SocketAddr::new(address, 0)).inspect(|(instead, _)| {
+                        let reason = format!("{wanted} is taken by an application: {instead} instead");
+                        tracing::warn!(netns = %netns.path().display(), reason, "the listener is elsewhere");
+                        elsewhere.push(reason);
+                    })
+                }
+                listening => listening,
+            };
+            match listening {
                 Ok((addr, sockets)) => listeners.push(Listener {
                     spec: ListenerSpec {
                         workload: id,
@@ -208,7 +272,7 @@ fn listen(
             }
         }
     }
-    Ok(listeners)
+    Ok((listeners, elsewhere))
 }
 
 fn no_such_family(error: &io::Error) -> bool {

@@ -69,6 +69,7 @@ impl Leaving {
 impl Supervisor {
     /// Takes it out of service, by and by.
     pub(super) fn leave(&mut self, serving: Serving) {
+        self.watch.remove(serving.enrolment.id);
         self.leaving.push(Leaving {
             serving,
             stage: Stage::Capturing(Retry::now()),

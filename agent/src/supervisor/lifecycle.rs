@@ -18,7 +18,7 @@ use shunt_core::workload::{Mode, WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
 
 use super::Supervisor;
-use super::enrolment::Serving;
+use super::enrolment::{Ports, Serving};
 use super::leaving::Leaving;
 use crate::ipc::ToWorker;
 
@@ -61,6 +61,18 @@ impl Retry {
         }
     }
 
+    pub(super) fn after(pause: Duration) -> Self {
+        Self {
+            at: Instant::now() + pause,
+            ..Self::now()
+        }
+    }
+
+    /// It has been tried for most of a second.
+    fn is_patient(&self) -> bool {
+        self.pause >= FIRST_RETRY * 4
+    }
+
     /// It failed: later, and later still the next time.
     pub(super) fn later(self) -> Self {
         Self {
@@ -88,10 +100,20 @@ impl Workload {
         }
     }
 
+    pub(super) fn serving_mut(&mut self) -> Option<&mut Serving> {
+        match &mut self.phase {
+            Phase::Serving { serving, .. } => Some(serving),
+            Phase::Waiting { .. } => None,
+        }
+    }
+
     fn due(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Waiting { retry, .. } => Some(retry.at),
-            Phase::Serving { change, .. } => change.map(|retry| retry.at),
+            Phase::Serving { serving, change } => {
+                let change = change.map(|retry| retry.at);
+                change.into_iter().chain(serving.health.repair_due()).min()
+            }
         }
     }
 }
@@ -164,7 +186,6 @@ impl Supervisor {
         if let Some(name) = next {
             self.step_of(&name);
         }
-        self.publish();
     }
 
     /// The old listeners of the same namespace close first: two generations must not share a port.
@@ -176,23 +197,43 @@ impl Supervisor {
                 .any(|old| old.holds(&workload.spec.netns))
     }
 
-    /// Enrols a workload, or makes what is in force what is wished.
+    /// Enrols a workload, makes what is in force what is wished, or repairs it.
     pub(super) fn step_of(&mut self, name: &WorkloadName) {
         let Some(Workload { spec, phase }) = self.workloads.remove(name) else {
             return;
         };
-        let phase = match phase {
-            Phase::Waiting { retry, reason, .. } => self.enrol(&spec, retry, &reason),
-            Phase::Serving { serving, change } => self.catch_up(&spec, serving, change),
+        let now = Instant::now();
+        let workload = match phase {
+            Phase::Waiting { retry, reason, .. } => {
+                let phase = self.enrol(&spec, retry, &reason);
+                Workload { spec, phase }
+            }
+            Phase::Serving { serving, change } if change.is_some_and(|change| change.at <= now) => {
+                let phase = self.catch_up(&spec, serving, change);
+                Workload { spec, phase }
+            }
+            Phase::Serving { serving, change } if serving.health.repair_due().is_some() => {
+                self.repair(spec, serving, change)
+            }
+            phase @ Phase::Serving { .. } => Workload { spec, phase },
         };
-        self.workloads
-            .insert(name.clone(), Workload { spec, phase });
+        self.workloads.insert(name.clone(), workload);
+        self.changed = true;
     }
 
     fn enrol(&mut self, spec: &WorkloadSpec, retry: Retry, told: &str) -> Phase {
         let id = self.next_id();
-        match Serving::start(spec, id, &self.config, &mut self.backends) {
+        let ports = if retry.is_patient() {
+            Ports::Any
+        } else {
+            Ports::Configured
+        };
+        match Serving::start(spec, id, (&self.config, ports), &mut self.backends) {
             Ok(serving) => {
+                if let Err(error) = self.watch.add(id, &serving.enrolment.netns) {
+                    let error = error.chain();
+                    tracing::warn!(workload = %spec.name, error, "changes by others are found later");
+                }
                 tracing::info!(
                     workload = %spec.name, mode = serving.mode.as_str(), reason = serving.mode_reason,
                     netns = %spec.netns.display(), "enrolled"
@@ -229,6 +270,7 @@ impl Supervisor {
         });
         let change = match changed {
             Ok(()) => {
+                self.hear(Some(serving.enrolment.id));
                 tracing::info!(workload = %spec.name, "changed");
                 self.data_plane
                     .tell(&ToWorker::Enrol(serving.view()), Vec::new());
@@ -243,45 +285,16 @@ impl Supervisor {
         Phase::Serving { serving, change }
     }
 
-    /// Compares what is served with the namespaces as they are now.
-    pub(super) fn look(&mut self) {
-        let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
-        for name in names {
-            let Some(workload) = self.workloads.remove(&name) else {
-                continue;
-            };
-            let workload = match workload.phase {
-                Phase::Serving { serving, change } => self.look_at(workload.spec, serving, change),
-                Phase::Waiting { .. } => workload,
-            };
-            self.workloads.insert(name, workload);
-        }
-    }
-
-    fn look_at(
-        &mut self,
-        spec: WorkloadSpec,
-        mut serving: Box<Serving>,
-        mut change: Option<Retry>,
-    ) -> Workload {
-        if !serving.enrolment.netns.is_current() {
-            tracing::warn!(workload = %spec.name, "its network namespace is gone or was replaced");
+    /// The old service ends in order, a new one begins when it may.
+    pub(super) fn enrol_anew(&mut self, name: &WorkloadName) {
+        let Some(Workload { spec, phase }) = self.workloads.remove(name) else {
+            return;
+        };
+        if let Phase::Serving { serving, .. } = phase {
             self.leave(*serving);
-            return Workload::new(spec);
         }
-        match serving.enrolment.netns.addresses() {
-            Ok(addresses) if addresses != serving.enrolment.addresses => {
-                tracing::info!(workload = %spec.name, ?addresses, "its addresses changed");
-                serving.enrolment.addresses = addresses;
-                change = change.or_else(|| Some(Retry::now()));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(workload = %spec.name, error = error.chain(), "cannot look at its addresses");
-            }
-        }
-        let phase = Phase::Serving { serving, change };
-        Workload { spec, phase }
+        self.workloads.insert(name.clone(), Workload::new(spec));
+        self.changed = true;
     }
 }
 

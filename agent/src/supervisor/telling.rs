@@ -114,6 +114,10 @@ impl Supervisor {
     pub(super) fn publish(&mut self) {
         let states = self.workloads.values().map(info).collect();
         self.data_plane.publish_states(states);
+        self.publish_counters();
+    }
+
+    pub(super) fn publish_counters(&mut self) {
         self.data_plane
             .publish_counters(self.backends.events(), self.repairs.clone());
     }
@@ -132,7 +136,8 @@ fn info(workload: &Workload) -> WorkloadInfo {
             },
             mode_reason: serving.mode_reason.clone(),
             state: WorkloadState::Ready,
-            state_reason: String::new(),
+            state_reason: serving.health.reason.clone(),
+            notes: serving.health.notes.clone(),
             listeners: serving.listener_status(),
         },
         Phase::Waiting { state, reason, .. } => WorkloadInfo {
@@ -142,6 +147,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             mode_reason: reason.clone(),
             state: *state,
             state_reason: reason.clone(),
+            notes: Vec::new(),
             listeners: Vec::new(),
         },
     }

@@ -148,6 +148,7 @@ impl View {
             mode_reason: info.mode_reason.clone(),
             state: info.state,
             state_reason: info.state_reason.clone(),
+            notes: info.notes.clone(),
             listeners: info.listeners.clone(),
             connections,
             bytes,

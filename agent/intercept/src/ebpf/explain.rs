@@ -13,7 +13,7 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, Hooks, RuleEntry, cgroup_of, monotonic_ns, object, trie, workload_value};
+use super::{EbpfBackend, RuleEntry, cgroup_of, monotonic_ns, object, trie, workload_value};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
@@ -111,7 +111,7 @@ impl EbpfBackend {
         let mut hooked = true;
         if case.direction == Direction::Outbound {
             let cgroup = cgroup_of(enrolment)?;
-            hooked = Hooks::is_attached(&self.object, &cgroup, case.family())?;
+            hooked = self.hooks.is_connecting(&cgroup, case.family())?;
             let is = if hooked { "is" } else { "is not" };
             evidence += &format!("; the connect hook {is} attached to {}", cgroup.display());
         }
@@ -226,10 +226,12 @@ impl EbpfBackend {
         };
         answer.listening = Some(listening.clone());
         let wanted = workload.flags & Workload::CAPTURE_INBOUND != 0;
-        let attached = self
-            .enrolled
-            .get(&enrolment.id)
-            .is_some_and(|enrolled| enrolled._lookup.is_some());
+        let attached = self.enrolled.get(&enrolment.id).is_some_and(|enrolled| {
+            enrolled
+                .inbound
+                .as_ref()
+                .is_some_and(object::Inbound::is_attached)
+        });
         let listener = enrolment.listener(Direction::Inbound, case.family());
         answer.listener = match listener {
             Some(listener) => listens(enrolment, listener.spec.addr)?,

@@ -1,28 +1,29 @@
 //! Programs attached to cgroups: loaded once, attached to each enrolled cgroup once however many workloads share it.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::sock_ops::SockOpsLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
+use aya::programs::{CgroupSockAddr, SockOps};
 use shunt_core::sockets::Family;
 use shunt_core::workload::WorkloadId;
 
-use super::attached;
+use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
 use crate::InterceptError;
+use crate::drift::{Drift, Part};
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
-const SOCK_ADDR: [&str; 6] = [
-    "shunt_peername4",
-    "shunt_peername6",
-    "shunt_sockname4",
-    "shunt_sockname6",
-    "shunt_connect4",
-    "shunt_connect6",
+const HOOKS: [(&str, Hook); 7] = [
+    (HANDSHAKE, Hook::SockOps),
+    ("shunt_peername4", Hook::Peername4),
+    ("shunt_peername6", Hook::Peername6),
+    ("shunt_sockname4", Hook::Sockname4),
+    ("shunt_sockname6", Hook::Sockname6),
+    ("shunt_connect4", Hook::Connect4),
+    ("shunt_connect6", Hook::Connect6),
 ];
 const HANDSHAKE: &str = "shunt_handshake";
 const AGENT: &str = "shunt_agent";
@@ -32,96 +33,67 @@ type CgroupId = u64;
 
 #[derive(Debug)]
 pub(super) struct Hooks {
+    /// By name, in the order of [`HOOKS`], then [`AGENT`].
+    programs: Vec<(&'static str, OwnedFd)>,
     attached: HashMap<CgroupId, Attached>,
-    _agent: SockOpsLink,
+    agent: Link,
+    agent_cgroup: PathBuf,
 }
 
-/// Links detach when dropped; fields drop in order, so the rewriting hooks go first.
 #[derive(Debug)]
 struct Attached {
-    _sock_addr: Vec<CgroupSockAddrLink>,
-    _handshake: SockOpsLink,
+    /// The last of [`HOOKS`] first: links detach when dropped, and those that rewrite must go before the others.
+    links: Vec<Link>,
     users: Vec<WorkloadId>,
 }
 
 impl Hooks {
     pub(super) fn load(object: &mut Object, agent_cgroup: &Path) -> Result<Self, InterceptError> {
-        for name in SOCK_ADDR {
-            sock_addr(object, name)?
-                .load()
-                .map_err(|error| failed(&format!("load {name}"), &error))?;
-        }
-        for name in [HANDSHAKE, AGENT] {
-            sock_ops(object, name)?
-                .load()
-                .map_err(|error| failed(&format!("load {name}"), &error))?;
-        }
-        let agent = attach_sock_ops(object, AGENT, &open(agent_cgroup)?)?;
+        let names = HOOKS.iter().map(|(name, _)| *name).chain([AGENT]);
+        let programs = names
+            .map(|name| Ok((name, load(object, name)?)))
+            .collect::<Result<Vec<_>, InterceptError>>()?;
+        let agent = attach(&programs, (AGENT, Hook::SockOps), agent_cgroup)?;
         Ok(Self {
+            programs,
             attached: HashMap::new(),
-            _agent: agent,
+            agent,
+            agent_cgroup: agent_cgroup.to_owned(),
         })
     }
 
-    pub(super) fn attach(
-        &mut self,
-        object: &mut Object,
-        id: WorkloadId,
-        cgroup: &Path,
-    ) -> Result<(), InterceptError> {
-        let directory = open(cgroup)?;
-        let cgroup_id = directory
-            .metadata()
-            .map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?
-            .ino();
+    pub(super) fn attach(&mut self, id: WorkloadId, cgroup: &Path) -> Result<(), InterceptError> {
+        let cgroup_id = id_of(cgroup)?;
         if let Some(attached) = self.attached.get_mut(&cgroup_id) {
             attached.users.push(id);
             return Ok(());
         }
-        let handshake = attach_sock_ops(object, HANDSHAKE, &directory)?;
-        let mut links = Vec::with_capacity(SOCK_ADDR.len());
-        for name in SOCK_ADDR {
-            let program = sock_addr(object, name)?;
-            let link = program
-                .attach(&directory, CgroupAttachMode::Single)
-                .and_then(|link| program.take_link(link))
-                .map_err(|error| {
-                    failed(&format!("attach {name} to {}", cgroup.display()), &error)
-                })?;
-            links.push(link);
+        let mut links = Vec::with_capacity(HOOKS.len());
+        for hook in HOOKS {
+            links.insert(0, attach(&self.programs, hook, cgroup)?);
         }
-        // Dropped from the back of this list's point of view: connect hooks first.
-        links.reverse();
-        let attached = Attached {
-            _sock_addr: links,
-            _handshake: handshake,
-            users: vec![id],
-        };
-        self.attached.insert(cgroup_id, attached);
+        let users = vec![id];
+        self.attached.insert(cgroup_id, Attached { links, users });
         Ok(())
     }
 
     /// Does the kernel run the connect hook of this family for `cgroup`?
-    pub(super) fn is_attached(
-        object: &Object,
+    pub(super) fn is_connecting(
+        &self,
         cgroup: &Path,
         family: Family,
     ) -> Result<bool, InterceptError> {
-        let (name, place) = match family {
-            Family::V4 => ("shunt_connect4", attached::INET4_CONNECT),
-            Family::V6 => ("shunt_connect6", attached::INET6_CONNECT),
+        let (name, hook) = match family {
+            Family::V4 => ("shunt_connect4", Hook::Connect4),
+            Family::V6 => ("shunt_connect6", Hook::Connect6),
         };
-        let program = object
-            .main
-            .program(name)
-            .ok_or_else(|| missing("program", name))?;
-        let id = program
-            .info()
-            .map_err(|error| failed(&format!("ask about {name}"), &error))?
-            .id();
-        let attached = attached::programs(&open(cgroup)?, place)
-            .map_err(|error| InterceptError::io("read the programs of", cgroup.display(), error))?;
-        Ok(attached.contains(&id))
+        let program = self.programs.iter().find(|(known, _)| *known == name);
+        let (_, program) = program.ok_or_else(|| missing("program", name))?;
+        let io = |error| InterceptError::io("read the programs of", cgroup.display(), error);
+        let directory = File::open(cgroup).map_err(io)?;
+        let own = kernel::program_id(program.as_fd()).map_err(io)?;
+        let attached = kernel::attached(directory.as_fd(), hook).map_err(io)?;
+        Ok(attached.iter().any(|program| program.id == own))
     }
 
     /// The last user of a cgroup takes the programs with it.
@@ -131,43 +103,125 @@ impl Hooks {
             !attached.users.is_empty()
         });
     }
+
+    /// What is not attached to this workload's cgroup as it should be.
+    pub(super) fn inspect(
+        &self,
+        id: WorkloadId,
+        cgroup: &Path,
+    ) -> Result<Vec<Drift>, InterceptError> {
+        let mut found = Vec::new();
+        if !is_attached(&self.agent)? {
+            found.push(Drift::new(
+                Part::Links,
+                format!("{AGENT} is detached from the agent's own cgroup"),
+            ));
+        }
+        let at = cgroup.display();
+        let Some((cgroup_id, attached)) = self.of(id) else {
+            found.push(Drift::new(
+                Part::Links,
+                format!("nothing is attached to {at}"),
+            ));
+            return Ok(found);
+        };
+        match fs::metadata(cgroup).map(|now| now.ino()) {
+            Ok(now) if now == cgroup_id => {}
+            Ok(_) => {
+                found.push(Drift::new(
+                    Part::Cgroup,
+                    format!("{at} was removed and made anew"),
+                ));
+                return Ok(found);
+            }
+            Err(error) => {
+                found.push(Drift::new(Part::Cgroup, format!("{at}: {error}")));
+                return Ok(found);
+            }
+        }
+        let mut detached = Vec::new();
+        for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
+            if !is_attached(link)? {
+                detached.push(name);
+            }
+        }
+        if !detached.is_empty() {
+            let found_here = format!("detached from {at}: {}", detached.join(", "));
+            found.push(Drift::new(Part::Links, found_here));
+        }
+        Ok(found)
+    }
+
+    /// Attaches what is not attached. What is stays: no connection is made between two states.
+    pub(super) fn repair(&mut self, id: WorkloadId, cgroup: &Path) -> Result<(), InterceptError> {
+        if !is_attached(&self.agent)? {
+            self.agent = attach(&self.programs, (AGENT, Hook::SockOps), &self.agent_cgroup)?;
+        }
+        let cgroup_id = id_of(cgroup)?;
+        if self
+            .of(id)
+            .is_none_or(|(attached, _)| attached != cgroup_id)
+        {
+            self.detach(id);
+            return self.attach(id, cgroup);
+        }
+        let Some(attached) = self.attached.get_mut(&cgroup_id) else {
+            return Ok(());
+        };
+        for (link, hook) in attached.links.iter_mut().rev().zip(HOOKS) {
+            if !is_attached(link)? {
+                *link = attach(&self.programs, hook, cgroup)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn of(&self, id: WorkloadId) -> Option<(CgroupId, &Attached)> {
+        let mut all = self.attached.iter();
+        let (cgroup_id, attached) = all.find(|(_, attached)| attached.users.contains(&id))?;
+        Some((*cgroup_id, attached))
+    }
 }
 
-fn open(cgroup: &Path) -> Result<File, InterceptError> {
-    File::open(cgroup).map_err(|error| InterceptError::io("open cgroup", cgroup.display(), error))
+fn id_of(cgroup: &Path) -> Result<CgroupId, InterceptError> {
+    let stat = fs::metadata(cgroup);
+    let stat = stat.map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?;
+    Ok(stat.ino())
 }
 
-fn sock_addr<'a>(
-    object: &'a mut Object,
-    name: &str,
-) -> Result<&'a mut CgroupSockAddr, InterceptError> {
-    let program = object
-        .main
-        .program_mut(name)
-        .ok_or_else(|| missing("program", name))?;
-    program
-        .try_into()
-        .map_err(|error| failed(&format!("use {name}"), &error))
+fn is_attached(link: &Link) -> Result<bool, InterceptError> {
+    let target = link.target();
+    let target = target.map_err(|error| InterceptError::io("ask about", "a link", error))?;
+    Ok(target != 0)
 }
 
-fn sock_ops<'a>(object: &'a mut Object, name: &str) -> Result<&'a mut SockOps, InterceptError> {
-    let program = object
-        .main
-        .program_mut(name)
-        .ok_or_else(|| missing("program", name))?;
-    program
-        .try_into()
-        .map_err(|error| failed(&format!("use {name}"), &error))
+fn attach(
+    programs: &[(&'static str, OwnedFd)],
+    (name, hook): (&'static str, Hook),
+    cgroup: &Path,
+) -> Result<Link, InterceptError> {
+    let io = |what, error| InterceptError::io(what, cgroup.display(), error);
+    let directory = File::open(cgroup).map_err(|error| io("open cgroup", error))?;
+    let program = programs.iter().find(|(known, _)| *known == name);
+    let (_, program) = program.ok_or_else(|| missing("program", name))?;
+    Link::attach(program.as_fd(), directory.as_fd(), hook)
+        .map_err(|error| failed(&format!("attach {name} to {}", cgroup.display()), &error))
 }
 
-fn attach_sock_ops(
-    object: &mut Object,
-    name: &str,
-    cgroup: &File,
-) -> Result<SockOpsLink, InterceptError> {
-    let program = sock_ops(object, name)?;
-    program
-        .attach(cgroup, CgroupAttachMode::Single)
-        .and_then(|link| program.take_link(link))
-        .map_err(|error| failed(&format!("attach {name}"), &error))
+fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
+    let program = object.main.program_mut(name);
+    let program = program.ok_or_else(|| missing("program", name))?;
+    let loaded = if [HANDSHAKE, AGENT].contains(&name) {
+        <&mut SockOps>::try_from(&mut *program).and_then(SockOps::load)
+    } else {
+        <&mut CgroupSockAddr>::try_from(&mut *program).and_then(CgroupSockAddr::load)
+    };
+    let fd = loaded.and_then(|()| {
+        program
+            .fd()?
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(Into::into)
+    });
+    fd.map_err(|error| failed(&format!("load {name}"), &error))
 }

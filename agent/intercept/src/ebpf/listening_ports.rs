@@ -1,15 +1,20 @@
 //! The user-space half of `LISTENING`. The hooks count listeners that come and go in an enrolled cgroup; looking at
 //! the sockets there are adds those from before the enrolment or from other cgroups, and mends what counting missed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 use shunt_core::workload::WorkloadId;
 use shunt_ebpf_common::maps::ListeningPort;
 
+use super::object::{NOEXIST, exists};
 use crate::InterceptError;
 use crate::listening::ListeningSockets;
 use crate::netns::Netns;
+
+/// Namespaces looked at in one go, some 50 us each. The hooks count; looking is for what they cannot see, and its cost
+/// must not grow with the number of workloads.
+const AT_ONCE: usize = 16;
 
 /// Listeners per port.
 type Ports = BTreeMap<u16, u32>;
@@ -17,6 +22,8 @@ type Ports = BTreeMap<u16, u32>;
 pub(super) struct ListeningPorts {
     map: BpfHashMap<MapData, ListeningPort, u32>,
     namespaces: HashMap<WorkloadId, Namespace>,
+    /// Whose turn it is, first.
+    turns: VecDeque<WorkloadId>,
 }
 
 struct Namespace {
@@ -39,6 +46,7 @@ impl ListeningPorts {
         Self {
             map,
             namespaces: HashMap::new(),
+            turns: VecDeque::new(),
         }
     }
 
@@ -48,6 +56,7 @@ impl ListeningPorts {
             wrong: Vec::new(),
         };
         self.namespaces.insert(id, namespace);
+        self.turns.push_back(id);
         let mut counted = self.counted();
         self.look(id, &counted.remove(&id).unwrap_or_default());
         Ok(())
@@ -55,6 +64,7 @@ impl ListeningPorts {
 
     pub(super) fn remove(&mut self, id: WorkloadId) {
         self.namespaces.remove(&id);
+        self.turns.retain(|turn| *turn != id);
         for port in self.counted().remove(&id).unwrap_or_default().into_keys() {
             let _ = self.map.remove(&key(id, port));
         }
@@ -69,13 +79,17 @@ impl ListeningPorts {
         }
     }
 
-    /// Looks at every workload's sockets.
-    pub(super) fn look_at_all(&mut self) {
+    /// Looks at the sockets of the workloads whose turn it is.
+    pub(super) fn look_at_some(&mut self) {
         let mut counted = self.counted();
-        for id in self.namespaces.keys().copied().collect::<Vec<_>>() {
-            self.look(id, &counted.remove(&id).unwrap_or_default());
+        for _ in 0..AT_ONCE.min(self.turns.len()) {
+            self.turns.rotate_left(1);
+            if let Some(&id) = self.turns.back() {
+                self.look(id, &counted.remove(&id).unwrap_or_default());
+            }
         }
         // A listener that opened while its workload was released.
+        counted.retain(|id, _| !self.namespaces.contains_key(id));
         for (id, ports) in counted {
             for port in ports.into_keys() {
                 let _ = self.map.remove(&key(id, port));
@@ -127,14 +141,6 @@ impl ListeningPorts {
         }
         namespace.wrong = wrong;
     }
-}
-
-/// From linux/bpf.h: do not replace.
-const NOEXIST: u64 = 1;
-
-fn exists(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(error)
-        if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
 fn compare(counted: &Ports, seen: &Ports) -> Vec<Wrong> {

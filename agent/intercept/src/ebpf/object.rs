@@ -2,18 +2,18 @@
 //! detached mount lives as long as its descriptor, and nobody else can see it.
 
 use std::error::Error;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::maps::{Map, MapData, SockMap};
 use aya::programs::SkLookup;
-use aya::programs::sk_lookup::SkLookupLink;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 
+use super::kernel::{Hook, Link};
 use super::raw;
 use crate::{Enrolment, InterceptError, Marks};
 
@@ -89,26 +89,15 @@ impl Object {
     pub(super) fn attach_sk_lookup(
         &self,
         enrolment: &Enrolment,
-    ) -> Result<Option<SkLookupLink>, InterceptError> {
+    ) -> Result<Option<Inbound>, InterceptError> {
+        if inbound(enrolment).next().is_none() {
+            return Ok(None);
+        }
         let mut instance = load(&self.bpffs, self.marks, enrolment.netns.cookie())?;
-        let mut listeners: SockMap<MapData> = instance
+        let listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
             .ok_or_else(|| missing("map", "SHUNT_LISTENERS"))?;
-        let mut any = false;
-        for (index, family) in [(0, Family::V4), (1, Family::V6)] {
-            // One of a SO_REUSEPORT group stands for all: the kernel picks among them by hash.
-            let listener = enrolment.listener(Direction::Inbound, family);
-            if let Some(socket) = listener.and_then(|listener| listener.sockets.first()) {
-                listeners
-                    .set(index, socket, 0)
-                    .map_err(|error| failed("note the inbound listener", &error))?;
-                any = true;
-            }
-        }
-        if !any {
-            return Ok(None);
-        }
         let program = instance
             .program_mut("shunt_sk_lookup")
             .ok_or_else(|| missing("program", "shunt_sk_lookup"))?;
@@ -118,13 +107,19 @@ impl Object {
         program
             .load()
             .map_err(|error| failed("load sk_lookup", &error))?;
-        let link = program
-            .attach(&*enrolment.netns)
-            .map_err(|error| failed("attach sk_lookup", &error))?;
-        program
-            .take_link(link)
-            .map(Some)
-            .map_err(|error| failed("keep sk_lookup", &error))
+        let program = program
+            .fd()
+            .map_err(|error| failed("use sk_lookup", &error))?;
+        let program = program.as_fd().try_clone_to_owned();
+        let program = program.map_err(|error| failed("keep sk_lookup", &error))?;
+        let mut filled = Inbound {
+            link: None,
+            program,
+            listeners,
+        };
+        filled.fill(enrolment)?;
+        filled.attach(enrolment)?;
+        Ok(Some(filled))
     }
 
     /// Passes on what the programs said since the last call.
@@ -133,6 +128,61 @@ impl Object {
             logger.flush();
         }
     }
+}
+
+/// The inbound hook of one workload. Detaches when dropped.
+pub(super) struct Inbound {
+    link: Option<Link>,
+    program: OwnedFd,
+    listeners: SockMap<MapData>,
+}
+
+impl Inbound {
+    pub(super) fn is_attached(&self) -> bool {
+        let target = self.link.as_ref().map(Link::target);
+        target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
+    }
+
+    pub(super) fn attach(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        let link = Link::attach(
+            self.program.as_fd(),
+            enrolment.netns.as_fd(),
+            Hook::SkLookup,
+        );
+        self.link = Some(link.map_err(|error| failed("attach sk_lookup", &error))?);
+        Ok(())
+    }
+
+    /// Puts the listeners where the hook finds them. Says how many were not there: a slot cannot be read, only filled
+    /// if it is empty.
+    pub(super) fn fill(&mut self, enrolment: &Enrolment) -> Result<usize, InterceptError> {
+        let mut empty = 0;
+        for (index, socket) in inbound(enrolment) {
+            match self.listeners.set(index, socket, NOEXIST) {
+                Ok(()) => empty += 1,
+                Err(error) if exists(&error) => {}
+                Err(error) => return Err(failed("note the inbound listener", &error)),
+            }
+        }
+        Ok(empty)
+    }
+}
+
+/// By slot. One of a SO_REUSEPORT group stands for all: the kernel picks among them by hash.
+fn inbound(enrolment: &Enrolment) -> impl Iterator<Item = (u32, &OwnedFd)> {
+    let families = [(0, Family::V4), (1, Family::V6)].into_iter();
+    families.filter_map(|(index, family)| {
+        let listener = enrolment.listener(Direction::Inbound, family)?;
+        Some((index, listener.sockets.first()?))
+    })
+}
+
+/// From linux/bpf.h: do not replace.
+pub(super) const NOEXIST: u64 = 1;
+
+pub(super) fn exists(error: &aya::maps::MapError) -> bool {
+    matches!(error, aya::maps::MapError::SyscallError(error)
+        if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
 fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {

@@ -88,6 +88,11 @@ impl Switch {
         Ok(switch)
     }
 
+    /// False: what it writes to had vanished.
+    pub(super) fn works(&self) -> bool {
+        self.handle.is_some()
+    }
+
     /// Says so once when it begins to fail and once when it works again, though it is called four times a second.
     pub(super) fn keep_alive(&mut self) {
         let worked = self.handle.is_some();

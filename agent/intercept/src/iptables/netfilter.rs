@@ -1,6 +1,8 @@
 //! Netfilter by netlink, where the programs cannot do it exactly: an ipset refreshed without a process, and a table
 //! deleted only if nothing is in it at that instant.
 
+mod reading;
+
 use std::io;
 use std::time::Duration;
 
@@ -8,11 +10,12 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use shunt_core::sockets::Family;
 
+use crate::netlink::{Answer, BIG_ENDIAN, Message, NFTABLES, REQUEST};
+
 /// The kernel answers within the call that asks; this only bounds the impossible.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const ACK: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 /// "Only if nothing depends on it."
 const ONLY_EMPTY: u16 = 0x100;
 
@@ -29,7 +32,6 @@ const NOT_A_MEMBER: i32 = 4103;
 /// The oldest version of the protocol that kernels still take.
 const IPSET_PROTOCOL: u8 = 6;
 
-const NFTABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
 const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
 const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
@@ -37,10 +39,6 @@ const DELETE_CHAIN: u16 = NFTABLES | libc::NFT_MSG_DELCHAIN as u16;
 
 /// The chains that iptables-nft makes in a nat table.
 const BUILT_IN: [&str; 4] = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
-
-const NESTED: u16 = libc::NLA_F_NESTED as u16;
-const BIG_ENDIAN: u16 = libc::NLA_F_NET_BYTEORDER as u16;
-const ATTRIBUTE_TYPE: u16 = !(NESTED | BIG_ENDIAN);
 
 /// Speaks for the namespace in which it was opened, from wherever it is used.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ impl Netfilter {
     /// A set of networks whose members vanish after a second. One that exists already will do.
     pub(super) fn create_set(&self, family: Family, name: &str) -> io::Result<()> {
         let mut message = Message::new(IPSET_CREATE, ACK, family_number(family));
-        message.set_name(name);
+        set_name(&mut message, name);
         message.text(3, "hash:net");
         message.attribute(4, &[0]);
         message.attribute(5, &[family_number(family)]);
@@ -91,13 +89,13 @@ impl Netfilter {
 
     pub(super) fn has_set(&self, name: &str) -> bool {
         let mut message = Message::new(IPSET_HEADER, ACK, libc::AF_UNSPEC as u8);
-        message.set_name(name);
+        set_name(&mut message, name);
         self.ask(message).is_ok()
     }
 
     pub(super) fn destroy_set(&self, name: &str) -> io::Result<()> {
         let mut message = Message::new(IPSET_DESTROY, ACK, libc::AF_UNSPEC as u8);
-        message.set_name(name);
+        set_name(&mut message, name);
         self.ask(message)
     }
 
@@ -215,7 +213,7 @@ impl Netfilter {
 /// A message about half the address space, as a member of a set.
 fn half(kind: u16, family: Family, name: &str, first: u8) -> Message {
     let mut message = Message::new(kind, ACK, family_number(family));
-    message.set_name(name);
+    set_name(&mut message, name);
     message.nested(7, |data| {
         data.nested(1, |ip| match family {
             Family::V4 => ip.attribute(1 | BIG_ENDIAN, &[first, 0, 0, 0]),
@@ -277,116 +275,9 @@ impl Chain {
     }
 }
 
-/// A message being built: header, nfgenmsg, attributes.
-struct Message {
-    bytes: Vec<u8>,
-}
-
-impl Message {
-    const HEADER: usize = 16;
-
-    fn new(kind: u16, flags: u16, family: u8) -> Self {
-        let mut bytes = vec![0; Self::HEADER + 4];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes[Self::HEADER] = family;
-        Self { bytes }
-    }
-
-    fn batch(kind: u16) -> Self {
-        let mut message = Self::new(kind, REQUEST, libc::AF_UNSPEC as u8);
-        message.bytes[Self::HEADER + 2..].copy_from_slice(&(NFTABLES >> 8).to_be_bytes());
-        message
-    }
-
-    fn set_name(&mut self, name: &str) {
-        self.attribute(1, &[IPSET_PROTOCOL]);
-        self.text(2, name);
-    }
-
-    fn text(&mut self, kind: u16, text: &str) {
-        self.attribute(kind, &[text.as_bytes(), b"\0"].concat());
-    }
-
-    fn nested(&mut self, kind: u16, build: impl FnOnce(&mut Self)) {
-        let start = self.bytes.len();
-        self.attribute(kind | NESTED, &[]);
-        build(self);
-        let length = (self.bytes.len() - start) as u16;
-        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
-    }
-
-    fn attribute(&mut self, kind: u16, data: &[u8]) {
-        let length = (4 + data.len()) as u16;
-        self.bytes.extend(length.to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(data);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self, sequence: u32) -> Vec<u8> {
-        let length = self.bytes.len() as u32;
-        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
-        self.bytes
-    }
-}
-
-struct Answer<'a> {
-    kind: u16,
-    sequence: u32,
-    payload: &'a [u8],
-}
-
-impl<'a> Answer<'a> {
-    /// The first message of `bytes`, and what follows it.
-    fn first(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
-        let length = u32_at(bytes, 0)? as usize;
-        let payload = bytes.get(Message::HEADER..length)?;
-        let kind = bytes
-            .get(4..)?
-            .first_chunk()
-            .map(|bytes| u16::from_ne_bytes(*bytes))?;
-        let next = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((
-            Self {
-                kind,
-                sequence: u32_at(bytes, 8)?,
-                payload,
-            },
-            next,
-        ))
-    }
-
-    fn error(&self) -> Option<io::Result<()>> {
-        if self.kind != libc::NLMSG_ERROR as u16 {
-            return None;
-        }
-        Some(match u32_at(self.payload, 0).map(|code| code as i32) {
-            Some(0) => Ok(()),
-            Some(code) => Err(io::Error::from_raw_os_error(-code)),
-            None => Err(io::ErrorKind::InvalidData.into()),
-        })
-    }
-
-    fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> {
-        let mut rest = self.payload.get(4..).unwrap_or_default();
-        std::iter::from_fn(move || {
-            let (head, _) = rest.split_first_chunk::<4>()?;
-            let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-            let kind = u16::from_ne_bytes([head[2], head[3]]) & ATTRIBUTE_TYPE;
-            let data = rest.get(4..length)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            Some((kind, data))
-        })
-    }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|bytes| u32::from_ne_bytes(*bytes))
+fn set_name(message: &mut Message, name: &str) {
+    message.attribute(1, &[IPSET_PROTOCOL]);
+    message.text(2, name);
 }
 
 fn family_number(family: Family) -> u8 {

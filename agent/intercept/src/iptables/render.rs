@@ -25,7 +25,7 @@ pub(super) const CHAINS: [&str; 5] = [
 ];
 
 /// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
-const JUMPS: [(&str, &str); 2] = [
+pub(super) const JUMPS: [(&str, &str); 2] = [
     ("OUTPUT", "SHUNT_OUTPUT"),
     ("PREROUTING", "SHUNT_PREROUTING"),
 ];
@@ -85,7 +85,7 @@ impl<'a> Rendered<'a> {
     }
 
     /// The rules of our chains, each as `CHAIN MATCHES -j TARGET`.
-    fn rules(&self) -> Vec<String> {
+    pub(super) fn rules(&self) -> Vec<String> {
         let mut rules = Vec::new();
         if let Some(port) = self.outbound_port {
             self.outbound_rules(port, &mut rules);

@@ -41,6 +41,7 @@ fn status(mode: StatusMode, state: WorkloadState) -> WorkloadStatus {
         mode_reason: String::new(),
         state,
         state_reason: String::new(),
+        notes: Vec::new(),
         listeners: Vec::new(),
         connections: Connections::default(),
         bytes: BytesByPath::default(),

@@ -1,0 +1,157 @@
+//! Attachments, by bpf(2) itself: the kernel's word on where a program is attached, and whose programs are there.
+#![expect(unsafe_code, reason = "no safe binding tells where a link is attached")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// From linux/bpf.h.
+const PROG_GET_FD_BY_ID: u32 = 13;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const PROG_QUERY: u32 = 16;
+const LINK_CREATE: u32 = 28;
+
+/// `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    SockOps = 3,
+    SkMsgVerdict = 7,
+    Connect4 = 10,
+    Connect6 = 11,
+    Peername4 = 29,
+    Peername6 = 30,
+    Sockname4 = 31,
+    Sockname6 = 32,
+    SkLookup = 36,
+}
+
+/// An attachment. Dropping it detaches.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+impl Link {
+    pub(super) fn attach(
+        program: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        hook: Hook,
+    ) -> io::Result<Self> {
+        let mut attr = [number(program), number(target), hook as u32, 0];
+        bpf_fd(LINK_CREATE, &mut attr).map(Self)
+    }
+
+    /// The inode of the cgroup or of the namespace where it is attached. 0: nowhere any more, by somebody's doing or
+    /// by the end of that place.
+    pub(super) fn target(&self) -> io::Result<u64> {
+        // `struct bpf_link_info`: type, id, program, padding, then of a cgroup 64 bits, of a namespace 32.
+        let mut info = [0_u32; 16];
+        info_of(self.0.as_fd(), &mut info)?;
+        const NETNS: u32 = 5;
+        Ok(match info[0] {
+            NETNS => u64::from(info[4]),
+            _ => u64::from(info[5]) << 32 | u64::from(info[4]),
+        })
+    }
+}
+
+/// A program that somebody attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    pub(super) id: u32,
+    pub(super) name: String,
+}
+
+impl std::fmt::Display for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (id {})", self.name, self.id)
+    }
+}
+
+/// The programs attached to a cgroup, a namespace or a socket map itself, not to what is above it.
+pub(super) fn attached(target: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<Attached>> {
+    // As many as the kernel lets be attached to one cgroup.
+    const MOST: usize = 64;
+    let mut ids = [0_u32; MOST];
+    let pointer = ids.as_mut_ptr() as u64;
+    // `target_fd`, `attach_type`, `query_flags`, `attach_flags`, `prog_ids` (64 bits), `prog_cnt`.
+    let mut attr = [
+        number(target),
+        hook as u32,
+        0,
+        0,
+        pointer as u32,
+        (pointer >> 32) as u32,
+        MOST as u32,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    bpf(PROG_QUERY, &mut attr)?;
+    let count = (attr[6] as usize).min(MOST);
+    Ok(ids[..count]
+        .iter()
+        .map(|id| Attached {
+            id: *id,
+            name: name(*id),
+        })
+        .collect())
+}
+
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_prog_info`: type, id.
+    let mut info = [0_u32; 20];
+    info_of(program, &mut info)?;
+    Ok(info[1])
+}
+
+/// Empty when it went meanwhile, or has none.
+fn name(id: u32) -> String {
+    let read = || -> io::Result<String> {
+        let program = bpf_fd(PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
+        // `struct bpf_prog_info`: the name is 16 bytes from byte 64 on.
+        let mut info = [0_u32; 20];
+        info_of(program.as_fd(), &mut info)?;
+        let bytes: Vec<u8> = info[16..]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+        let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    };
+    read().unwrap_or_default()
+}
+
+fn info_of(object: BorrowedFd<'_>, info: &mut [u32]) -> io::Result<()> {
+    let pointer = info.as_mut_ptr() as u64;
+    let mut attr = [
+        number(object),
+        size_of_val(info) as u32,
+        pointer as u32,
+        (pointer >> 32) as u32,
+    ];
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(|_| ())
+}
+
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn bpf_fd(command: u32, attr: &mut [u32]) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: these commands return a new descriptor, which is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Two words for a pointer are in the order of little-endian hosts, as the object is.
+fn bpf(command: u32, attr: &mut [u32]) -> io::Result<i32> {
+    // SAFETY: `attr` is of the size that is told. Pointers in it are to buffers that live across the call and are of
+    // the sizes told beside them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result as i32)
+}
