@@ -42,6 +42,7 @@ pub struct AgentBuilder<'a> {
     world: &'a World,
     mode: String,
     workloads: Vec<String>,
+    settings: String,
 }
 
 /// A running agent, stopped when dropped.
@@ -50,6 +51,7 @@ pub struct Agent {
     child: Child,
     pub dir: PathBuf,
     mode: String,
+    settings: String,
 }
 
 impl<'a> AgentBuilder<'a> {
@@ -58,7 +60,16 @@ impl<'a> AgentBuilder<'a> {
             world,
             mode: mode.to_owned(),
             workloads: Vec::new(),
+            settings: String::new(),
         }
+    }
+
+    /// Adds a line of the configuration file, such as `limits: {connections: 5}`.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        self.settings.push_str(line);
+        self.settings.push('\n');
+        self
     }
 
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
@@ -69,7 +80,8 @@ impl<'a> AgentBuilder<'a> {
     }
 
     /// # Panics
-    /// The agent does not become ready.
+    /// The agent does not become ready, or does not serve one of those enrolled: traffic that goes directly would
+    /// look like success.
     pub fn start(self) -> Agent {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // Its own, also for a second agent in the same world: the logs start empty.
@@ -78,15 +90,20 @@ impl<'a> AgentBuilder<'a> {
         fs::create_dir_all(&dir).expect("a directory");
         fs::write(
             dir.join("shunt.yaml"),
-            config(&dir, &self.mode, &self.workloads),
+            config(&dir, &self.mode, &self.settings, &self.workloads),
         )
         .expect("written");
         let mut agent = Agent {
             child: spawn(&dir),
             dir,
             mode: self.mode,
+            settings: self.settings,
         };
         agent.wait_until_ready();
+        let status = agent.status();
+        let all = status["workloads"].as_array().expect("a list");
+        let served = all.iter().filter(|workload| workload["state"] == "ready");
+        assert_eq!(served.count(), self.workloads.len(), "{status:#}");
         agent
     }
 }
@@ -105,7 +122,7 @@ pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
     )
 }
 
-fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
+fn config(dir: &Path, mode: &str, settings: &str, workloads: &[String]) -> String {
     let at = dir.display();
     let workloads = if workloads.is_empty() {
         " []\n".to_owned()
@@ -114,7 +131,7 @@ fn config(dir: &Path, mode: &str, workloads: &[String]) -> String {
     };
     format!(
         "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
-         log: {{level: info, format: json, access: {at}/access.log}}\nworkloads:{workloads}"
+         log: {{level: info, format: json, access: {at}/access.log}}\n{settings}workloads:{workloads}"
     )
 }
 
@@ -245,7 +262,7 @@ impl Agent {
     /// # Panics
     /// The file cannot be written.
     pub fn rewrite(&self, workloads: &[String]) {
-        self.rewrite_text(&config(&self.dir, &self.mode, workloads));
+        self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
     /// Replaces the configuration file as editors do.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use crate::wait;
@@ -51,8 +51,7 @@ enum Role {
 /// A server cannot listen, or a client cannot start. What connections do is counted, not an error.
 pub fn run() -> Result<()> {
     let role = Cli::parse().role;
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)
-        .context("cannot raise RLIMIT_NOFILE")?;
+    raise_descriptor_limit()?;
     let report = match role {
         Role::Server(args) => return server::serve(&args),
         Role::Body(args) => return body::serve(&args),
@@ -63,9 +62,26 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Not every root may raise the hard limit.
+fn raise_descriptor_limit() -> Result<()> {
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
+        return Ok(());
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
+}
+
 #[expect(clippy::print_stdout, reason = "what the client was asked for")]
 fn answer(text: &str) {
     println!("{text}");
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "figures, for those who want to see them"
+)]
+fn note(text: &str) {
+    eprint!("{text}");
 }
 
 /// Becomes true when whoever started us closes our stdin.
@@ -103,7 +119,7 @@ impl Load {
         Self { child, stdin }
     }
 
-    /// Lets it go on to its own end, `longest` at most, and gives what it printed.
+    /// Lets it go on to its own end, `longest` at most, and gives what it printed. `--nocapture` shows it.
     ///
     /// # Panics
     /// It takes longer, or fails.
@@ -114,6 +130,7 @@ impl Load {
         let mut text = String::new();
         let mut stdout = self.child.stdout.take().expect("a pipe");
         stdout.read_to_string(&mut text).expect("text");
+        note(&text);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 

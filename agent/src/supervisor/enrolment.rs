@@ -13,7 +13,7 @@ use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use shunt_intercept::netns::Netns;
-use shunt_intercept::{Enrolment, InterceptError, Listener, return_path};
+use shunt_intercept::{Enrolment, InterceptError, Listener, outbound_listeners, return_path};
 
 use super::backends::Backends;
 use crate::ipc::EnrolledView;
@@ -175,21 +175,22 @@ fn listen(
         Mode::Iptables => (Steering::Redirect, Steering::Redirect),
     };
     let mut listeners = Vec::new();
-    for (direction, steering, addresses, port) in [
-        (
-            Direction::Outbound,
-            to_outbound,
-            loopback,
-            config.ports.outbound,
-        ),
+    // The configured port first, then any that are free.
+    let mut outbound = vec![0; outbound_listeners(mode)];
+    outbound[0] = config.ports.outbound;
+    for (direction, steering, addresses, ports) in [
+        (Direction::Outbound, to_outbound, loopback, outbound),
         (
             Direction::Inbound,
             to_inbound,
             inbound,
-            config.ports.inbound,
+            vec![config.ports.inbound],
         ),
     ] {
-        for address in addresses {
+        let wanted = addresses
+            .into_iter()
+            .flat_map(|address| ports.iter().map(move |port| (address, *port)));
+        for (address, port) in wanted {
             let wanted = SocketAddr::new(address, port);
             match netns.listen(wanted, config.mark, config.concurrency) {
                 Ok((addr, sockets)) => listeners.push(Listener {

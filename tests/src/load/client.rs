@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{percentile, server};
 
 /// More at once than this, per thread, and the client opens no more until some have ended. Not with `--hold`.
-const AT_ONCE: usize = 4000;
+const AT_ONCE: usize = 500;
 /// How often connections are looked at that take too long.
 const LOOK: Duration = Duration::from_millis(50);
 
