@@ -97,7 +97,8 @@ impl<'a> AgentBuilder<'a> {
     }
 
     /// # Panics
-    /// The agent does not become ready.
+    /// The agent does not become ready, or does not serve one of those enrolled: traffic that goes directly would
+    /// look like success.
     pub fn start(self) -> Agent {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // Its own, also for a second agent in the same world: the logs start empty.
@@ -117,6 +118,10 @@ impl<'a> AgentBuilder<'a> {
             settings: self.settings,
         };
         agent.wait_until_ready();
+        let status = agent.status();
+        let all = status["workloads"].as_array().expect("a list");
+        let served = all.iter().filter(|workload| workload["state"] == "ready");
+        assert_eq!(served.count(), self.workloads.len(), "{status:#}");
         agent
     }
 }

@@ -1,6 +1,7 @@
 //! Pods: a network namespace, a veth to a bridge, an address of each family, a cgroup.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -126,6 +127,19 @@ fn remove_cgroup(path: &PathBuf) {
 }
 
 impl Pod {
+    /// A further address on the pod's network.
+    ///
+    /// # Panics
+    /// It cannot be added.
+    pub fn add_address(&self, address: IpAddr) {
+        let more = if address.is_ipv4() { "/24" } else { "/64" };
+        let nodad = if address.is_ipv4() { "" } else { " nodad" };
+        let netns = &self.netns;
+        ip(&format!(
+            "-n {netns} addr add {address}{more} dev eth0{nodad}"
+        ));
+    }
+
     /// A command in the pod's namespace and cgroup.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("sh");

@@ -316,13 +316,12 @@ fn workload_value(enrolment: &Enrolment, rules: u32) -> Workload {
         policy: &enrolment.spec.inbound,
         own: &[],
     };
-    let port = |family| enrolment.port(Direction::Outbound, family).unwrap_or(0);
     let (source_v4, source_v6) = sources(&enrolment.addresses);
     Workload {
         id: enrolment.id.0,
         flags,
-        outbound_port_v4: port(Family::V4),
-        outbound_port_v6: port(Family::V6),
+        outbound_ports_v4: outbound_ports(enrolment, Family::V4),
+        outbound_ports_v6: outbound_ports(enrolment, Family::V6),
         restricts: [
             outbound_rules(enrolment).restricts().0,
             inbound.restricts().0,
@@ -331,6 +330,17 @@ fn workload_value(enrolment: &Enrolment, rules: u32) -> Workload {
         source_v6,
         rules,
     }
+}
+
+/// Every place is filled: with fewer listeners some serve more destinations.
+fn outbound_ports(enrolment: &Enrolment, family: Family) -> [u16; Workload::OUTBOUND_PORTS] {
+    let mut ports = [0; Workload::OUTBOUND_PORTS];
+    let bound = enrolment.ports(Direction::Outbound, family);
+    let listeners: Vec<u16> = bound.collect();
+    for (place, port) in ports.iter_mut().zip(listeners.iter().cycle()) {
+        *place = *port;
+    }
+    ports
 }
 
 /// The addresses that `getsockname` shows: the first of each family, in kernel form; 0 where there is none.

@@ -99,6 +99,15 @@ pub trait Backend {
     fn keep_alive(&mut self);
 }
 
+/// How many outbound listeners of each family are useful. In eBPF mode all captured connections go to loopback, where
+/// one listener has room for the ephemeral range only; in iptables mode each keeps its destination.
+pub const fn outbound_listeners(mode: Mode) -> usize {
+    match mode {
+        Mode::Ebpf => shunt_ebpf_common::maps::Workload::OUTBOUND_PORTS,
+        Mode::Iptables => 1,
+    }
+}
+
 /// A workload being steered.
 #[derive(Debug)]
 pub struct Enrolment {
@@ -111,16 +120,26 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
+    /// The first of that direction and family.
     pub fn listener(&self, direction: Direction, family: Family) -> Option<&Listener> {
-        self.listeners.iter().find(|listener| {
-            listener.spec.direction == direction && Family::of(listener.spec.addr) == family
-        })
+        self.all(direction, family).next()
     }
 
     /// The port of that listener, as bound.
     pub fn port(&self, direction: Direction, family: Family) -> Option<u16> {
-        self.listener(direction, family)
+        self.ports(direction, family).next()
+    }
+
+    /// The ports of all such listeners, as bound.
+    pub fn ports(&self, direction: Direction, family: Family) -> impl Iterator<Item = u16> {
+        self.all(direction, family)
             .map(|listener| listener.spec.addr.port())
+    }
+
+    fn all(&self, direction: Direction, family: Family) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(move |listener| {
+            listener.spec.direction == direction && Family::of(listener.spec.addr) == family
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shunt_core::sockets::{Family, SocketRole};
@@ -155,6 +156,9 @@ impl Netns {
                 socket.set_reuse_port(index > 0)?;
                 socket.bind(&SockAddr::from(addr))?;
                 socket.set_reuse_port(true)?;
+                // Inherited by what is accepted: a data plane that dies between accept and its first own option must
+                // not end a connection as if in order.
+                socket.set_linger(Some(Duration::ZERO))?;
                 socket.listen(BACKLOG)?;
                 if let Some(bound) = socket.local_addr()?.as_socket() {
                     addr = bound;

@@ -17,7 +17,7 @@ use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use shunt_intercept::drift::{Drift, Part};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::return_path::{self, Watched};
-use shunt_intercept::{Enrolment, InterceptError, Listener};
+use shunt_intercept::{Enrolment, InterceptError, Listener, outbound_listeners};
 
 use super::backends::Backends;
 use super::drift::Health;
@@ -225,21 +225,22 @@ fn listen(
     };
     let mut listeners = Vec::new();
     let mut elsewhere = Vec::new();
-    for (direction, steering, addresses, port) in [
-        (
-            Direction::Outbound,
-            to_outbound,
-            loopback,
-            config.ports.outbound,
-        ),
+    // The configured port first, then any that are free.
+    let mut outbound = vec![0; outbound_listeners(mode)];
+    outbound[0] = config.ports.outbound;
+    for (direction, steering, addresses, numbers) in [
+        (Direction::Outbound, to_outbound, loopback, outbound),
         (
             Direction::Inbound,
             to_inbound,
             inbound,
-            config.ports.inbound,
+            vec![config.ports.inbound],
         ),
     ] {
-        for address in addresses {
+        let wanted = addresses
+            .into_iter()
+            .flat_map(|address| numbers.iter().map(move |port| (address, *port)));
+        for (address, port) in wanted {
             let wanted = SocketAddr::new(address, port);
             let at = |addr| netns.listen(addr, config.mark, config.concurrency);
             let listening = match at(wanted) {

@@ -13,8 +13,8 @@ pub struct Workload {
     /// Bits of this type.
     pub flags: u32,
     /// Ports of the outbound listeners on 127.0.0.1 and ::1; 0: that family is not captured.
-    pub outbound_port_v4: u16,
-    pub outbound_port_v6: u16,
+    pub outbound_ports_v4: [u16; Self::OUTBOUND_PORTS],
+    pub outbound_ports_v6: [u16; Self::OUTBOUND_PORTS],
     /// [`Restricts`], outbound and inbound.
     pub restricts: [u32; 2],
     /// What `getsockname` shall say after a captured connect, network order; 0: leave it.
@@ -28,10 +28,23 @@ impl Workload {
     /// Refuse instead of letting through when the agent cannot serve.
     pub const FAIL_CLOSED: u32 = 1;
     pub const CAPTURE_INBOUND: u32 = 2;
+    /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
+    /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
+    pub const OUTBOUND_PORTS: usize = 4;
 
     #[inline(always)]
     pub fn restricts(&self, direction: crate::decision::Direction) -> Restricts {
         Restricts(self.restricts[direction as usize])
+    }
+
+    /// Which of the outbound listeners a destination has.
+    #[inline(always)]
+    pub fn spread(address: &Address, port: u16) -> usize {
+        let [a, b, c, d] = address.0;
+        let mixed = (a ^ b ^ c ^ d) ^ (u32::from(port) << 16 | u32::from(port));
+        // Multiplicative hashing: the upper bits depend on all of the lower ones.
+        let bits = Self::OUTBOUND_PORTS.trailing_zeros();
+        (mixed.wrapping_mul(0x9E37_79B1) >> (u32::BITS - bits)) as usize
     }
 }
 
@@ -192,12 +205,28 @@ mod tests {
 
     #[test]
     fn no_map_type_has_padding() {
-        assert_eq!(size_of::<Workload>(), 4 + 4 + 2 + 2 + 8 + 4 + 16 + 4);
+        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4);
         assert_eq!(size_of::<RuleKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
         assert_eq!(size_of::<OwnFlow>(), 16 + 16 + 2 + 2);
         assert_eq!(size_of::<ListeningPort>(), 8);
+    }
+
+    #[test]
+    fn neighbours_are_spread_over_all_listeners() {
+        let mut counts = [0; Workload::OUTBOUND_PORTS];
+        for host in 0..16_u8 {
+            for port in 8000..8016 {
+                let address = Address::v4(u32::from_ne_bytes([10, 0, 0, host]));
+                counts[Workload::spread(&address, port)] += 1;
+            }
+        }
+        let even = 256 / Workload::OUTBOUND_PORTS;
+        let close = counts
+            .iter()
+            .all(|count| (even / 2..=even * 2).contains(count));
+        assert!(close, "{counts:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use aya::maps::MapError;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use shunt_core::address::from_kernel;
+use shunt_core::address::to_kernel;
 use shunt_core::explain::{Condition, Explanation, Inquiry, Outcome, rule};
 use shunt_core::flow::{DataPath, Direction};
 use shunt_core::sockets::Family;
@@ -284,10 +285,12 @@ fn before_outbound(
     workload: &Workload,
     answer: &mut Explanation,
 ) -> Result<Option<Rule>, InterceptError> {
-    let (port, loopback) = match case.family() {
-        Family::V4 => (workload.outbound_port_v4, "127.0.0.1"),
-        Family::V6 => (workload.outbound_port_v6, "::1"),
+    let (ports, loopback) = match case.family() {
+        Family::V4 => (workload.outbound_ports_v4, "127.0.0.1"),
+        Family::V6 => (workload.outbound_ports_v6, "::1"),
     };
+    let (ip, port) = (case.destination.ip(), case.destination.port());
+    let port = ports[Workload::spread(&to_kernel(ip), port)];
     let there = format!("SHUNT_WORKLOADS names the listener {loopback} port {port}");
     answer.listener = match loopback.parse() {
         Ok(ip) if port != 0 => listens(enrolment, SocketAddr::new(ip, port))?,

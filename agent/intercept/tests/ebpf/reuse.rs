@@ -1,4 +1,4 @@
-//! A client's port that is used again while an older connection from it still waits to be accepted.
+//! A client's port that is used again while an older connection from it still waits to be accepted, and other dangers of that moment.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -7,7 +7,7 @@ use shunt_core::address::from_kernel;
 use shunt_intercept::Enrolment;
 use shunt_intercept::ebpf::Destinations;
 
-use crate::pods::{Live, pair};
+use crate::pods::{Live, pair, until};
 
 #[test]
 fn a_reused_port_does_not_inherit_a_destination() {
@@ -39,6 +39,30 @@ fn a_reused_port_does_not_inherit_a_destination() {
             .any(|(_, destination)| destination.ends_with(":82")),
         "{accepted:?}"
     );
+}
+
+/// A data plane that is killed right after accept(2) has set no option of its own yet.
+#[test]
+fn what_was_accepted_and_never_touched_ends_in_a_reset() {
+    let (client, server) = pair();
+    let live = Live::load();
+    let enrolment = client.enrolment(1);
+    live.install(&enrolment);
+    let end = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            client.python(&format!(
+                "s = socket.create_connection(('{}', 81))\n\
+                 try: print('end' if s.recv(1) == b'' else 'data')\n\
+                 except ConnectionResetError: print('reset')",
+                server.v4
+            ))
+        });
+        until("somebody was accepted", || {
+            !accept_all(&live, &enrolment).is_empty()
+        });
+        asking.join().expect("no panic")
+    });
+    assert_eq!(end, "reset");
 }
 
 /// Accepts whoever waits: the bytes each sent, and where the kernel says it was going.
