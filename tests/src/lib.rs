@@ -2,9 +2,11 @@
 //! Everything is torn down when its guard is dropped.
 
 pub mod agent;
+pub mod load;
 pub mod require;
 pub mod wait;
 pub mod world;
 
 pub use agent::{Agent, AgentBuilder};
+pub use load::Load;
 pub use world::{Pod, Running, World};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mio::{Events, Interest, Poll, Token};
+use shunt_tests::load::pattern::{PERIOD, is_pattern, pattern};
 
 use super::Figures;
 use crate::run::answer;
@@ -129,22 +130,6 @@ fn sink(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Byte `n` of a bulk transfer: repeats after a prime, so that no loss or swap of blocks goes unseen.
-const PERIOD: u64 = 251;
-
-/// As many bytes of the pattern as the largest read or write, from any place in its period.
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length as u64 + PERIOD)
-        .map(|at| (at % PERIOD) as u8)
-        .collect()
-}
-
-/// Compares blocks, not bytes: the check must not be what is measured.
-fn is_pattern(pattern: &[u8], bytes: &[u8], from: u64) -> bool {
-    let at = (from % PERIOD) as usize;
-    pattern.get(at..at + bytes.len()) == Some(bytes)
-}
-
 fn client(host: &str, time: Duration) -> Result<Figures> {
     let at = |port| -> Result<SocketAddr> { Ok(SocketAddr::new(host.parse()?, port)) };
     let mut figures = Figures::new();
@@ -175,8 +160,7 @@ fn client(host: &str, time: Duration) -> Result<Figures> {
 }
 
 fn percentile(sorted: &[Duration], percent: usize) -> f64 {
-    let at = sorted.get(sorted.len() * percent / 100).or(sorted.last());
-    at.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+    shunt_tests::load::percentile(sorted, percent).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
 fn ping_pong(to: SocketAddr, size: usize, time: Duration) -> Result<Vec<Duration>> {
@@ -273,19 +257,4 @@ fn short(to: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
         ensure!(got == message, "a reply differs");
     }
     Ok(samples)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wrong_byte_is_seen() {
-        let mut bytes: Vec<u8> = (300..1300_u64).map(|at| (at % PERIOD) as u8).collect();
-        let expected = pattern(1000);
-        assert!(is_pattern(&expected, &bytes, 300));
-        bytes.swap(10, 11);
-        assert!(!is_pattern(&expected, &bytes, 300));
-        assert!(!is_pattern(&expected, &bytes[1..], 300));
-    }
 }
