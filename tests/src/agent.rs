@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::world::{Pod, World};
-use crate::{require, wait};
+use crate::{admin, require, wait};
 
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
@@ -68,6 +68,13 @@ impl<'a> AgentBuilder<'a> {
     #[must_use]
     pub fn without_bpf(mut self) -> Self {
         self.prefix = require::without_bpf();
+        self
+    }
+
+    /// A host on which the agent may not change sysctls.
+    #[must_use]
+    pub fn with_read_only_sysctls(mut self) -> Self {
+        self.prefix = require::with_read_only_sysctls();
         self
     }
 
@@ -175,26 +182,8 @@ impl Agent {
 
     /// Status and body of a request to the admin socket; 0 when nobody answers.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let output = Command::new("curl")
-            .args([
-                "-s",
-                "-m",
-                "5",
-                "-X",
-                method,
-                "-w",
-                "\n%{http_code}",
-                "--data-binary",
-                body,
-                "--unix-socket",
-            ])
-            .arg(self.dir.join("admin.sock"))
-            .arg(format!("http://shunt{path}"))
-            .output()
-            .expect("curl runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
-        (status.parse().unwrap_or(0), body.to_owned())
+        let socket = self.dir.join("admin.sock");
+        admin::request(&socket, method, path, body).unwrap_or_default()
     }
 
     /// # Panics

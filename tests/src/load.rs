@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use crate::wait;
@@ -51,8 +51,7 @@ enum Role {
 /// A server cannot listen, or a client cannot start. What connections do is counted, not an error.
 pub fn run() -> Result<()> {
     let role = Cli::parse().role;
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)
-        .context("cannot raise RLIMIT_NOFILE")?;
+    raise_descriptor_limit()?;
     let report = match role {
         Role::Server(args) => return server::serve(&args),
         Role::Body(args) => return body::serve(&args),
@@ -61,6 +60,15 @@ pub fn run() -> Result<()> {
     };
     answer(&report.to_string());
     Ok(())
+}
+
+/// Not every root may raise the hard limit.
+fn raise_descriptor_limit() -> Result<()> {
+    if setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).is_ok() {
+        return Ok(());
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise RLIMIT_NOFILE")
 }
 
 #[expect(clippy::print_stdout, reason = "what the client was asked for")]

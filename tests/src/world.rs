@@ -59,6 +59,11 @@ impl World {
         }
     }
 
+    /// The name of the bridge's namespace; all names start with it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// # Panics
     /// The host does not allow it.
     pub fn pod(&self) -> Pod {
@@ -126,6 +131,12 @@ fn remove_cgroup(path: &PathBuf) {
 }
 
 impl Pod {
+    /// The bridge's end of its veth.
+    pub fn port(&self) -> &str {
+        let (_, port) = self.netns.rsplit_once('-').unwrap_or_default();
+        port
+    }
+
     /// A command in the pod's namespace and cgroup.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("sh");
@@ -278,7 +289,11 @@ impl Drop for Running {
     }
 }
 
-fn ip(args: &str) {
+/// `ip` with these words.
+///
+/// # Panics
+/// It fails.
+pub(crate) fn ip(args: &str) {
     let output = Command::new("ip")
         .args(args.split(' '))
         .output()
