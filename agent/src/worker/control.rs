@@ -21,15 +21,15 @@ use tokio::task::JoinHandle;
 use super::stock::Stock;
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
-use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
+use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
 /// How often the end of withdrawn workloads' flows is looked for.
 const LOOK: Duration = Duration::from_millis(50);
 /// After the supervisor's death the iptables gates need this long to open: until then clients still come.
 const ORPHAN: Duration = Duration::from_millis(1500);
 
-/// What the admin API asks for; `Ok` or why not.
-pub(super) type Wish = (Change, oneshot::Sender<Result<(), String>>);
+/// What the admin API asks for; what became of it, or why it was refused.
+pub(super) type Wish = (Change, oneshot::Sender<Result<Outcome, String>>);
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -38,7 +38,7 @@ pub(super) struct Control {
     stocks: Vec<Stock>,
     requests: mpsc::UnboundedReceiver<ToSupervisor>,
     wishes: mpsc::UnboundedReceiver<Wish>,
-    asked: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    asked: HashMap<u64, oneshot::Sender<Result<Outcome, String>>>,
     next_ticket: u64,
     view: Rc<RefCell<View>>,
     originals: KernelOriginalDst,
