@@ -12,6 +12,9 @@ use serde_json::Value;
 use crate::world::{Pod, World};
 use crate::{admin, require, wait};
 
+/// Lines of its log that are shown when a test fails.
+const LAST_WORDS: usize = 30;
+
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
 /// Makes this binary the agent, for callers that built one.
@@ -287,8 +290,23 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// For whoever reads of a failed test: its directory is gone by then.
+    #[expect(clippy::print_stderr, reason = "a failed test's output")]
+    fn last_words(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS)..];
+        let stats = self.admin("GET", "/stats", "").1;
+        eprintln!("the agent said last:\n{}\n{stats}", last.join("\n"));
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.last_words();
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             signal("-TERM", self.pid());
             for _ in 0..500 {

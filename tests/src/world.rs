@@ -59,6 +59,11 @@ impl World {
         }
     }
 
+    /// Where its pods' cgroups are.
+    pub fn cgroup(&self) -> &std::path::Path {
+        &self.cgroup
+    }
+
     /// The name of the bridge's namespace; all names start with it.
     pub fn label(&self) -> &str {
         &self.label
@@ -67,12 +72,36 @@ impl World {
     /// # Panics
     /// The host does not allow it.
     pub fn pod(&self) -> Pod {
-        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        self.build(self.pods.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Deletes a pod, and makes another at once that looks the same.
+    ///
+    /// # Panics
+    /// As [`World::pod`], or the pod's programs do not end.
+    pub fn again(&self, pod: Pod) -> Pod {
+        let number = pod
+            .port()
+            .trim_start_matches('p')
+            .parse()
+            .expect("a number");
+        ip(&format!("netns del {}", pod.netns));
+        let _ = fs::write(pod.cgroup.join("cgroup.kill"), "1");
+        remove_cgroup(&pod.cgroup);
+        // The veth goes with the namespace, which the kernel takes apart in its own time.
+        let gone = || ip_quietly(&format!("-n {} link del {}", self.label, pod.port()));
+        wait::until("the veth is gone", Duration::from_secs(5), || {
+            (!gone()).then_some(())
+        });
+        self.build(number)
+    }
+
+    fn build(&self, number: u32) -> Pod {
         let netns = format!("{}-p{number}", self.label);
         let (host, port) = (number + 2, format!("p{number}"));
         ip(&format!("netns add {netns}"));
         ip(&format!(
-            "link add {port} netns {} type veth peer name eth0 netns {netns}",
+            "link add {port} netns {} type veth peer name eth0 address 02:66:00:00:00:{host:02x} netns {netns}",
             self.label
         ));
         ip(&format!("-n {} link set {port} master br0 up", self.label));
@@ -303,6 +332,12 @@ pub(crate) fn ip(args: &str) {
         "ip {args}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+fn ip_quietly(args: &str) -> bool {
+    let mut ip = Command::new("ip");
+    let output = ip.args(args.split(' ')).output();
+    output.expect("`ip` runs").status.success()
 }
 
 fn cgroup2() -> PathBuf {

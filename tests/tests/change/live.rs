@@ -1,6 +1,6 @@
 //! Enrolments, policies and modes change under load: nobody notices, and what was acknowledged is in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ const ROUNDS: u16 = 15;
 const LOAD: u16 = 7000;
 const BODY: u16 = 7100;
 const PROBES: u16 = 10_000;
+/// One in so many connections may be a crossing that was not recognised.
+const RARE: usize = 50;
 /// A long transfer outlives several changes.
 const BODY_BYTES: &str = "4000000";
 const BODY_MILLIS: &str = "3000";
@@ -120,6 +122,19 @@ fn probed(agent: &Agent) -> BTreeMap<u16, Vec<Value>> {
     lines
 }
 
+/// Behind REDIRECT all ports of a destination are one: conntrack gives a crossing another source port when its own is
+/// taken there. Then it is not recognised, and goes on as a flow into and one out of the node, with a line for each.
+fn is_unrecognised_crossing(lines: &[Value]) -> bool {
+    let ways: BTreeSet<_> = lines
+        .iter()
+        .map(|line| line["direction"].as_str())
+        .collect();
+    let inbound = lines.iter().find(|line| line["direction"] == "inbound");
+    lines.len() == 2
+        && ways.len() == 2
+        && inbound.is_some_and(|line| line["original_dst_source"] == "conntrack")
+}
+
 /// Each probe has left its line, or none.
 fn check_probes(agent: &Agent, want: &BTreeMap<u16, (Option<Seen>, String)>) {
     let logged = want.values().filter(|(line, _)| line.is_some()).count();
@@ -131,7 +146,7 @@ fn check_probes(agent: &Agent, want: &BTreeMap<u16, (Option<Seen>, String)>) {
         wait::pause(Duration::from_millis(10));
     }
     let lines = probed(agent);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut unrecognised) = (Vec::new(), 0);
     for (port, (want, when)) in want {
         let seen = lines.get(port).map(Vec::as_slice).unwrap_or_default();
         let text = |line: &Value, field: &str| line[field].as_str().unwrap_or_default().to_owned();
@@ -139,16 +154,18 @@ fn check_probes(agent: &Agent, want: &BTreeMap<u16, (Option<Seen>, String)>) {
             .iter()
             .map(|line| (text(line, "direction"), text(line, "original_dst_source")));
         let wanted = want.map(|(way, source)| (way.to_owned(), source.to_owned()));
-        if !kinds.eq(wanted) {
+        if is_unrecognised_crossing(seen) {
+            unrecognised += 1;
+        } else if !kinds.eq(wanted) {
             wrong.push(format!("{port}, {when}: not {want:?}: {seen:?}"));
         }
     }
+    let rare = want.len() / RARE + 1;
+    assert!(
+        unrecognised <= rare,
+        "{unrecognised} crossings were not recognised"
+    );
     assert!(wrong.is_empty(), "{} probes: {wrong:#?}", wrong.len());
-}
-
-#[expect(clippy::print_stdout, reason = "what a long run has seen")]
-fn tell(text: &str) {
-    println!("{text}");
 }
 
 fn changes_under_load(mode: &'static str) {
@@ -247,7 +264,8 @@ fn changes_under_load(mode: &'static str) {
         }
         for (who, prober) in probers.iter_mut().enumerate() {
             let to = both(server, port)[number % 2];
-            assert_eq!(prober.ask(to), format!("here {to}"), "{wishes:?}");
+            let answer = prober.ask(to);
+            assert_eq!(answer, format!("here {to}"), "prober {who}, {wishes:?}");
             let seen_client = if who == 0 { wishes[0] } else { Wish::Off };
             let line = expected(seen_client, wishes[1]);
             want.insert(port, (line, format!("{wishes:?} prober {who}")));
@@ -271,7 +289,7 @@ fn changes_under_load(mode: &'static str) {
         !log.contains("\"ERROR\"") && !log.contains("panicked"),
         "{log}"
     );
-    tell(&format!(
+    super::tell(&format!(
         "{rounds} rounds, {ports} probes, the slowest change took {slowest:?}"
     ));
 }
