@@ -221,8 +221,7 @@ impl Control {
                 self.leaving.push(Leaving { id, closed: false });
             }
             ToWorker::States(infos) => {
-                let mut view = self.view.borrow_mut();
-                (view.infos, view.told) = (infos, true);
+                self.view.borrow_mut().told(infos);
             }
             ToWorker::Settings {
                 timeouts,
