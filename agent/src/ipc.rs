@@ -60,10 +60,10 @@ pub enum ToWorker {
         kernel: BTreeMap<String, u64>,
         repairs: BTreeMap<String, u64>,
     },
-    /// Answer to [`ToSupervisor::Change`] of the same ticket.
+    /// Answer to [`ToSupervisor::Change`] of the same ticket; the error says why it was refused.
     Changed {
         ticket: u64,
-        result: Result<(), String>,
+        result: Result<Outcome, String>,
     },
     /// Answer to [`ToSupervisor::Explain`] of the same ticket.
     Explained {
@@ -113,6 +113,16 @@ pub enum Change {
     LogLevel(String),
     /// Stop the agent as SIGTERM does.
     Drain,
+}
+
+/// What became of an accepted change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every new connection sees it.
+    InForce,
+    /// It was tried and did not work, for this reason; it is retried.
+    Later(String),
 }
 
 /// An enrolled workload as the data plane needs it.

@@ -8,6 +8,7 @@
 //! every 250 ms -'                          '-> status
 //! ```
 
+mod asked;
 mod backends;
 mod config_source;
 mod data_plane;
@@ -32,6 +33,7 @@ use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use self::asked::Asked;
 use self::backends::Backends;
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
@@ -42,7 +44,7 @@ use self::home::Home;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use crate::cli::RunArgs;
-use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker};
+use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
 /// How often gates are refreshed; they hold for a second.
 const TICK: Duration = Duration::from_millis(250);
@@ -61,6 +63,8 @@ struct Supervisor {
     workloads: BTreeMap<WorkloadName, Workload>,
     /// Withdrawn, with flows that still go on.
     leaving: Vec<Leaving>,
+    /// Whom a change was promised.
+    asked: Vec<Asked>,
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
@@ -143,6 +147,7 @@ impl Supervisor {
             data_plane,
             workloads: BTreeMap::new(),
             leaving: Vec::new(),
+            asked: Vec::new(),
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             node: NodeNotes::default(),
@@ -184,7 +189,7 @@ impl Supervisor {
     /// Something the data plane said, or its end.
     fn heard(&mut self, event: data_plane::Event) -> Next {
         match event {
-            data_plane::Event::Said(message) => return self.answer(message),
+            data_plane::Event::Said(message) => return self.said(message),
             data_plane::Event::Failed(error) => {
                 if !matches!(error, ChannelError::Closed) {
                     tracing::error!(%error, "the data plane is not understood and will be replaced");
@@ -195,6 +200,8 @@ impl Supervisor {
                 tracing::warn!(%status, "the data plane ended; starting another");
                 *self.repairs.entry("data_plane".into()).or_default() += 1;
                 self.flows_are_gone();
+                // Whoever asked it is not connected any more.
+                self.asked.clear();
                 self.data_plane.schedule_start();
             }
             data_plane::Event::StartDue => {
@@ -207,7 +214,7 @@ impl Supervisor {
         Next::Continue
     }
 
-    fn answer(&mut self, message: ToSupervisor) -> Next {
+    fn said(&mut self, message: ToSupervisor) -> Next {
         match message {
             ToSupervisor::Ack {
                 number,
@@ -229,62 +236,30 @@ impl Supervisor {
             }
             ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
             ToSupervisor::Drained { id } => self.drained(id),
-            ToSupervisor::Change {
-                change: Change::Drain,
-                ticket,
-            } => {
-                self.data_plane.tell(
-                    &ToWorker::Changed {
-                        ticket,
-                        result: Ok(()),
-                    },
-                    Vec::new(),
-                );
-                return Next::Stop;
-            }
             ToSupervisor::Explain { ticket, inquiry } => {
                 let result = self.explain(&inquiry).map(Box::new);
                 self.data_plane
                     .tell(&ToWorker::Explained { ticket, result }, Vec::new());
             }
             ToSupervisor::Change { ticket, change } => {
-                let result = self.change(change);
-                self.data_plane
-                    .tell(&ToWorker::Changed { ticket, result }, Vec::new());
+                let noted = match change {
+                    Change::Put(spec) => self.put(*spec),
+                    Change::Delete(name) => self.delete(&name),
+                    Change::LogLevel(level) => {
+                        let set = self.level.set(&level);
+                        let set = set.map_err(|error| error.to_string());
+                        self.answer(ticket, set.map(|()| Outcome::InForce));
+                        return Next::Continue;
+                    }
+                    Change::Drain => {
+                        self.answer(ticket, Ok(Outcome::InForce));
+                        return Next::Stop;
+                    }
+                };
+                self.promise(ticket, noted);
             }
         }
         Next::Continue
-    }
-
-    fn change(&mut self, change: Change) -> Result<(), String> {
-        match change {
-            Change::Put(spec) => {
-                let taken = self
-                    .workloads
-                    .values()
-                    .find(|other| other.spec.netns == spec.netns && other.spec.name != spec.name);
-                if let Some(other) = taken {
-                    let (netns, name) = (spec.netns.display(), &other.spec.name);
-                    return Err(format!("{netns} is already enrolled as {name}"));
-                }
-                let name = spec.name.clone();
-                self.desire(*spec);
-                // Whoever asked would like to see it done.
-                self.step_of(&name);
-            }
-            Change::Delete(name) => {
-                if !self.workloads.contains_key(&name) {
-                    return Err(format!("no workload {name}"));
-                }
-                self.withdraw(&name);
-            }
-            Change::LogLevel(level) => {
-                self.level.set(&level).map_err(|error| error.to_string())?;
-            }
-            Change::Drain => {}
-        }
-        self.publish();
-        Ok(())
     }
 
     /// Every 250 ms: keeps the gates while the data plane lives, looks at what may have changed.

@@ -10,7 +10,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::world::{Pod, World};
-use crate::{require, wait};
+use crate::{admin, require, wait};
+
+/// Lines of its log that are shown when a test fails.
+const LAST_WORDS: usize = 30;
 
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
@@ -71,6 +74,13 @@ impl<'a> AgentBuilder<'a> {
     #[must_use]
     pub fn without_bpf(mut self) -> Self {
         self.prefix = require::without_bpf();
+        self
+    }
+
+    /// A host on which the agent may not change sysctls.
+    #[must_use]
+    pub fn with_read_only_sysctls(mut self) -> Self {
+        self.prefix = require::with_read_only_sysctls();
         self
     }
 
@@ -191,26 +201,8 @@ impl Agent {
 
     /// Status and body of a request to the admin socket; 0 when nobody answers.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let output = Command::new("curl")
-            .args([
-                "-s",
-                "-m",
-                "5",
-                "-X",
-                method,
-                "-w",
-                "\n%{http_code}",
-                "--data-binary",
-                body,
-                "--unix-socket",
-            ])
-            .arg(self.dir.join("admin.sock"))
-            .arg(format!("http://shunt{path}"))
-            .output()
-            .expect("curl runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
-        (status.parse().unwrap_or(0), body.to_owned())
+        let socket = self.dir.join("admin.sock");
+        admin::request(&socket, method, path, body).unwrap_or_default()
     }
 
     /// # Panics
@@ -314,8 +306,23 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// For whoever reads of a failed test: its directory is gone by then.
+    #[expect(clippy::print_stderr, reason = "a failed test's output")]
+    fn last_words(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS)..];
+        let stats = self.admin("GET", "/stats", "").1;
+        eprintln!("the agent said last:\n{}\n{stats}", last.join("\n"));
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.last_words();
+        }
         if matches!(self.child.try_wait(), Ok(None)) {
             signal("-TERM", self.pid());
             for _ in 0..500 {

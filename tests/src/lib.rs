@@ -1,12 +1,17 @@
 //! The harness: pods as network namespaces with a cgroup each, real programs in them, and the agent beside them.
 //! Everything is torn down when its guard is dropped.
 
+pub mod admin;
 pub mod agent;
+pub mod kernel;
 pub mod load;
+pub mod prober;
 pub mod require;
+pub mod router;
 pub mod wait;
 pub mod world;
 
 pub use agent::{Agent, AgentBuilder};
 pub use load::Load;
+pub use prober::Prober;
 pub use world::{Pod, Running, World};

@@ -40,6 +40,22 @@ pub fn without_bpf() -> Vec<String> {
     ["python3", "-c", DENY_BPF].map(str::to_owned).into()
 }
 
+/// What stands before a command so that it sees /proc/sys read-only, as a container does.
+pub fn with_read_only_sysctls() -> Vec<String> {
+    let mount = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\" \"$@\"";
+    [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        mount,
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
 /// `program`, run by whatever stands before it.
 pub fn prefixed(prefix: &[String], program: &Path) -> Command {
     let Some((first, rest)) = prefix.split_first() else {

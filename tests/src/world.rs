@@ -60,15 +60,49 @@ impl World {
         }
     }
 
+    /// Where its pods' cgroups are.
+    pub fn cgroup(&self) -> &std::path::Path {
+        &self.cgroup
+    }
+
+    /// The name of the bridge's namespace; all names start with it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// # Panics
     /// The host does not allow it.
     pub fn pod(&self) -> Pod {
-        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        self.build(self.pods.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Deletes a pod, and makes another at once that looks the same.
+    ///
+    /// # Panics
+    /// As [`World::pod`], or the pod's programs do not end.
+    pub fn again(&self, pod: Pod) -> Pod {
+        let number = pod
+            .port()
+            .trim_start_matches('p')
+            .parse()
+            .expect("a number");
+        ip(&format!("netns del {}", pod.netns));
+        let _ = fs::write(pod.cgroup.join("cgroup.kill"), "1");
+        remove_cgroup(&pod.cgroup);
+        // The veth goes with the namespace, which the kernel takes apart in its own time.
+        let gone = || ip_quietly(&format!("-n {} link del {}", self.label, pod.port()));
+        wait::until("the veth is gone", Duration::from_secs(5), || {
+            (!gone()).then_some(())
+        });
+        self.build(number)
+    }
+
+    fn build(&self, number: u32) -> Pod {
         let netns = format!("{}-p{number}", self.label);
         let (host, port) = (number + 2, format!("p{number}"));
         ip(&format!("netns add {netns}"));
         ip(&format!(
-            "link add {port} netns {} type veth peer name eth0 netns {netns}",
+            "link add {port} netns {} type veth peer name eth0 address 02:66:00:00:00:{host:02x} netns {netns}",
             self.label
         ));
         ip(&format!("-n {} link set {port} master br0 up", self.label));
@@ -138,6 +172,12 @@ impl Pod {
         ip(&format!(
             "-n {netns} addr add {address}{more} dev eth0{nodad}"
         ));
+    }
+
+    /// The bridge's end of its veth.
+    pub fn port(&self) -> &str {
+        let (_, port) = self.netns.rsplit_once('-').unwrap_or_default();
+        port
     }
 
     /// A command in the pod's namespace and cgroup.
@@ -292,7 +332,11 @@ impl Drop for Running {
     }
 }
 
-fn ip(args: &str) {
+/// `ip` with these words.
+///
+/// # Panics
+/// It fails.
+pub(crate) fn ip(args: &str) {
     let output = Command::new("ip")
         .args(args.split(' '))
         .output()
@@ -302,6 +346,12 @@ fn ip(args: &str) {
         "ip {args}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+fn ip_quietly(args: &str) -> bool {
+    let mut ip = Command::new("ip");
+    let output = ip.args(args.split(' ')).output();
+    output.expect("`ip` runs").status.success()
 }
 
 fn cgroup2() -> PathBuf {

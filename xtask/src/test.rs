@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 10] = [
+const NEEDED: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -28,6 +28,11 @@ const NEEDED: [(&str, &str); 10] = [
     ("iperf3", "iperf3"),
     ("socat", "socat"),
     ("bpftool", "bpftool"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("dig", "bind9-dnsutils"),
+    ("ping", "iputils-ping"),
+    ("psql", "postgresql-client"),
+    ("pg_lsclusters", "postgresql"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

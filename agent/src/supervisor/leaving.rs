@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use shunt_core::workload::WorkloadId;
+use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::return_path;
 
 use super::Supervisor;
@@ -42,12 +42,24 @@ impl Leaving {
     }
 
     pub(super) fn still_captures(&self) -> bool {
-        matches!(self.stage, Stage::Capturing(_))
+        self.captures_until().is_some()
+    }
+
+    /// When its hooks or rules are to be released, if they are still in force.
+    pub(super) fn captures_until(&self) -> Option<Retry> {
+        match self.stage {
+            Stage::Capturing(retry) => Some(retry),
+            Stage::Draining | Stage::Leftovers(_) => None,
+        }
     }
 
     /// Its listeners in this namespace are still open.
     pub(super) fn holds(&self, netns: &Path) -> bool {
         self.serving.claim.is_some() && self.serving.enrolment.netns.path() == netns
+    }
+
+    pub(super) fn is_of(&self, name: &WorkloadName) -> bool {
+        self.serving.enrolment.spec.name == *name
     }
 
     fn is(&self, id: WorkloadId) -> bool {

@@ -73,6 +73,11 @@ impl Retry {
         self.pause >= FIRST_RETRY * 4
     }
 
+    /// It was tried, and did not work.
+    pub(super) fn failed(self) -> bool {
+        self.pause > FIRST_RETRY
+    }
+
     /// It failed: later, and later still the next time.
     pub(super) fn later(self) -> Self {
         Self {
@@ -172,9 +177,14 @@ impl Supervisor {
     /// The one step that is due first.
     pub(super) fn step(&mut self) {
         let now = Instant::now();
-        if self.step_of_leaving(now) {
-            return;
+        if !self.step_of_leaving(now) {
+            self.step_of_workload(now);
         }
+        self.publish();
+        self.answer_asked();
+    }
+
+    fn step_of_workload(&mut self, now: Instant) {
         let due = |workload: &&Workload| workload.due().is_some_and(|at| at <= now);
         let next = self
             .workloads
@@ -198,7 +208,7 @@ impl Supervisor {
     }
 
     /// Enrols a workload, makes what is in force what is wished, or repairs it.
-    pub(super) fn step_of(&mut self, name: &WorkloadName) {
+    fn step_of(&mut self, name: &WorkloadName) {
         let Some(Workload { spec, phase }) = self.workloads.remove(name) else {
             return;
         };

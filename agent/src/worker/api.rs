@@ -19,9 +19,10 @@ use tokio::task::JoinHandle;
 
 use super::control::Wish;
 use super::view::View;
-use crate::ipc::{Change, Unexplained};
+use crate::ipc::{Change, Outcome, Unexplained};
 
 const OK: u16 = 200;
+const ACCEPTED: u16 = 202;
 const BAD_REQUEST: u16 = 400;
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
@@ -205,7 +206,10 @@ impl Api {
             return text(UNAVAILABLE, "the agent is stopping\n".into());
         }
         match told.await {
-            Ok(Ok(())) => text(OK, "done\n".into()),
+            Ok(Ok(Outcome::InForce)) => text(OK, "done\n".into()),
+            Ok(Ok(Outcome::Later(reason))) => {
+                text(ACCEPTED, format!("not in force yet, retried: {reason}\n"))
+            }
             Ok(Err(reason)) => text(CONFLICT, format!("{reason}\n")),
             Err(_) => text(UNAVAILABLE, "the agent is stopping\n".into()),
         }

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::stock::Stock;
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
-use crate::ipc::{Change, ChannelError, ToSupervisor, ToWorker, Unexplained};
+use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
 
 /// How often the end of withdrawn workloads' flows is looked for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -32,8 +32,8 @@ const ORPHAN: Duration = Duration::from_millis(1500);
 /// What the admin API asks the supervisor for, and where the answer goes.
 #[derive(Debug)]
 pub(super) enum Wish {
-    /// `Ok` or why not.
-    Change(Change, oneshot::Sender<Result<(), String>>),
+    /// What became of it, or why it was refused.
+    Change(Change, oneshot::Sender<Result<Outcome, String>>),
     Explain(Inquiry, oneshot::Sender<Explained>),
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Control {
     stocks: Vec<Stock>,
     requests: mpsc::UnboundedReceiver<ToSupervisor>,
     wishes: mpsc::UnboundedReceiver<Wish>,
-    asked: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    asked: HashMap<u64, oneshot::Sender<Result<Outcome, String>>>,
     inquired: HashMap<u64, oneshot::Sender<Explained>>,
     next_ticket: u64,
     view: Rc<RefCell<View>>,
@@ -239,8 +239,7 @@ impl Control {
                 self.leaving.push(Leaving { id, closed: false });
             }
             ToWorker::States(infos) => {
-                let mut view = self.view.borrow_mut();
-                (view.infos, view.told) = (infos, true);
+                self.view.borrow_mut().told(infos);
             }
             ToWorker::Settings {
                 timeouts,

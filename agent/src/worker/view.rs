@@ -1,6 +1,6 @@
 //! What the data plane knows of the node: who is enrolled, the numbers, and what the supervisor says for `status`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,7 +28,7 @@ pub(super) struct View {
     pub(super) kernel_events: BTreeMap<String, u64>,
     pub(super) repairs: BTreeMap<String, u64>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
-    /// By name, so that the numbers of a workload survive its being enrolled anew.
+    /// By name, so that the numbers of a workload survive its being enrolled anew. Gone with its name and last flow.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
 }
 
@@ -98,7 +98,26 @@ impl View {
 
     pub(super) fn forget(&mut self, id: WorkloadId) {
         self.enrolled.remove(&id);
+        self.forget_numbers();
         self.publish();
+    }
+
+    /// Who is enrolled, as the supervisor sees it.
+    pub(super) fn told(&mut self, infos: Vec<WorkloadInfo>) {
+        (self.infos, self.told) = (infos, true);
+        self.forget_numbers();
+    }
+
+    /// Pods come and go under ever new names.
+    fn forget_numbers(&mut self) {
+        let known: BTreeSet<&WorkloadName> = self
+            .infos
+            .iter()
+            .map(|info| &info.name)
+            .chain(self.enrolled.values().map(|enrolled| &enrolled.name))
+            .collect();
+        self.workload_counters
+            .retain(|name, _| known.contains(name));
     }
 
     fn publish(&self) {
@@ -168,4 +187,60 @@ fn snapshot(
         config.splice_after,
         workloads,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_core::status::{StatusMode, WorkloadState};
+    use shunt_core::workload::{CapturePolicy, Mode};
+
+    use super::*;
+
+    fn name(of: &str) -> WorkloadName {
+        WorkloadName {
+            namespace: "default".into(),
+            name: of.into(),
+        }
+    }
+
+    fn info(of: &str) -> WorkloadInfo {
+        WorkloadInfo {
+            name: name(of),
+            netns: String::new(),
+            mode: StatusMode::Ebpf,
+            mode_reason: String::new(),
+            notes: Vec::new(),
+            state: WorkloadState::Ready,
+            state_reason: String::new(),
+            listeners: Vec::new(),
+        }
+    }
+
+    fn enrolled(id: u32, of: &str) -> EnrolledView {
+        EnrolledView {
+            id: WorkloadId(id),
+            name: name(of),
+            mode: Mode::Ebpf,
+            addresses: Vec::new(),
+            inbound: CapturePolicy::default(),
+            transparent: true,
+        }
+    }
+
+    #[test]
+    fn numbers_survive_a_new_enrolment_and_go_with_the_name() {
+        let mut view = View::new(Config::default(), 1, 0);
+        view.told(vec![info("pod")]);
+        view.enrol(enrolled(1, "pod"));
+        let first = Arc::clone(&view.enrolled[&WorkloadId(1)].counters);
+        view.withdraw(WorkloadId(1));
+        view.forget(WorkloadId(1));
+        view.enrol(enrolled(2, "pod"));
+        assert!(Arc::ptr_eq(&first, &view.enrolled[&WorkloadId(2)].counters));
+        // Its name goes first, its last flow later.
+        view.told(Vec::new());
+        assert_eq!(view.workload_counters.len(), 1);
+        view.forget(WorkloadId(2));
+        assert!(view.workload_counters.is_empty());
+    }
 }

@@ -30,6 +30,9 @@ pub(super) const JUMPS: [(&str, &str); 2] = [
     ("PREROUTING", "SHUNT_PREROUTING"),
 ];
 
+/// As iptables-save writes `--syn`.
+const SYN: &str = "--tcp-flags FIN,SYN,RST,ACK SYN";
+
 /// Everything the rules of one family depend on.
 #[derive(Clone, Debug)]
 pub(super) struct Rendered<'a> {
@@ -170,11 +173,12 @@ impl<'a> Rendered<'a> {
         }
     }
 
+    /// Only a SYN: connections that were there before the rules, and which conntrack meets in the middle, go on directly.
     fn redirect(&self, chain: &str, port: u16) -> String {
         let alive = self
             .dead_man
             .map_or(String::new(), |dead_man| dead_man.matching(self.family));
-        format!("{chain} -p tcp {alive}-j REDIRECT --to-ports {port}")
+        format!("{chain} -p tcp -m tcp {SYN} {alive}-j REDIRECT --to-ports {port}")
     }
 
     fn nets<'b>(&self, nets: &'b [IpNet]) -> impl Iterator<Item = &'b IpNet> {
