@@ -308,3 +308,37 @@ fn five_hundred_stalled_readers_hold_little_and_nobody_up() {
     println!("{grown} MiB for 500 stalled readers");
     assert!(grown < 160, "{grown} MiB");
 }
+
+/// The 99th percentile, in microseconds, of a quiet pod's questions: alone, and beside a pod that floods.
+fn quiet_p99(scene: &Scene, flooder: &Pod) -> [f64; 2] {
+    let questions = "s = socket.create_connection((HOST, 7)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n\
+         t = []; end = time.time() + 1.5\n\
+         while time.time() < end:\n\
+         \x20   a = time.perf_counter(); assert ask(s); t.append(time.perf_counter() - a)\n\
+         t.sort(); print(t[len(t) * 99 // 100] * 1e6)";
+    let ask = || scene.python(questions).parse().expect("a number");
+    let alone = ask();
+    let args = ["-c", &scene.server.v4, "-P", "8", "-t", "3"];
+    let mut flood = flooder.spawn("iperf3", &args);
+    let beside = ask();
+    flood.0.wait().expect("ended");
+    [alone, beside]
+}
+
+/// Eight bulk flows of a neighbour. Cores are shared without us too, hence the comparison.
+#[test]
+fn a_flooding_pod_beside_a_quiet_one() {
+    let scene = scene();
+    let flooder = scene.world.pod();
+    let _iperf = scene.server.spawn("iperf3", &["-s"]);
+    scene.server.wait_for_listener(5201);
+    let without = quiet_p99(&scene, &flooder);
+    let agent = AgentBuilder::new(&scene.world, "ebpf")
+        .enrol("client", &scene.client, "")
+        .enrol("flooder", &flooder, "")
+        .start();
+    let with = quiet_p99(&scene, &flooder);
+    println!("p99 in us, alone and beside a flood: {without:.0?} without us, {with:.0?} with us");
+    assert!(agent.workload("flooder")["connections"]["total"].as_u64() >= Some(8));
+    assert!(with[1] < 50_000.0, "{with:.0?}");
+}

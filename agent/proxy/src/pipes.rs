@@ -18,9 +18,9 @@ const MAX_PIPES: usize = 64;
 const KEPT_PIPES: usize = 16;
 /// Bytes. A pipe made under the kernel's limit is smaller: 8 KiB, not worth a system call.
 const SMALLEST_PIPE: usize = 64 << 10;
-/// Bytes taken from a socket at once. More than a pipe's nominal 64 KiB: a slot holds a fragment of the network's
-/// buffers, up to 32 KiB, not a page.
-const LARGEST_LOAD: usize = 512 << 10;
+/// Bytes taken from a socket at once, a relay's turn. More than a pipe's nominal 64 KiB: a slot holds a fragment of the
+/// network's buffers, up to 32 KiB, not a page.
+const LARGEST_LOAD: usize = 128 << 10;
 
 /// A worker's pool.
 #[derive(Clone, Debug)]
