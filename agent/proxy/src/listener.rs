@@ -29,7 +29,6 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
 ) {
     let mut pause = FIRST_PAUSE;
     let mut quiet = 0;
-    let mut refusing = false;
     while quiet < 2 {
         let accepted = if *closing.borrow() {
             match timeout(QUIET, listener.accept()).await {
@@ -47,8 +46,8 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
         };
         quiet = 0;
         match accepted {
-            Ok((client, from)) if refusing => {
-                refusing = false;
+            // The reserve goes before new flows: who comes after this one must be refused too.
+            Ok((client, from)) if !local.reserve.refill() => {
                 flow::refuse(&local, &spec, &client, from);
                 drop(client);
                 local.reserve.refill();
@@ -67,12 +66,10 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
                 if let Some(unsaid) = local.accept_warnings.now() {
                     tracing::warn!(listener = %spec.addr, %error, unsaid, "cannot accept");
                 }
-                // The next one in the queue is taken with the reserve's place, and refused.
-                refusing = out_of_descriptors(&error) && local.reserve.give();
-                if refusing {
+                // The next one in the queue is taken in a place of the reserve, and refused.
+                if out_of_descriptors(&error) && local.reserve.give() {
                     continue;
                 }
-                local.reserve.refill();
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }

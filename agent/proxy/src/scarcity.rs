@@ -11,10 +11,14 @@ use tokio::time::Instant;
 /// One line of a kind in this time, from each worker.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// A descriptor kept for the moment when there is no other: with its place a client can be accepted and refused,
-/// instead of waiting in the queue for as long as other flows live.
+/// Descriptors of a worker. Between giving one up and accepting, another thread may take its place: with some more that
+/// costs a try, with none left the clients hang.
+const RESERVE: usize = 8;
+
+/// Descriptors kept for the moment when there are no others: with a place of theirs a client can be accepted and
+/// refused, instead of waiting in the queue for as long as other flows live.
 #[derive(Debug)]
-pub(crate) struct Reserve(RefCell<Option<OwnedFd>>);
+pub(crate) struct Reserve(RefCell<Vec<OwnedFd>>);
 
 /// Says when a warning is due.
 #[derive(Debug, Default)]
@@ -25,22 +29,28 @@ pub(crate) struct Seldom {
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self(RefCell::new(descriptor()))
+        let reserve = Self(RefCell::default());
+        reserve.refill();
+        reserve
     }
 }
 
 impl Reserve {
-    /// Makes its place free; false when it had none.
+    /// Makes a place free; false when it had none.
     pub(crate) fn give(&self) -> bool {
-        self.0.borrow_mut().take().is_some()
+        self.0.borrow_mut().pop().is_some()
     }
 
-    /// Takes a place again, if there is one.
-    pub(crate) fn refill(&self) {
+    /// Takes what is missing; false when something still is.
+    pub(crate) fn refill(&self) -> bool {
         let mut held = self.0.borrow_mut();
-        if held.is_none() {
-            *held = descriptor();
+        while held.len() < RESERVE {
+            match descriptor() {
+                Some(descriptor) => held.push(descriptor),
+                None => return false,
+            }
         }
+        true
     }
 }
 
@@ -84,10 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_given_once_and_comes_back() {
+    fn the_reserve_is_given_to_the_last_and_comes_back() {
         let reserve = Reserve::default();
-        assert!(reserve.give() && !reserve.give());
-        reserve.refill();
-        assert!(reserve.give());
+        assert_eq!(
+            std::iter::from_fn(|| reserve.give().then_some(())).count(),
+            RESERVE
+        );
+        assert!(reserve.refill() && reserve.give());
     }
 }
