@@ -2,6 +2,7 @@
 //! Everything is torn down when its guard is dropped.
 
 pub mod agent;
+pub mod kernel;
 pub mod require;
 pub mod wait;
 pub mod world;

@@ -15,6 +15,7 @@ mod netfilter;
 mod probe;
 mod render;
 mod tools;
+mod tracking;
 
 use std::collections::HashMap;
 
@@ -30,6 +31,7 @@ use self::inspection::Written;
 use self::netfilter::Kept;
 use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
 use self::tools::{Tools, Variant};
+use self::tracking::Tracking;
 use crate::drift::{Drift, Look};
 use crate::netns::Netns;
 use crate::{Backend, Enrolment, Finding, InterceptError, Marks, return_path};
@@ -45,6 +47,8 @@ pub struct IptablesBackend {
     installed: HashMap<WorkloadId, Installed>,
     /// By namespace, then in the order of [`FAMILIES`]: what of the nat tables was there before us, and stays.
     foreign: HashMap<u64, Vec<Kept>>,
+    /// By namespace: what keeps flows alive when the rules are gone. `None`: it cannot be had.
+    tracking: HashMap<u64, Option<Tracking>>,
 }
 
 #[derive(Debug)]
@@ -78,12 +82,17 @@ impl IptablesBackend {
             abilities,
             installed: HashMap::new(),
             foreign: HashMap::new(),
+            tracking: HashMap::new(),
         })
     }
 
     fn put(&mut self, enrolment: &Enrolment, choice: Choice) -> Result<(), InterceptError> {
         let switches = self.apply(enrolment, &choice)?;
         let written = Written::read(enrolment, &choice, self.marks)?;
+        let netns = &enrolment.netns;
+        self.tracking
+            .entry(netns.inode())
+            .or_insert_with(|| Tracking::keep(netns));
         let installed = Installed {
             choice,
             switches,
@@ -221,6 +230,7 @@ impl Backend for IptablesBackend {
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.tracking.remove(&enrolment.netns.inode());
         let foreign = self.foreign.remove(&enrolment.netns.inode());
         let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
         swept.failure.map_or(Ok(()), Err)

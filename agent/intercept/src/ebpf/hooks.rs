@@ -12,7 +12,7 @@ use shunt_core::workload::WorkloadId;
 use super::kernel::{Hook, Link};
 use super::object::{Object, failed, missing};
 use crate::InterceptError;
-use crate::drift::{Drift, Part};
+use crate::drift::{Drift, Look, Part};
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
 const HOOKS: [(&str, Hook); 7] = [
@@ -89,13 +89,12 @@ impl Hooks {
         &self,
         id: WorkloadId,
         cgroup: &Path,
+        look: Look,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        if !is_attached(&self.agent)? {
-            found.push(Drift::new(
-                Part::Links,
-                format!("{AGENT} is detached from the agent's own cgroup"),
-            ));
+        if look >= Look::Full && !is_attached(&self.agent)? {
+            let what = format!("{AGENT} is detached from the agent's own cgroup");
+            found.push(Drift::new(Part::Links, what));
         }
         let at = cgroup.display();
         let Some((cgroup_id, attached)) = self.of(id) else {
@@ -105,29 +104,27 @@ impl Hooks {
             ));
             return Ok(found);
         };
-        match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id => {}
-            Ok(_) => {
-                found.push(Drift::new(
-                    Part::Cgroup,
-                    format!("{at} was removed and made anew"),
-                ));
-                return Ok(found);
-            }
-            Err(error) => {
-                found.push(Drift::new(Part::Cgroup, format!("{at}: {error}")));
-                return Ok(found);
-            }
-        }
         let mut detached = Vec::new();
-        for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
-            if !is_attached(link)? {
+        for (link, (name, hook)) in attached.links.iter().rev().zip(HOOKS) {
+            if (look >= Look::Full || hook.captures()) && !is_attached(link)? {
                 detached.push(name);
             }
         }
-        if !detached.is_empty() {
-            let found_here = format!("detached from {at}: {}", detached.join(", "));
-            found.push(Drift::new(Part::Links, found_here));
+        if detached.is_empty() && look < Look::Full {
+            return Ok(found);
+        }
+        // With its cgroup every attachment ends.
+        match fs::metadata(cgroup).map(|now| now.ino()) {
+            Ok(now) if now == cgroup_id && detached.is_empty() => {}
+            Ok(now) if now == cgroup_id => found.push(Drift::new(
+                Part::Links,
+                format!("detached from {at}: {}", detached.join(", ")),
+            )),
+            Ok(_) => {
+                let what = format!("{at} was removed and made anew");
+                found.push(Drift::new(Part::Cgroup, what));
+            }
+            Err(error) => found.push(Drift::new(Part::Cgroup, format!("{at}: {error}"))),
         }
         Ok(found)
     }
