@@ -241,40 +241,34 @@ fn a_taken_port_is_left_to_the_application() {
     }
 }
 
+/// Also when nothing is left of netfilter's tables but what keeps connections tracked.
 #[test]
 fn a_connection_goes_on_through_repairs() {
     require::everything();
-    for (mode, plants) in [
-        (
-            "iptables",
-            [
-                "iptables-nft -t nat -F",
-                "iptables-nft -t nat -D OUTPUT -p tcp -j SHUNT_OUTPUT",
-            ],
-        ),
-        (
-            "ebpf",
-            [
-                "ip rule del table 15006",
-                "sysctl -q net.ipv4.tcp_fwmark_accept=0",
-            ],
-        ),
+    let rules = [
+        "iptables-nft -t nat -F",
+        "nft delete table ip nat",
+        "nft flush ruleset",
+    ];
+    let path = [
+        "ip rule del table 15006",
+        "sysctl -q net.ipv4.tcp_fwmark_accept=0",
+    ];
+    let legacy = ["iptables-legacy -t nat -F", "ip6tables-legacy -t nat -F"];
+    for (mode, variant, what, plants) in [
+        ("iptables", "nft", "rules", rules.as_slice()),
+        ("iptables", "legacy", "rules", &legacy),
+        ("ebpf", "nft", "return_path", &path),
     ] {
-        let scene = Scene::new(mode, "nft");
-        let what = if mode == "ebpf" {
-            "return_path"
-        } else {
-            "rules"
-        };
+        let scene = Scene::new(mode, variant);
         let echo = Echo::start(&scene);
-        for (plant, times) in plants.into_iter().zip(1..) {
+        for (plant, times) in plants.iter().zip(1..) {
             scene.in_client(plant);
-            wait::until("repaired", Duration::from_secs(2), || {
+            wait::until(&format!("{plant} repaired"), Duration::from_secs(2), || {
                 (scene.repairs(what) == times).then_some(())
             });
         }
         echo.goes_on();
-        scene.agent.workload("client");
     }
 }
 
