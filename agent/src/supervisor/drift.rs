@@ -10,6 +10,7 @@
 //! A look changes nothing and takes microseconds. What belongs to others is never changed.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
@@ -161,10 +162,10 @@ impl Supervisor {
             .map(|workload| workload.spec.name.clone())
             .collect();
         let share = self.workloads.len().div_ceil(SHARES);
-        let all = || self.workloads.keys();
-        let rest =
-            all().skip_while(|name| self.looked_at.as_ref().is_some_and(|last| *name <= last));
-        let turn: Vec<WorkloadName> = rest.chain(all()).take(share).cloned().collect();
+        let after = self.looked_at.clone().map_or(Unbounded, Excluded);
+        let rest = self.workloads.range((after, Unbounded));
+        let turn = rest.chain(&self.workloads).take(share);
+        let turn: Vec<WorkloadName> = turn.map(|(name, _)| name.clone()).collect();
         self.looked_at = turn.last().cloned();
         names.extend(turn);
         for name in names {

@@ -35,6 +35,8 @@ pub(super) struct Hooks {
     /// By name, in the order of [`HOOKS`], then [`AGENT`].
     programs: Vec<(&'static str, OwnedFd)>,
     attached: HashMap<CgroupId, Attached>,
+    /// Where each workload's are.
+    places: HashMap<WorkloadId, CgroupId>,
     agent: Link,
     agent_cgroup: PathBuf,
 }
@@ -56,6 +58,7 @@ impl Hooks {
         Ok(Self {
             programs,
             attached: HashMap::new(),
+            places: HashMap::new(),
             agent,
             agent_cgroup: agent_cgroup.to_owned(),
         })
@@ -65,6 +68,7 @@ impl Hooks {
         let cgroup_id = id_of(cgroup)?;
         if let Some(attached) = self.attached.get_mut(&cgroup_id) {
             attached.users.push(id);
+            self.places.insert(id, cgroup_id);
             return Ok(());
         }
         let mut links = Vec::with_capacity(HOOKS.len());
@@ -73,11 +77,13 @@ impl Hooks {
         }
         let users = vec![id];
         self.attached.insert(cgroup_id, Attached { links, users });
+        self.places.insert(id, cgroup_id);
         Ok(())
     }
 
     /// The last user of a cgroup takes the programs with it.
     pub(super) fn detach(&mut self, id: WorkloadId) {
+        self.places.remove(&id);
         self.attached.retain(|_, attached| {
             attached.users.retain(|user| *user != id);
             !attached.users.is_empty()
@@ -154,9 +160,8 @@ impl Hooks {
     }
 
     fn of(&self, id: WorkloadId) -> Option<(CgroupId, &Attached)> {
-        let mut all = self.attached.iter();
-        let (cgroup_id, attached) = all.find(|(_, attached)| attached.users.contains(&id))?;
-        Some((*cgroup_id, attached))
+        let cgroup_id = *self.places.get(&id)?;
+        Some((cgroup_id, self.attached.get(&cgroup_id)?))
     }
 }
 
