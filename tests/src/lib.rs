@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod attachments;
 pub mod kernel;
 pub mod load;
 pub mod prober;

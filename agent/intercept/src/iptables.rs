@@ -17,6 +17,7 @@ mod netfilter;
 mod probe;
 mod render;
 mod tools;
+mod tracking;
 
 use std::collections::HashMap;
 
@@ -33,11 +34,16 @@ use self::inspection::Written;
 use self::netfilter::Kept;
 use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
 use self::tools::{Tools, Variant};
+use self::tracking::Tracking;
 use crate::drift::{Drift, Look};
 use crate::netns::Netns;
 use crate::{Backend, Enrolment, Finding, InterceptError, Marks, return_path};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// Of more workloads than these every other one is refreshed at a time, so each every 500 ms, which still is twice as
+/// often as its switch wants: an idle node costs no more then.
+const MANY: usize = 64;
 
 /// See the head of this module.
 #[derive(Debug)]
@@ -48,6 +54,9 @@ pub struct IptablesBackend {
     installed: HashMap<WorkloadId, Installed>,
     /// By namespace, then in the order of [`FAMILIES`]: what of the nat tables was there before us, and stays.
     foreign: HashMap<u64, Vec<Kept>>,
+    /// By namespace: what keeps flows alive when the rules are gone. `None`: it cannot be had.
+    tracking: HashMap<u64, Option<Tracking>>,
+    beat: u32,
 }
 
 #[derive(Debug)]
@@ -81,12 +90,18 @@ impl IptablesBackend {
             abilities,
             installed: HashMap::new(),
             foreign: HashMap::new(),
+            tracking: HashMap::new(),
+            beat: 0,
         })
     }
 
     fn put(&mut self, enrolment: &Enrolment, choice: Choice) -> Result<(), InterceptError> {
         let switches = self.apply(enrolment, &choice)?;
         let written = Written::read(enrolment, &choice, self.marks)?;
+        let netns = &enrolment.netns;
+        self.tracking
+            .entry(netns.inode())
+            .or_insert_with(|| Tracking::keep(netns));
         let installed = Installed {
             choice,
             switches,
@@ -224,6 +239,7 @@ impl Backend for IptablesBackend {
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.tracking.remove(&enrolment.netns.inode());
         let foreign = self.foreign.remove(&enrolment.netns.inode());
         let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
         swept.failure.map_or(Ok(()), Err)
@@ -256,12 +272,13 @@ impl Backend for IptablesBackend {
     }
 
     fn keep_alive(&mut self) {
-        for switch in self
-            .installed
-            .values_mut()
-            .flat_map(|installed| &mut installed.switches)
-        {
-            switch.keep_alive();
+        self.beat = self.beat.wrapping_add(1);
+        let many = self.installed.len() > MANY;
+        for (id, installed) in &mut self.installed {
+            if many && (id.0 ^ self.beat) & 1 == 1 {
+                continue;
+            }
+            installed.switches.iter_mut().for_each(Switch::keep_alive);
         }
     }
 }

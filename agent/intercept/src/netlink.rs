@@ -10,7 +10,7 @@ const ATTRIBUTE_TYPE: u16 = !(NESTED | BIG_ENDIAN);
 
 /// A message being built: header, nfgenmsg, attributes.
 pub(crate) struct Message {
-    pub(crate) bytes: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
 impl Message {
@@ -48,6 +48,12 @@ impl Message {
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend(data);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// The kernel shall say that it is done.
+    pub(crate) fn acknowledge(&mut self) {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | libc::NLM_F_ACK as u16;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
     }
 
     pub(crate) fn finish(mut self, sequence: u32) -> Vec<u8> {

@@ -61,6 +61,8 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
             }
             // The client gave up while it waited.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // Somebody destroyed the socket (`ss -K`): it listens no more, and nobody waits. The supervisor sees it too.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
             Err(error) => {
                 local.context.counters.accept_errors.fetch_add(1, Relaxed);
                 if let Some(unsaid) = local.accept_warnings.now() {

@@ -3,13 +3,14 @@
 //! ```text
 //! the kernel announces ---> close look --.
 //! every minute -----------> close look --+-> as it should be
-//! every 1.5 s ------------> glance ------'-> not: told once -> repair, one step -> close look -> counted
+//! every 1.75 s -----------> glance ------'-> not: told once -> repair, one step -> close look -> counted
 //!                                                    ^                                |
 //!                                                    '--- later, when it failed or is undone again and again
 //! ```
 //! A look changes nothing and takes microseconds. What belongs to others is never changed.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
@@ -22,8 +23,11 @@ use super::backends::Backends;
 use super::enrolment::Serving;
 use super::lifecycle::{Phase, Retry, Workload};
 
-/// Ticks in which every workload is looked at once: what nobody announces is found within 1.5 s.
-const SHARES: usize = 6;
+/// Ticks in which every workload is looked at once: what nobody announces is found within 1.75 s.
+const SHARES: usize = 7;
+/// So many are looked at fully each time. Of more, each only every [`FULL`] rounds: an idle node costs no more then.
+const FEW: usize = 64;
+const FULL: u32 = 6;
 /// How long until a close look that nothing asked for: an announcement may have been lost.
 const CLOSE: Duration = Duration::from_secs(60);
 /// How long what others have on the node is taken as known.
@@ -40,6 +44,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 pub(super) struct Health {
     announced: Announced,
     close_at: Instant,
+    /// Looks so far.
+    looks: u32,
     found: Vec<Drift>,
     /// When what was found is repaired; `None`: there is nothing to repair.
     repair: Option<Retry>,
@@ -57,6 +63,7 @@ impl Health {
         Self {
             announced: Announced::default(),
             close_at: Instant::now(),
+            looks: 0,
             found: Vec::new(),
             repair: None,
             repaired: VecDeque::new(),
@@ -75,6 +82,18 @@ impl Health {
         let by = news.by.into_iter();
         let new: Vec<String> = by.filter(|who| !self.announced.by.contains(who)).collect();
         self.announced.by.extend(new);
+    }
+
+    fn next_look(&mut self, few: bool) -> Look {
+        self.looks = self.looks.wrapping_add(1);
+        if std::mem::take(&mut self.announced.rules) || self.close_at <= Instant::now() {
+            self.close_at = Instant::now() + CLOSE;
+            Look::Close
+        } else if few || self.looks.is_multiple_of(FULL) {
+            Look::Full
+        } else {
+            Look::Glance
+        }
     }
 
     /// How long the next repair waits.
@@ -143,10 +162,10 @@ impl Supervisor {
             .map(|workload| workload.spec.name.clone())
             .collect();
         let share = self.workloads.len().div_ceil(SHARES);
-        let all = || self.workloads.keys();
-        let rest =
-            all().skip_while(|name| self.looked_at.as_ref().is_some_and(|last| *name <= last));
-        let turn: Vec<WorkloadName> = rest.chain(all()).take(share).cloned().collect();
+        let after = self.looked_at.clone().map_or(Unbounded, Excluded);
+        let rest = self.workloads.range((after, Unbounded));
+        let turn = rest.chain(&self.workloads).take(share);
+        let turn: Vec<WorkloadName> = turn.map(|(name, _)| name.clone()).collect();
         self.looked_at = turn.last().cloned();
         names.extend(turn);
         for name in names {
@@ -171,33 +190,26 @@ impl Supervisor {
     }
 
     fn look_at(&mut self, name: &WorkloadName) {
+        let few = self.workloads.len() <= FEW;
         let Some(Workload { spec, phase }) = self.workloads.get_mut(name) else {
             return;
         };
         let Phase::Serving { serving, change } = phase else {
             return;
         };
-        if !serving.enrolment.netns.is_current() {
+        let look = serving.health.next_look(few);
+        if look >= Look::Full && !serving.enrolment.netns.is_current() {
             tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
             self.enrol_anew(name);
             return;
         }
-        let health = &mut serving.health;
-        let close = health.announced.rules || health.close_at <= Instant::now();
-        if close {
-            health.close_at = Instant::now() + CLOSE;
-        }
-        if (close || health.announced.addresses) && serving.refresh_addresses() {
+        let addresses = std::mem::take(&mut serving.health.announced.addresses);
+        if (look == Look::Close || addresses) && serving.refresh_addresses() {
             *change = change.or_else(|| Some(Retry::now()));
         }
-        (
-            serving.health.announced.addresses,
-            serving.health.announced.rules,
-        ) = (false, false);
-        if close {
+        if look == Look::Close {
             self.changed |= serving.note_others(self.node.get());
         }
-        let look = if close { Look::Close } else { Look::Glance };
         match inspect(&mut self.backends, serving, look) {
             Ok(found) => self.changed |= serving.health.judge(&spec.name, found),
             Err(reason) => tracing::debug!(workload = %name, reason, "cannot be looked at"),
@@ -319,7 +331,8 @@ fn inspect(
     serving: &mut Serving,
     look: Look,
 ) -> Result<Vec<Drift>, String> {
-    let mut found: Vec<Drift> = serving.deaf_listeners().into_iter().collect();
+    let deaf = (look >= Look::Full).then(|| serving.deaf_listeners());
+    let mut found: Vec<Drift> = deaf.flatten().into_iter().collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;
     found.extend(
@@ -329,7 +342,7 @@ fn inspect(
     );
     if let Some(path) = &serving.return_path {
         let off = match look {
-            Look::Glance => Ok(path.glance()),
+            Look::Glance | Look::Full => Ok(path.glance(look)),
             Look::Close => path.inspect(&enrolment.netns),
         };
         found.extend(off.map_err(|error| error.chain())?);

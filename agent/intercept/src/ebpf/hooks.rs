@@ -13,7 +13,7 @@ use shunt_core::workload::WorkloadId;
 use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
 use crate::InterceptError;
-use crate::drift::{Drift, Part};
+use crate::drift::{Drift, Look, Part};
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
 const HOOKS: [(&str, Hook); 7] = [
@@ -36,6 +36,8 @@ pub(super) struct Hooks {
     /// By name, in the order of [`HOOKS`], then [`AGENT`].
     programs: Vec<(&'static str, OwnedFd)>,
     attached: HashMap<CgroupId, Attached>,
+    /// Where each workload's are.
+    places: HashMap<WorkloadId, CgroupId>,
     agent: Link,
     agent_cgroup: PathBuf,
 }
@@ -57,6 +59,7 @@ impl Hooks {
         Ok(Self {
             programs,
             attached: HashMap::new(),
+            places: HashMap::new(),
             agent,
             agent_cgroup: agent_cgroup.to_owned(),
         })
@@ -66,6 +69,7 @@ impl Hooks {
         let cgroup_id = id_of(cgroup)?;
         if let Some(attached) = self.attached.get_mut(&cgroup_id) {
             attached.users.push(id);
+            self.places.insert(id, cgroup_id);
             return Ok(());
         }
         let mut links = Vec::with_capacity(HOOKS.len());
@@ -74,6 +78,7 @@ impl Hooks {
         }
         let users = vec![id];
         self.attached.insert(cgroup_id, Attached { links, users });
+        self.places.insert(id, cgroup_id);
         Ok(())
     }
 
@@ -98,6 +103,7 @@ impl Hooks {
 
     /// The last user of a cgroup takes the programs with it.
     pub(super) fn detach(&mut self, id: WorkloadId) {
+        self.places.remove(&id);
         self.attached.retain(|_, attached| {
             attached.users.retain(|user| *user != id);
             !attached.users.is_empty()
@@ -109,13 +115,12 @@ impl Hooks {
         &self,
         id: WorkloadId,
         cgroup: &Path,
+        look: Look,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        if !is_attached(&self.agent)? {
-            found.push(Drift::new(
-                Part::Links,
-                format!("{AGENT} is detached from the agent's own cgroup"),
-            ));
+        if look >= Look::Full && !is_attached(&self.agent)? {
+            let what = format!("{AGENT} is detached from the agent's own cgroup");
+            found.push(Drift::new(Part::Links, what));
         }
         let at = cgroup.display();
         let Some((cgroup_id, attached)) = self.of(id) else {
@@ -125,29 +130,27 @@ impl Hooks {
             ));
             return Ok(found);
         };
-        match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id => {}
-            Ok(_) => {
-                found.push(Drift::new(
-                    Part::Cgroup,
-                    format!("{at} was removed and made anew"),
-                ));
-                return Ok(found);
-            }
-            Err(error) => {
-                found.push(Drift::new(Part::Cgroup, format!("{at}: {error}")));
-                return Ok(found);
-            }
-        }
         let mut detached = Vec::new();
-        for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
-            if !is_attached(link)? {
+        for (link, (name, hook)) in attached.links.iter().rev().zip(HOOKS) {
+            if (look >= Look::Full || hook.captures()) && !is_attached(link)? {
                 detached.push(name);
             }
         }
-        if !detached.is_empty() {
-            let found_here = format!("detached from {at}: {}", detached.join(", "));
-            found.push(Drift::new(Part::Links, found_here));
+        if detached.is_empty() && look < Look::Full {
+            return Ok(found);
+        }
+        // With its cgroup every attachment ends.
+        match fs::metadata(cgroup).map(|now| now.ino()) {
+            Ok(now) if now == cgroup_id && detached.is_empty() => {}
+            Ok(now) if now == cgroup_id => found.push(Drift::new(
+                Part::Links,
+                format!("detached from {at}: {}", detached.join(", ")),
+            )),
+            Ok(_) => {
+                let what = format!("{at} was removed and made anew");
+                found.push(Drift::new(Part::Cgroup, what));
+            }
+            Err(error) => found.push(Drift::new(Part::Cgroup, format!("{at}: {error}"))),
         }
         Ok(found)
     }
@@ -177,9 +180,8 @@ impl Hooks {
     }
 
     fn of(&self, id: WorkloadId) -> Option<(CgroupId, &Attached)> {
-        let mut all = self.attached.iter();
-        let (cgroup_id, attached) = all.find(|(_, attached)| attached.users.contains(&id))?;
-        Some((*cgroup_id, attached))
+        let cgroup_id = *self.places.get(&id)?;
+        Some((cgroup_id, self.attached.get(&cgroup_id)?))
     }
 }
 

@@ -13,7 +13,7 @@ impl EbpfBackend {
         let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) else {
             return Ok(Vec::new());
         };
-        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup)?;
+        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup, look)?;
         if let Some(inbound) = &mut enrolled.inbound {
             if !inbound.is_attached() {
                 let netns = enrolment.netns.path().display();
@@ -22,7 +22,11 @@ impl EbpfBackend {
                     format!("sk_lookup is detached from {netns}"),
                 ));
             }
-            let filled = inbound.fill(enrolment)?;
+            let filled = if look >= Look::Full {
+                inbound.fill(enrolment)?
+            } else {
+                0
+            };
             if filled > 0 {
                 let what = format!("{filled} inbound listeners were not in SHUNT_LISTENERS");
                 found.push(Drift::new(Part::Maps, what));

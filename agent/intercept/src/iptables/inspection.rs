@@ -8,7 +8,7 @@ use super::captured;
 use super::choice::Choice;
 use super::legacy::Legacy;
 use super::live::Live;
-use super::render::{CHAINS, Rendered};
+use super::render::Rendered;
 use super::tools::Variant;
 use crate::drift::{Drift, Look, Part};
 use crate::netns::Netns;
@@ -49,13 +49,7 @@ impl Written {
                 .then(|| Legacy::open(family, "nat"))
                 .transpose()?;
             let live = live(variant, family, legacy.as_ref())?;
-            // In legacy tables the end of a chain is a rule too.
-            let ends = if variant == Variant::Legacy {
-                CHAINS.len()
-            } else {
-                0
-            };
-            let ours = live.rules() == wanted + ends && live.has_all_jumps();
+            let ours = live.rules() == wanted && live.has_all_jumps();
             let live = ours.then_some(live);
             Ok(WrittenFamily {
                 family,
@@ -105,7 +99,7 @@ impl Installed {
         // Changes of nftables are announced.
         let announced = self.choice.variant == Variant::Nft;
         let open = self.switches.iter().any(|switch| !switch.works());
-        if look == Look::Glance && announced && !open {
+        if look < Look::Close && announced && !open {
             return Ok(Vec::new());
         }
         if let Some(found) = self.written.difference(netns)? {

@@ -80,9 +80,14 @@ impl Legacy {
                 .map(|(_, name)| name.as_str())
         };
         let mut chain = "";
-        for entry in table.entries() {
+        let mut entries = table.entries().peekable();
+        while let Some(entry) = entries.next() {
             chain = name_at(entry.at).unwrap_or(chain);
-            if entry.error_name().is_some() {
+            // A chain's name stands before it, and what stands before a name is the end of a chain: no rule of anybody.
+            let ends = entries
+                .peek()
+                .is_some_and(|next| next.error_name().is_some());
+            if ends || entry.error_name().is_some() {
                 continue;
             }
             let to = entry

@@ -142,23 +142,28 @@ impl Netfilter {
             message.text(1, "nat");
             messages.push(message);
         }
-        let last = messages.len() as u32;
-        let mut batch = Message::batch(libc::NFNL_MSG_BATCH_BEGIN as u16).finish(0);
-        for (mut message, sequence) in messages.into_iter().zip(1..) {
-            if sequence == last {
-                message.bytes[6..8].copy_from_slice(&(ACK | ONLY_EMPTY).to_ne_bytes());
-            }
-            batch.extend(message.finish(sequence));
-        }
-        batch.extend(Message::batch(libc::NFNL_MSG_BATCH_END as u16).finish(last + 1));
-        self.socket.send(&batch, 0)?;
-        match self.verdict(last) {
+        match self.transact(messages) {
             Ok(()) => Ok(true),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBUSY | libc::ENOENT) => Ok(false),
                 _ => Err(error),
             },
         }
+    }
+
+    /// All of it or nothing.
+    pub(super) fn transact(&self, messages: Vec<Message>) -> io::Result<()> {
+        let last = messages.len() as u32;
+        let mut batch = Message::batch(libc::NFNL_MSG_BATCH_BEGIN as u16).finish(0);
+        for (mut message, sequence) in messages.into_iter().zip(1..) {
+            if sequence == last {
+                message.acknowledge();
+            }
+            batch.extend(message.finish(sequence));
+        }
+        batch.extend(Message::batch(libc::NFNL_MSG_BATCH_END as u16).finish(last + 1));
+        self.socket.send(&batch, 0)?;
+        self.verdict(last)
     }
 
     fn nat_chains(&self, family: Family) -> io::Result<Vec<Chain>> {

@@ -1,0 +1,116 @@
+//! Others at the same places are named, and stay as they were.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use shunt_tests::agent::binary;
+use shunt_tests::attachments::Foreign;
+use shunt_tests::{require, wait};
+
+use crate::scene::{Scene, run};
+
+#[test]
+fn others_are_named_and_left_alone() {
+    require::everything();
+    for (mode, variant) in [("ebpf", "nft"), ("iptables", "nft"), ("iptables", "legacy")] {
+        let mut foreign = None;
+        let mut scene = Scene::with(mode, variant, |client| {
+            foreign = Some(Foreign::attach(
+                client.cgroup.parent().expect("the world's"),
+            ));
+            let program = format!("iptables-{variant}");
+            client.says(&program, &["-t", "nat", "-N", "ISTIO_OUTPUT"]);
+            client.says(
+                &program,
+                &[
+                    "-t",
+                    "nat",
+                    "-A",
+                    "ISTIO_OUTPUT",
+                    "-p",
+                    "udp",
+                    "-j",
+                    "RETURN",
+                ],
+            );
+            client.says(
+                &program,
+                &[
+                    "-t",
+                    "nat",
+                    "-A",
+                    "OUTPUT",
+                    "-p",
+                    "udp",
+                    "-j",
+                    "ISTIO_OUTPUT",
+                ],
+            );
+            None
+        });
+        let foreign = foreign.expect("attached");
+        let theirs = || {
+            let program = format!("iptables-{variant}-save");
+            let rules = scene.client.says(&program, &[]);
+            let rules: Vec<&str> = rules
+                .lines()
+                .filter(|line| line.contains("ISTIO_OUTPUT"))
+                .collect();
+            let cgroup = scene
+                .client
+                .cgroup
+                .parent()
+                .expect("the world's")
+                .display()
+                .to_string();
+            let programs = foreign
+                .programs
+                .iter()
+                .map(|id| run("bpftool", &["prog", "show", "id", id]));
+            (
+                without_counts(&rules.join("\n")),
+                programs.collect::<String>(),
+                run("bpftool", &["cgroup", "show", &cgroup]),
+            )
+        };
+        let before = theirs();
+        let notes = wait::until("they are named", Duration::from_secs(3), || {
+            let notes = scene.agent.workload("client")["notes"].to_string();
+            notes.contains("sk_msg").then_some(notes)
+        });
+        for name in [
+            "cil_sock4_conn (id ",
+            " of Cilium at ",
+            "ours is nearer to the workload and runs first",
+            "sk_msg program mb_msg_redir (id ",
+            "chain ISTIO_OUTPUT of Istio",
+        ] {
+            assert!(notes.contains(name), "{mode} {variant}: {name}: {notes}");
+        }
+        if mode == "iptables" {
+            scene.repaired("rules", "SHUNT_TO_OUT", || {
+                scene.in_client(&format!("iptables-{variant} -t nat -F SHUNT_TO_OUT"));
+            });
+        }
+        let check = run(&binary().display().to_string(), &["check", "-o", "json"]);
+        let check: Value = serde_json::from_str(&check).expect("JSON");
+        let findings = check["findings"].to_string();
+        for name in [
+            "cil_sock4_conn (id ",
+            "mb_msg_redir (id ",
+            "ISTIO_OUTPUT of Istio",
+        ] {
+            assert!(findings.contains(name), "{name}: {findings}");
+        }
+        assert_eq!(theirs(), before, "{mode} {variant}: while it is steered");
+        scene.agent.terminate();
+        assert_eq!(theirs(), before, "{mode} {variant}: afterwards");
+    }
+}
+
+fn without_counts(rules: &str) -> String {
+    rules
+        .lines()
+        .map(|line| line.split(" [").next().unwrap_or(line).to_owned() + "\n")
+        .collect()
+}
