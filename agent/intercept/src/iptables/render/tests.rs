@@ -27,6 +27,7 @@ fn rendered<'a>(
         inbound,
         own,
         dead_man: Some(DeadMan::Recent),
+        on_failure: OnFailure::Open,
     }
 }
 
@@ -172,8 +173,8 @@ fn the_text_of_a_small_policy() {
 :SHUNT_TO_OUT - [0:0]
 :SHUNT_PREROUTING - [0:0]
 :SHUNT_TO_IN - [0:0]
--I OUTPUT 1 -p tcp -j SHUNT_OUTPUT
--I PREROUTING 1 -p tcp -j SHUNT_PREROUTING
+-I OUTPUT 1 -p tcp -m tcp --syn -j SHUNT_OUTPUT
+-I PREROUTING 1 -p tcp -m tcp --syn -j SHUNT_PREROUTING
 -A SHUNT_OUTPUT -m mark --mark 0x539 -j RETURN
 -A SHUNT_OUTPUT -m mark --mark 0x53a -j RETURN
 -A SHUNT_OUTPUT -d 127.0.0.0/8 -j RETURN
@@ -200,6 +201,21 @@ fn the_text_of_a_small_policy() {
 COMMIT
 ";
     assert_eq!(text, want);
+}
+
+#[test]
+fn closed_refuses_what_is_not_redirected_to_a_living_agent() {
+    let policy = CapturePolicy::default();
+    let rendered = Rendered {
+        on_failure: OnFailure::Closed,
+        ..rendered(Family::V6, &[], &policy, &policy)
+    };
+    let rules = rendered.rules();
+    for chain in ["SHUNT_TO_OUT", "SHUNT_TO_IN"] {
+        let mut of_chain = rules.iter().filter(|rule| rule.starts_with(chain));
+        let last = of_chain.next_back().expect("a rule");
+        assert_eq!(last, &format!("{chain} -p tcp -j REDIRECT --to-ports 1"));
+    }
 }
 
 #[test]
