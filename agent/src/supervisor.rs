@@ -24,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use shunt_intercept::ebpf::Remains;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -58,6 +59,8 @@ struct Supervisor {
     next_id: u32,
     last_look: Instant,
     repairs: BTreeMap<String, u64>,
+    /// Of dead agents: what refuses connections until their workloads are served again.
+    remains: Vec<Remains>,
 }
 
 /// Runs until told to stop, then removes everything.
@@ -69,7 +72,7 @@ pub async fn supervise(args: &RunArgs, path: Option<PathBuf>, config: Config) ->
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut source = ConfigSource::watch(path)?;
     let home = Home::open(&config)?;
-    home.clean_up_after_the_dead();
+    home.clean_up_after_the_dead(&config.workloads);
     let mut supervisor = Supervisor::new(config, home)?;
     supervisor.start_data_plane()?;
     supervisor.tick();
@@ -108,6 +111,7 @@ impl Supervisor {
     fn new(config: Config, home: Home) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
+        let remains = Remains::find(&config.bpffs);
         let mut supervisor = Self {
             config,
             home,
@@ -118,6 +122,7 @@ impl Supervisor {
             next_id: 1,
             last_look: Instant::now(),
             repairs: BTreeMap::new(),
+            remains,
         };
         for spec in supervisor.config.workloads.clone() {
             supervisor
@@ -248,6 +253,7 @@ impl Supervisor {
             self.data_plane.kill();
         }
         self.retry();
+        self.take_over();
         if self.last_look.elapsed() >= LOOK {
             self.last_look = Instant::now();
             self.look();

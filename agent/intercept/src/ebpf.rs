@@ -1,24 +1,24 @@
 //! The eBPF backend: connect hooks on the workload's cgroup, `sk_lookup` in its namespace.
 //!
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
-//! and connections go directly.
+//! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod destinations;
 mod hooks;
 mod listening_ports;
 mod object;
+mod pins;
 mod probe;
 mod trie;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
-use aya::programs::sk_lookup::SkLookupLink;
 use rustix::time::{ClockId, clock_gettime};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
@@ -31,6 +31,8 @@ pub use self::destinations::Destinations;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::object::Object;
+pub use self::pins::Remains;
+use self::pins::{HeldLink, Pins};
 pub use self::probe::probe;
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
@@ -55,21 +57,25 @@ pub struct EbpfBackend {
     enrolled: HashMap<WorkloadId, Enrolled>,
     next_rules: u32,
     last_look: Instant,
+    bpffs: PathBuf,
+    /// Made when the first workload needs it.
+    pins: Option<Pins>,
 }
 
 struct Enrolled {
     cookie: NetnsCookie,
     rules: Vec<RuleEntry>,
     /// Detaches when dropped.
-    _lookup: Option<SkLookupLink>,
+    _lookup: Option<HeldLink>,
 }
 
 impl EbpfBackend {
-    /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made.
+    /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made; `bpffs` is where links are
+    /// pinned that must outlive the agent.
     ///
     /// # Errors
     /// This host does not let us, see [`probe()`].
-    pub fn load(marks: Marks, agent_cgroup: &Path) -> Result<Self, InterceptError> {
+    pub fn load(marks: Marks, agent_cgroup: &Path, bpffs: &Path) -> Result<Self, InterceptError> {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;
         Ok(Self {
@@ -84,6 +90,8 @@ impl EbpfBackend {
             enrolled: HashMap::new(),
             next_rules: 1,
             last_look: Instant::now(),
+            bpffs: bpffs.to_owned(),
+            pins: None,
         })
     }
 
@@ -127,7 +135,12 @@ impl EbpfBackend {
             .insert(cookie, workload_value(enrolment, rules_set), 0)
             .map_err(|error| object::failed("write the workload", &error))?;
         self.listening.add(enrolment.id, &enrolment.netns)?;
-        let lookup = self.object.attach_sk_lookup(enrolment)?;
+        let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
+        let pins = self.pins.as_ref().filter(|_| pinned);
+        let mut lookup = self.object.attach_sk_lookup(enrolment)?.map(HeldLink::new);
+        if let (Some(pins), Some(link)) = (pins, &mut lookup) {
+            link.pin(&pins.path(cookie, "sk_lookup"))?;
+        }
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             enrolled._lookup = lookup;
         }
@@ -135,7 +148,26 @@ impl EbpfBackend {
             Some(configured) => cgroup::resolve(configured)?,
             None => cgroup::mount_point()?,
         };
-        self.hooks.attach(&mut self.object, enrolment.id, &cgroup)
+        self.hooks
+            .attach(&mut self.object, enrolment.id, &cgroup, pins)
+    }
+
+    /// Without a bpffs a workload that is to be refused is refused only as long as this process lives.
+    fn can_pin(&mut self) -> bool {
+        if self.pins.is_none() {
+            let workloads = self.object.private_pin("SHUNT_WORKLOADS");
+            match Pins::make(&self.bpffs, &workloads) {
+                Ok(pins) => self.pins = Some(pins),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(
+                        error,
+                        "on_failure: closed does not outlive the agent: `bpffs` is not in a bpffs"
+                    );
+                }
+            }
+        }
+        self.pins.is_some()
     }
 
     /// Writes a policy as a set of its own. On failure, nothing of it stays.

@@ -1,16 +1,18 @@
 //! Programs attached to cgroups: loaded once, attached to each enrolled cgroup once however many workloads share it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use aya::programs::cgroup_sock_addr::CgroupSockAddrLink;
-use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, SockOps};
 use shunt_core::workload::WorkloadId;
 
 use super::object::{Object, failed};
+use super::pins::{HeldLink, Pins};
 use crate::InterceptError;
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
@@ -31,14 +33,13 @@ type CgroupId = u64;
 #[derive(Debug)]
 pub(super) struct Hooks {
     attached: HashMap<CgroupId, Attached>,
-    _agent: SockOpsLink,
+    _agent: FdLink,
 }
 
-/// Links detach when dropped; fields drop in order, so the rewriting hooks go first.
+/// By program, in the order in which they are dropped and detached: the rewriting hooks first.
 #[derive(Debug)]
 struct Attached {
-    _sock_addr: Vec<CgroupSockAddrLink>,
-    _handshake: SockOpsLink,
+    links: Vec<(&'static str, HeldLink)>,
     users: Vec<WorkloadId>,
 }
 
@@ -61,41 +62,32 @@ impl Hooks {
         })
     }
 
+    /// With `pins`, they outlive this process.
     pub(super) fn attach(
         &mut self,
         object: &mut Object,
         id: WorkloadId,
         cgroup: &Path,
+        pins: Option<&Pins>,
     ) -> Result<(), InterceptError> {
         let directory = open(cgroup)?;
         let cgroup_id = directory
             .metadata()
             .map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?
             .ino();
-        if let Some(attached) = self.attached.get_mut(&cgroup_id) {
-            attached.users.push(id);
-            return Ok(());
-        }
-        let handshake = attach_sock_ops(object, HANDSHAKE, &directory)?;
-        let mut links = Vec::with_capacity(SOCK_ADDR.len());
-        for name in SOCK_ADDR {
-            let program = sock_addr(object, name)?;
-            let link = program
-                .attach(&directory, CgroupAttachMode::Single)
-                .and_then(|link| program.take_link(link))
-                .map_err(|error| {
-                    failed(&format!("attach {name} to {}", cgroup.display()), &error)
-                })?;
-            links.push(link);
-        }
-        // Dropped from the back of this list's point of view: connect hooks first.
-        links.reverse();
-        let attached = Attached {
-            _sock_addr: links,
-            _handshake: handshake,
-            users: vec![id],
+        let attached = match self.attached.entry(cgroup_id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Attached {
+                links: links(object, &directory, cgroup)?,
+                users: Vec::new(),
+            }),
         };
-        self.attached.insert(cgroup_id, attached);
+        attached.users.push(id);
+        if let Some(pins) = pins {
+            for (program, link) in &mut attached.links {
+                link.pin(&pins.path(cgroup_id, program))?;
+            }
+        }
         Ok(())
     }
 
@@ -106,6 +98,29 @@ impl Hooks {
             !attached.users.is_empty()
         });
     }
+}
+
+fn links(
+    object: &mut Object,
+    directory: &File,
+    cgroup: &Path,
+) -> Result<Vec<(&'static str, HeldLink)>, InterceptError> {
+    let mut links = Vec::with_capacity(SOCK_ADDR.len() + 1);
+    let handshake = attach_sock_ops(object, HANDSHAKE, directory)?;
+    links.push((HANDSHAKE, HeldLink::new(handshake)));
+    for name in SOCK_ADDR {
+        let failed =
+            |error: &dyn Display| failed(&format!("attach {name} to {}", cgroup.display()), error);
+        let program = sock_addr(object, name)?;
+        let link = program
+            .attach(directory, CgroupAttachMode::Single)
+            .and_then(|link| program.take_link(link))
+            .map_err(|error| failed(&error))?;
+        let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+        links.push((name, HeldLink::new(link)));
+    }
+    links.reverse();
+    Ok(links)
 }
 
 fn open(cgroup: &Path) -> Result<File, InterceptError> {
@@ -139,10 +154,11 @@ fn attach_sock_ops(
     object: &mut Object,
     name: &str,
     cgroup: &File,
-) -> Result<SockOpsLink, InterceptError> {
+) -> Result<FdLink, InterceptError> {
     let program = sock_ops(object, name)?;
-    program
+    let link = program
         .attach(cgroup, CgroupAttachMode::Single)
         .and_then(|link| program.take_link(link))
-        .map_err(|error| failed(&format!("attach {name}"), &error))
+        .map_err(|error| failed(&format!("attach {name}"), &error))?;
+    FdLink::try_from(link).map_err(|error| failed(&format!("keep {name}"), &error))
 }

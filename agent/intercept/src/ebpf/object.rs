@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use aya::maps::{Map, MapData, SockMap};
 use aya::programs::SkLookup;
-use aya::programs::sk_lookup::SkLookupLink;
+use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -89,7 +89,7 @@ impl Object {
     pub(super) fn attach_sk_lookup(
         &self,
         enrolment: &Enrolment,
-    ) -> Result<Option<SkLookupLink>, InterceptError> {
+    ) -> Result<Option<FdLink>, InterceptError> {
         let mut instance = load(&self.bpffs, self.marks, enrolment.netns.cookie())?;
         let mut listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
@@ -123,8 +123,13 @@ impl Object {
             .map_err(|error| failed("attach sk_lookup", &error))?;
         program
             .take_link(link)
-            .map(Some)
+            .map(|link| Some(link.into()))
             .map_err(|error| failed("keep sk_lookup", &error))
+    }
+
+    /// Where a shared map is pinned for this process alone.
+    pub(super) fn private_pin(&self, name: &str) -> PathBuf {
+        private_pin(&self.bpffs, name)
     }
 
     /// Passes on what the programs said since the last call.
@@ -138,10 +143,7 @@ impl Object {
 fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {
     let mut loader = EbpfLoader::new();
     for name in SHARED {
-        loader.map_pin_path(
-            name,
-            PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs))),
-        );
+        loader.map_pin_path(name, private_pin(bpffs, name));
     }
     loader
         .override_global("MARK_UPSTREAM", &marks.upstream, true)
@@ -149,6 +151,10 @@ fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, Interc
         .override_global("NETNS_COOKIE", &netns_cookie, true)
         .load(OBJECT)
         .map_err(|error| failed("load the eBPF object", &error))
+}
+
+fn private_pin(bpffs: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs)))
 }
 
 fn detached_bpffs() -> Result<OwnedFd, InterceptError> {
