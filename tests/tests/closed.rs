@@ -1,6 +1,4 @@
-//! `on_failure: closed`: without a living agent there is an error at connect, and nothing goes past it. In a binary of
-//! its own, one mode after the other: every agent that starts removes what dead ones left in namespaces it does not
-//! know.
+//! `on_failure: closed`: without a living agent there is an error at connect, and nothing goes past it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -127,10 +125,29 @@ fn dial(pod: &Pod, to: SocketAddr) -> (i64, f64) {
     )
 }
 
-#[test]
-fn closed_is_an_error_at_connect_and_never_a_leak() {
-    for mode in ["ebpf", "iptables"] {
-        closed(mode);
+/// Says that flows go through this pod's namespace: agents of other tests, which do not know it, let it alone.
+fn occupied(pod: &Pod) -> Running {
+    let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                  s.bind('\\0shunt/flows/test')\nsignal.pause()";
+    let running = pod.spawn("python3", &["-c", script]);
+    wait::until("the namespace is occupied", Duration::from_secs(5), || {
+        let held = pod.says("cat", &["/proc/net/unix"]);
+        held.contains("@shunt/flows/test").then_some(())
+    });
+    running
+}
+
+mod ebpf {
+    #[test]
+    fn closed_is_an_error_at_connect_and_never_a_leak() {
+        super::closed("ebpf");
+    }
+}
+
+mod iptables {
+    #[test]
+    fn closed_is_an_error_at_connect_and_never_a_leak() {
+        super::closed("iptables");
     }
 }
 
@@ -153,6 +170,7 @@ fn closed(mode: &str) {
     serves(&agent);
 
     assert_eq!(scene.has_pins(), mode == "ebpf");
+    let occupied = [&scene.client, &scene.server].map(occupied);
     agent.kill();
     signal("-KILL", worker);
     scene.refuses("both are dead");
@@ -178,6 +196,7 @@ fn closed(mode: &str) {
     });
     serves(&agent);
 
+    drop(occupied);
     agent.kill();
     wait::until("cleanup takes everything", Duration::from_secs(5), || {
         let mut cleanup = Command::new(binary());
