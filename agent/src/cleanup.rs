@@ -1,16 +1,20 @@
-//! `shunt cleanup`: what agents that are gone have left in namespaces and cgroups. eBPF programs need none of this:
-//! they vanish with the process that loaded them.
+//! `shunt cleanup`: what agents that are gone have left in namespaces and cgroups. eBPF programs need none of this,
+//! as they vanish with the process that loaded them; except those pinned for workloads that fail closed.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use shunt_core::config::Config;
+use shunt_core::config::file;
+use shunt_intercept::ebpf::Remains;
 use shunt_intercept::netns::Netns;
 use shunt_intercept::{InterceptError, cgroup, iptables};
 
-use crate::cli::{self, CleanupArgs};
+use crate::cli::{self, CleanupArgs, EX_USAGE};
+use crate::run;
 use crate::supervisor::{CGROUP_PREFIX, is_in_use};
 
 /// Look, or remove.
@@ -26,7 +30,18 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
     } else {
         Extent::Remove
     };
-    let removed = remove_leftovers(extent);
+    let bpffs = match run::config_path(args.config.as_deref()).map(|path| file::load(&path)) {
+        None => Config::default().bpffs,
+        Some(Ok(config)) => config.bpffs,
+        Some(Err(error)) => {
+            cli::complain(&format!(
+                "the configuration is wrong, nothing was changed\n{error}"
+            ));
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    let mut removed = remove_leftovers(extent, &[]);
+    removed.extend(pins(&bpffs, extent));
     let verb = if args.dry_run {
         "would remove"
     } else {
@@ -42,10 +57,13 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
 }
 
 /// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves,
-/// or through which flows of one still go, are left alone.
-pub fn remove_leftovers(extent: Extent) -> Vec<String> {
+/// or through which flows of one still go, are left alone; and those to `spare`.
+pub fn remove_leftovers(extent: Extent, spare: &[PathBuf]) -> Vec<String> {
     let mut told = Vec::new();
-    for path in namespaces().into_values() {
+    let inode = |path: &PathBuf| fs::metadata(path).map(|metadata| metadata.ino());
+    let spare: Vec<u64> = spare.iter().flat_map(inode).collect();
+    let found = namespaces().into_iter();
+    for (_, path) in found.filter(|(inode, _)| !spare.contains(inode)) {
         match clean_namespace(&path, extent) {
             Ok(removed) => {
                 told.extend(
@@ -62,7 +80,7 @@ pub fn remove_leftovers(extent: Extent) -> Vec<String> {
     told
 }
 
-fn clean_namespace(path: &std::path::Path, extent: Extent) -> Result<Vec<String>, InterceptError> {
+fn clean_namespace(path: &Path, extent: Extent) -> Result<Vec<String>, InterceptError> {
     let netns = Netns::open(path)?;
     if is_in_use(&netns) {
         return Ok(Vec::new());
@@ -103,6 +121,18 @@ pub(crate) fn namespaces() -> BTreeMap<u64, PathBuf> {
         }
     }
     found
+}
+
+/// What dead agents pinned so that their workloads stay refused. Not among what a start removes: there the workloads
+/// are taken over first.
+fn pins(bpffs: &Path, extent: Extent) -> Vec<String> {
+    let remains = Remains::find(bpffs);
+    let gone = |remains: &Remains| extent == Extent::Look || !remains.keep_only(&[]);
+    remains
+        .into_iter()
+        .filter(gone)
+        .map(|remains| format!("pins {}", remains.path().display()))
+        .collect()
 }
 
 /// Cgroups that agents made for themselves and in which nobody is any more.

@@ -116,6 +116,9 @@ pub struct ExplainArgs {
 
 Namespaces which a running agent serves, or through which flows of one still go, are left alone.")]
 pub struct CleanupArgs {
+    /// The dead agent's configuration, for its `bpffs`; default: /etc/shunt/shunt.yaml when it is there
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,

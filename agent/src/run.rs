@@ -11,7 +11,7 @@ use crate::cli::{self, EX_USAGE, RunArgs};
 use crate::{privileges, supervisor};
 
 pub fn run(args: &RunArgs) -> ExitCode {
-    let path = config_path(args);
+    let path = config_path(args.config.as_deref());
     let config = match read(args, path.as_deref()) {
         Ok(config) => config,
         Err(error) => {
@@ -60,9 +60,9 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
 }
 
 /// The named file; else the default one when it is there.
-fn config_path(args: &RunArgs) -> Option<PathBuf> {
+pub fn config_path(named: Option<&Path>) -> Option<PathBuf> {
     let default = Path::new(Config::DEFAULT_PATH);
-    args.config
-        .clone()
+    named
+        .map(Path::to_owned)
         .or_else(|| default.exists().then(|| default.to_owned()))
 }

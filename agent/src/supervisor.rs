@@ -28,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_intercept::ebpf::Remains;
 use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,6 +76,8 @@ struct Supervisor {
     changed: bool,
     repairs: BTreeMap<String, u64>,
     level: LogLevel,
+    /// Of dead agents: what refuses connections until their workloads are served again.
+    remains: Vec<Remains>,
 }
 
 /// Runs until told to stop, then removes everything.
@@ -91,7 +94,7 @@ pub async fn supervise(
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut source = ConfigSource::watch(path)?;
     let home = Home::open(&config)?;
-    home.clean_up_after_the_dead();
+    home.clean_up_after_the_dead(&config.workloads);
     let mut supervisor = Supervisor::new(config, home, level)?;
     supervisor.start_data_plane()?;
     supervisor.tick();
@@ -140,6 +143,7 @@ impl Supervisor {
     fn new(config: Config, home: Home, level: LogLevel) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
+        let remains = Remains::find(&config.bpffs);
         let mut supervisor = Self {
             config,
             home,
@@ -155,6 +159,7 @@ impl Supervisor {
             changed: true,
             repairs: BTreeMap::new(),
             level,
+            remains,
         };
         for spec in supervisor.config.workloads.clone() {
             supervisor
@@ -271,6 +276,7 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
+        self.take_over();
         self.look();
         if std::mem::take(&mut self.changed) {
             self.publish();

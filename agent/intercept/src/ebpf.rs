@@ -1,7 +1,7 @@
 //! The eBPF backend: connect hooks on the workload's cgroup, `sk_lookup` in its namespace.
 //!
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
-//! and connections go directly.
+//! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod destinations;
 mod explain;
@@ -11,6 +11,7 @@ mod inspection;
 mod kernel;
 mod listening_ports;
 mod object;
+mod pins;
 mod probe;
 mod trie;
 
@@ -35,6 +36,8 @@ pub use self::destinations::Destinations;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::object::{Inbound, Object};
+use self::pins::Pins;
+pub use self::pins::Remains;
 pub use self::probe::probe;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
@@ -60,6 +63,9 @@ pub struct EbpfBackend {
     enrolled: HashMap<WorkloadId, Enrolled>,
     next_rules: u32,
     last_look: Instant,
+    bpffs: PathBuf,
+    /// Made when the first workload needs it.
+    pins: Option<Pins>,
 }
 
 struct Enrolled {
@@ -74,11 +80,12 @@ struct Enrolled {
 }
 
 impl EbpfBackend {
-    /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made.
+    /// Loads the programs. `agent_cgroup` is where the agent's own sockets are made; `bpffs` is where links are
+    /// pinned that must outlive the agent.
     ///
     /// # Errors
     /// This host does not let us, see [`probe()`].
-    pub fn load(marks: Marks, agent_cgroup: &Path) -> Result<Self, InterceptError> {
+    pub fn load(marks: Marks, agent_cgroup: &Path, bpffs: &Path) -> Result<Self, InterceptError> {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;
         Ok(Self {
@@ -93,6 +100,8 @@ impl EbpfBackend {
             enrolled: HashMap::new(),
             next_rules: 1,
             last_look: Instant::now(),
+            bpffs: bpffs.to_owned(),
+            pins: None,
         })
     }
 
@@ -139,13 +148,33 @@ impl EbpfBackend {
             .insert(cookie, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
         self.listening.add(enrolment.id, &enrolment.netns)?;
-        let inbound = self.object.attach_sk_lookup(enrolment)?;
+        let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
+        let pins = self.pins.as_ref().filter(|_| pinned);
+        let inbound = self.object.attach_sk_lookup(enrolment, pins)?;
         let cgroup = cgroup_of(enrolment)?;
-        self.hooks.attach(enrolment.id, &cgroup)?;
+        self.hooks.attach(enrolment.id, &cgroup, pins)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
         }
         Ok(())
+    }
+
+    /// Without a bpffs a workload that is to be refused is refused only as long as this process lives.
+    fn can_pin(&mut self) -> bool {
+        if self.pins.is_none() {
+            let workloads = self.object.private_pin("SHUNT_WORKLOADS");
+            match Pins::make(&self.bpffs, &workloads) {
+                Ok(pins) => self.pins = Some(pins),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(
+                        error,
+                        "on_failure: closed does not outlive the agent: `bpffs` is not in a bpffs"
+                    );
+                }
+            }
+        }
+        self.pins.is_some()
     }
 
     /// Writes a policy as a set of its own. On failure, nothing of it stays.

@@ -208,14 +208,16 @@ fn a_fresh_legacy_table_stays_behind_empty() {
 }
 
 #[test]
-fn closed_stays_redirected() {
+fn closed_is_refused_without_a_sign_of_life() {
     let world = World::new();
     let mut backend = IptablesBackend::new(MARKS).expect("iptables is installed");
     let enrolment = world.enrolment(OnFailure::Closed);
     backend.install(&enrolment).expect("installs");
+    captured(&world, &mut backend);
     drop(backend);
     world::pause(Duration::from_millis(1500));
-    assert!(answers(&world, "agent"), "there is no switch to open");
+    // Though its listeners would still answer.
+    assert!(answers(&world, "ConnectionRefused"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::home::OwnCgroup;
 pub(super) struct Backends {
     pub(super) marks: Marks,
     state_dir: PathBuf,
+    bpffs: PathBuf,
     ebpf: Slot<EbpfBackend>,
     iptables: Slot<IptablesBackend>,
     /// Where the agent's own sockets are made, for the hook that knows them.
@@ -38,6 +39,7 @@ impl Backends {
                 delivery: config.delivery_mark(),
             },
             state_dir: config.state_dir.clone(),
+            bpffs: config.bpffs.clone(),
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
             cgroup: None,
@@ -82,7 +84,7 @@ impl Backends {
 
     fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
         let cgroup = OwnCgroup::find_or_make(&self.state_dir)?;
-        let backend = EbpfBackend::load(self.marks, cgroup.path())?;
+        let backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)

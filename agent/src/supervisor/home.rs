@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 use shunt_core::config::Config;
+use shunt_core::workload::{OnFailure, WorkloadSpec};
 use shunt_intercept::InterceptError;
 use shunt_intercept::cgroup;
 
@@ -76,9 +77,14 @@ impl Home {
         Ok(fds)
     }
 
-    /// Removes what agents that were killed have left.
-    pub(super) fn clean_up_after_the_dead(&self) {
-        for removed in cleanup::remove_leftovers(cleanup::Extent::Remove) {
+    /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be: that is
+    /// replaced when it is enrolled.
+    pub(super) fn clean_up_after_the_dead(&self, workloads: &[WorkloadSpec]) {
+        let closed = workloads
+            .iter()
+            .filter(|spec| spec.on_failure == OnFailure::Closed);
+        let spare: Vec<PathBuf> = closed.map(|spec| spec.netns.clone()).collect();
+        for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }
     }

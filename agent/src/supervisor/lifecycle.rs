@@ -14,8 +14,9 @@
 use std::time::{Duration, Instant};
 
 use shunt_core::status::WorkloadState;
-use shunt_core::workload::{Mode, WorkloadName, WorkloadSpec};
+use shunt_core::workload::{Mode, OnFailure, WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
+use shunt_intercept::netns::Netns;
 
 use super::Supervisor;
 use super::enrolment::{Ports, Serving};
@@ -229,6 +230,22 @@ impl Supervisor {
         };
         self.workloads.insert(name.clone(), workload);
         self.changed = true;
+    }
+
+    /// Dead agents go on refusing only for workloads that want it and are not served yet.
+    pub(super) fn take_over(&mut self) {
+        if self.remains.is_empty() {
+            return;
+        }
+        let closed = |workload: &&Workload| workload.spec.on_failure == OnFailure::Closed;
+        let waiting = self.workloads.values().filter(closed);
+        let waiting = waiting.filter(|workload| workload.serving().is_none());
+        let namespaces: Vec<u64> = waiting
+            .filter_map(|workload| Netns::open(&workload.spec.netns).ok())
+            .map(|netns| netns.cookie())
+            .collect();
+        self.remains
+            .retain(|remains| remains.keep_only(&namespaces));
     }
 
     fn enrol(&mut self, spec: &WorkloadSpec, retry: Retry, told: &str) -> Phase {

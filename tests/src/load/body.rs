@@ -39,6 +39,9 @@ pub(super) struct FetchArgs {
     /// Transfers at a time, to each destination
     #[arg(long, default_value_t = 1)]
     parallel: usize,
+    /// One transfer each, and no further ones
+    #[arg(long)]
+    once: bool,
 }
 
 pub(super) fn serve(args: &BodyArgs) -> Result<()> {
@@ -81,6 +84,9 @@ pub(super) fn fetch(args: &FetchArgs, stop: &AtomicBool) -> Value {
                         }
                         let mut ends = ends.lock().expect("no thread panics");
                         *ends.entry(end).or_default() += 1;
+                        if args.once {
+                            return;
+                        }
                     }
                 });
             }

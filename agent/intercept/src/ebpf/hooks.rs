@@ -1,6 +1,7 @@
 //! Programs attached to cgroups: loaded once, attached to each enrolled cgroup once however many workloads share it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +13,7 @@ use shunt_core::workload::WorkloadId;
 
 use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
+use super::pins::Pins;
 use crate::InterceptError;
 use crate::drift::{Drift, Look, Part};
 
@@ -65,20 +67,30 @@ impl Hooks {
         })
     }
 
-    pub(super) fn attach(&mut self, id: WorkloadId, cgroup: &Path) -> Result<(), InterceptError> {
+    /// With `pins`, they outlive this process.
+    pub(super) fn attach(
+        &mut self,
+        id: WorkloadId,
+        cgroup: &Path,
+        pins: Option<&Pins>,
+    ) -> Result<(), InterceptError> {
         let cgroup_id = id_of(cgroup)?;
-        if let Some(attached) = self.attached.get_mut(&cgroup_id) {
-            attached.users.push(id);
-            self.places.insert(id, cgroup_id);
-            return Ok(());
-        }
-        let mut links = Vec::with_capacity(HOOKS.len());
-        for hook in HOOKS {
-            links.insert(0, attach(&self.programs, hook, cgroup)?);
-        }
-        let users = vec![id];
-        self.attached.insert(cgroup_id, Attached { links, users });
+        let attached = match self.attached.entry(cgroup_id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let mut links = Vec::with_capacity(HOOKS.len());
+                for hook in HOOKS {
+                    links.insert(0, attach(&self.programs, hook, cgroup)?);
+                }
+                let users = Vec::new();
+                entry.insert(Attached { links, users })
+            }
+        };
+        attached.users.push(id);
         self.places.insert(id, cgroup_id);
+        if let Some(pins) = pins {
+            attached.pin(pins, cgroup_id)?;
+        }
         Ok(())
     }
 
@@ -156,7 +168,12 @@ impl Hooks {
     }
 
     /// Attaches what is not attached. What is stays: no connection is made between two states.
-    pub(super) fn repair(&mut self, id: WorkloadId, cgroup: &Path) -> Result<(), InterceptError> {
+    pub(super) fn repair(
+        &mut self,
+        id: WorkloadId,
+        cgroup: &Path,
+        pins: Option<&Pins>,
+    ) -> Result<(), InterceptError> {
         if !is_attached(&self.agent)? {
             self.agent = attach(&self.programs, (AGENT, Hook::SockOps), &self.agent_cgroup)?;
         }
@@ -166,7 +183,7 @@ impl Hooks {
             .is_none_or(|(attached, _)| attached != cgroup_id)
         {
             self.detach(id);
-            return self.attach(id, cgroup);
+            return self.attach(id, cgroup, pins);
         }
         let Some(attached) = self.attached.get_mut(&cgroup_id) else {
             return Ok(());
@@ -176,12 +193,22 @@ impl Hooks {
                 *link = attach(&self.programs, hook, cgroup)?;
             }
         }
+        if let Some(pins) = pins {
+            attached.pin(pins, cgroup_id)?;
+        }
         Ok(())
     }
 
     fn of(&self, id: WorkloadId) -> Option<(CgroupId, &Attached)> {
         let cgroup_id = *self.places.get(&id)?;
         Some((cgroup_id, self.attached.get(&cgroup_id)?))
+    }
+}
+
+impl Attached {
+    fn pin(&mut self, pins: &Pins, cgroup_id: CgroupId) -> Result<(), InterceptError> {
+        let mut links = self.links.iter_mut().rev().zip(HOOKS);
+        links.try_for_each(|(link, (name, _))| pins.pin(link, cgroup_id, name))
     }
 }
 

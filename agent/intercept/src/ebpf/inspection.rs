@@ -1,5 +1,7 @@
 //! Comparing what is attached and what the maps hold with what was put there.
 
+use shunt_core::workload::OnFailure;
+
 use super::{EbpfBackend, object};
 use crate::drift::{Drift, Look, Part};
 use crate::{Enrolment, InterceptError};
@@ -64,6 +66,8 @@ impl EbpfBackend {
         let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) else {
             return Ok(());
         };
+        let pinned = enrolment.spec.on_failure == OnFailure::Closed;
+        let pins = self.pins.as_ref().filter(|_| pinned);
         for (key, marks) in &enrolled.rules {
             self.rules
                 .insert(key, marks, 0)
@@ -75,9 +79,9 @@ impl EbpfBackend {
         if let Some(inbound) = &mut enrolled.inbound {
             inbound.fill(enrolment)?;
             if !inbound.is_attached() {
-                inbound.attach(enrolment)?;
+                inbound.attach(enrolment, pins)?;
             }
         }
-        self.hooks.repair(enrolment.id, &enrolled.cgroup)
+        self.hooks.repair(enrolment.id, &enrolled.cgroup, pins)
     }
 }

@@ -1,10 +1,15 @@
 //! Attachments, by bpf(2) itself: the kernel's word on where a program is attached, and whose programs are there.
 #![expect(unsafe_code, reason = "no safe binding tells where a link is attached")]
 
+use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 /// From linux/bpf.h.
+const OBJ_PIN: u32 = 6;
 const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
@@ -31,9 +36,12 @@ impl Hook {
     }
 }
 
-/// An attachment. Dropping it detaches.
+/// An attachment. Dropping it detaches, pinned or not.
 #[derive(Debug)]
-pub(super) struct Link(OwnedFd);
+pub(super) struct Link {
+    fd: OwnedFd,
+    pin: Option<PathBuf>,
+}
 
 impl Link {
     pub(super) fn attach(
@@ -42,7 +50,26 @@ impl Link {
         hook: Hook,
     ) -> io::Result<Self> {
         let mut attr = [number(program), number(target), hook as u32, 0];
-        bpf_fd(LINK_CREATE, &mut attr).map(Self)
+        let fd = bpf_fd(LINK_CREATE, &mut attr)?;
+        Ok(Self { fd, pin: None })
+    }
+
+    /// From now on it stays when this process dies. Pinned already, nothing happens.
+    pub(super) fn pin(&mut self, path: PathBuf) -> io::Result<()> {
+        if self.pin.is_some() {
+            return Ok(());
+        }
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let pointer = name.as_ptr() as u64;
+        let mut attr = [
+            pointer as u32,
+            (pointer >> 32) as u32,
+            number(self.fd.as_fd()),
+            0,
+        ];
+        bpf(OBJ_PIN, &mut attr)?;
+        self.pin = Some(path);
+        Ok(())
     }
 
     /// The inode of the cgroup or of the namespace where it is attached. 0: nowhere any more, by somebody's doing or
@@ -50,12 +77,22 @@ impl Link {
     pub(super) fn target(&self) -> io::Result<u64> {
         // `struct bpf_link_info`: type, id, program, padding, then of a cgroup 64 bits, of a namespace 32.
         let mut info = [0_u32; 16];
-        info_of(self.0.as_fd(), &mut info)?;
+        info_of(self.fd.as_fd(), &mut info)?;
         const NETNS: u32 = 5;
         Ok(match info[0] {
             NETNS => u64::from(info[4]),
             _ => u64::from(info[5]) << 32 | u64::from(info[4]),
         })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(path) = &self.pin
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(%error, path = %path.display(), "a link stays pinned");
+        }
     }
 }
 

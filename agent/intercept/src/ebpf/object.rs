@@ -14,6 +14,7 @@ use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 
 use super::kernel::{Hook, Link};
+use super::pins::Pins;
 use super::raw;
 use crate::{Enrolment, InterceptError, Marks};
 
@@ -89,6 +90,7 @@ impl Object {
     pub(super) fn attach_sk_lookup(
         &self,
         enrolment: &Enrolment,
+        pins: Option<&Pins>,
     ) -> Result<Option<Inbound>, InterceptError> {
         if inbound(enrolment).next().is_none() {
             return Ok(None);
@@ -118,8 +120,13 @@ impl Object {
             listeners,
         };
         filled.fill(enrolment)?;
-        filled.attach(enrolment)?;
+        filled.attach(enrolment, pins)?;
         Ok(Some(filled))
+    }
+
+    /// Where a shared map is pinned for this process alone.
+    pub(super) fn private_pin(&self, name: &str) -> PathBuf {
+        private_pin(&self.bpffs, name)
     }
 
     /// Passes on what the programs said since the last call.
@@ -143,14 +150,25 @@ impl Inbound {
         target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
     }
 
-    pub(super) fn attach(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+    /// In place of a link that is dead.
+    pub(super) fn attach(
+        &mut self,
+        enrolment: &Enrolment,
+        pins: Option<&Pins>,
+    ) -> Result<(), InterceptError> {
+        // With it its pin goes, which has the same name.
+        self.link = None;
         let link = Link::attach(
             self.program.as_fd(),
             enrolment.netns.as_fd(),
             Hook::SkLookup,
         );
-        self.link = Some(link.map_err(|error| failed("attach sk_lookup", &error))?);
-        Ok(())
+        let link = self
+            .link
+            .insert(link.map_err(|error| failed("attach sk_lookup", &error))?);
+        pins.map_or(Ok(()), |pins| {
+            pins.pin(link, enrolment.netns.cookie(), "sk_lookup")
+        })
     }
 
     /// Puts the listeners where the hook finds them. Says how many were not there: a slot cannot be read, only filled
@@ -188,10 +206,7 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
 fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {
     let mut loader = EbpfLoader::new();
     for name in SHARED {
-        loader.map_pin_path(
-            name,
-            PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs))),
-        );
+        loader.map_pin_path(name, private_pin(bpffs, name));
     }
     loader
         .override_global("MARK_UPSTREAM", &marks.upstream, true)
@@ -199,6 +214,10 @@ fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, Interc
         .override_global("NETNS_COOKIE", &netns_cookie, true)
         .load(OBJECT)
         .map_err(|error| failed("load the eBPF object", &error))
+}
+
+fn private_pin(bpffs: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", raw(bpffs)))
 }
 
 fn detached_bpffs() -> Result<OwnedFd, InterceptError> {

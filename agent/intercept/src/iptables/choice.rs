@@ -14,7 +14,7 @@ use crate::netns::Netns;
 #[derive(Clone, Debug)]
 pub(super) struct Choice {
     pub(super) variant: Variant,
-    /// `None`: the workload wants none.
+    /// `None`: the host has none, and the workload does without.
     pub(super) dead_man: Option<DeadMan>,
     /// For people.
     pub(super) reason: String,
@@ -120,7 +120,7 @@ impl Ability {
         on_failure: OnFailure,
     ) -> Result<Choice, InterceptError> {
         let dead_man = match on_failure {
-            OnFailure::Closed => None,
+            OnFailure::Closed => self.dead_man,
             OnFailure::Open => Some(self.dead_man.ok_or_else(no_dead_man)?),
         };
         let switch = dead_man.map_or("none, on_failure is closed", DeadMan::as_str);

@@ -62,9 +62,14 @@ pub(super) enum Match<'t> {
     Source(IpNet),
     Destination(IpNet),
     Ports(u16, u16),
-    Mark { value: u32, mask: u32 },
+    Mark {
+        value: u32,
+        mask: u32,
+    },
     LocalDestination,
     Alive,
+    /// A SYN.
+    Begins,
     Other(&'t str),
 }
 
@@ -176,6 +181,11 @@ impl<'t> Rule<'t> {
                 "--dport" => ports(next()).unwrap_or(Match::Other(word)),
                 "--mark" => mark(next()).unwrap_or(Match::Other(word)),
                 "--dst-type" if next() == "LOCAL" => Match::LocalDestination,
+                "--syn" => Match::Begins,
+                "--tcp-flags" => match (next(), next()) {
+                    ("FIN,SYN,RST,ACK", "SYN") => Match::Begins,
+                    _ => Match::Other(word),
+                },
                 "--name" if is_ours(next()) => Match::Alive,
                 "--match-set" => match (is_ours(next()), next()) {
                     (true, "dst") => Match::Alive,
@@ -227,6 +237,8 @@ impl Match<'_> {
             Self::Mark { value, mask } => Some(packet.mark & mask == *value),
             Self::LocalDestination => Some(packet.local),
             Self::Alive => Some(packet.alive),
+            // Whoever asks, asks of a connection that is about to be made.
+            Self::Begins => Some(true),
             Self::Other(_) => None,
         }
     }

@@ -9,6 +9,7 @@ use shunt_ebpf_common::decision::Verdict;
 
 use super::evaluate::{End, Holds, Match, Packet, Rule, Table, Visit};
 use super::render::OURS;
+use super::render::REFUSING;
 use super::{IptablesBackend, dead_man};
 use crate::explain::{Case, listened, listens, never};
 use crate::local::is_local;
@@ -134,6 +135,9 @@ pub(super) fn judge(case: &Case<'_>, table: &Table<'_>, packet: &Packet, answer:
         };
         if let Some(decided) = answer.step(group.kind.name, matched, evidence) {
             answer.rule = decided.into();
+            if matches!(end, End::Redirected(rule) if rule.to_port == Some(REFUSING)) {
+                answer.outcome = Outcome::Refused;
+            }
             return;
         }
     }
@@ -222,6 +226,7 @@ fn kind(case: &Case<'_>, rule: &Rule<'_>) -> Option<Kind> {
         _ => None,
     });
     Some(match rule.target {
+        "REDIRECT" if rule.to_port == Some(REFUSING) => return None,
         "REDIRECT" => Kind::named(rule::GATE_STALE, true),
         "RETURN" if has(|found| matches!(found, Match::Mark { .. })) => {
             Kind::named(rule::OWN_SOCKET, false)

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
-use shunt_core::workload::{CapturePolicy, PortRange};
+use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
 
 use super::dead_man::DeadMan;
 use crate::{Enrolment, Marks};
@@ -24,14 +24,16 @@ pub(super) const CHAINS: [&str; 5] = [
     "SHUNT_TO_IN",
 ];
 
+/// tcpmux, on which nobody listens: the kernel refuses. If somebody did, the workload would talk to itself, and still
+/// not past the agent. A nat table has no REJECT.
+pub(super) const REFUSING: u16 = 1;
+
 /// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
+/// SYNs only: the first packet that connection tracking sees of a connection that was there before is not its first.
 pub(super) const JUMPS: [(&str, &str); 2] = [
     ("OUTPUT", "SHUNT_OUTPUT"),
     ("PREROUTING", "SHUNT_PREROUTING"),
 ];
-
-/// As iptables-save writes `--syn`.
-const SYN: &str = "--tcp-flags FIN,SYN,RST,ACK SYN";
 
 /// Everything the rules of one family depend on.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ pub(super) struct Rendered<'a> {
     inbound: &'a CapturePolicy,
     own: &'a [IpAddr],
     dead_man: Option<DeadMan>,
+    on_failure: OnFailure,
 }
 
 impl<'a> Rendered<'a> {
@@ -62,6 +65,7 @@ impl<'a> Rendered<'a> {
             inbound: &enrolment.spec.inbound,
             own: &enrolment.addresses,
             dead_man,
+            on_failure: enrolment.spec.on_failure,
         }
     }
 
@@ -77,7 +81,7 @@ impl<'a> Rendered<'a> {
         }
         for (builtin, chain) in JUMPS {
             if !present.contains(&chain) {
-                let _ = writeln!(text, "-I {builtin} 1 -p tcp -j {chain}");
+                let _ = writeln!(text, "-I {builtin} 1 -p tcp -m tcp --syn -j {chain}");
             }
         }
         for rule in self.rules() {
@@ -133,7 +137,7 @@ impl<'a> Rendered<'a> {
         for net in self.nets(&self.outbound.include_cidrs) {
             rules.push(format!("SHUNT_OUT_ADDR -d {net} -j SHUNT_TO_OUT"));
         }
-        rules.push(self.redirect("SHUNT_TO_OUT", port));
+        self.redirect(rules, "SHUNT_TO_OUT", port);
     }
 
     fn inbound_rules(&self, port: u16, rules: &mut Vec<String>) {
@@ -151,7 +155,7 @@ impl<'a> Rendered<'a> {
             &self.inbound.include_ports,
             "SHUNT_TO_IN",
         );
-        rules.push(self.redirect("SHUNT_TO_IN", port));
+        self.redirect(rules, "SHUNT_TO_IN", port);
     }
 
     /// The agent's own sockets, and the addresses that are never captured.
@@ -173,12 +177,18 @@ impl<'a> Rendered<'a> {
         }
     }
 
-    /// Only a SYN: connections that were there before the rules, and which conntrack meets in the middle, go on directly.
-    fn redirect(&self, chain: &str, port: u16) -> String {
-        let alive = self
-            .dead_man
-            .map_or(String::new(), |dead_man| dead_man.matching(self.family));
-        format!("{chain} -p tcp -m tcp {SYN} {alive}-j REDIRECT --to-ports {port}")
+    fn redirect(&self, rules: &mut Vec<String>, chain: &str, port: u16) {
+        let Some(dead_man) = self.dead_man else {
+            rules.push(format!("{chain} -p tcp -j REDIRECT --to-ports {port}"));
+            return;
+        };
+        let alive = dead_man.matching(self.family);
+        rules.push(format!(
+            "{chain} -p tcp {alive}-j REDIRECT --to-ports {port}"
+        ));
+        if self.on_failure == OnFailure::Closed {
+            rules.push(format!("{chain} -p tcp -j REDIRECT --to-ports {REFUSING}"));
+        }
     }
 
     fn nets<'b>(&self, nets: &'b [IpNet]) -> impl Iterator<Item = &'b IpNet> {

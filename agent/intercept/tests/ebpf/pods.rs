@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -210,6 +210,9 @@ impl Serving {
         let thread = std::thread::spawn(move || {
             for listener in &listeners {
                 listener.set_nonblocking(true).expect("nonblocking");
+                // The agent's relay ends in order what it has moved in full; this one always has.
+                let socket = socket2::SockRef::from(listener);
+                socket.set_linger(None).expect("set");
             }
             while !stopped.load(Ordering::Relaxed) {
                 for listener in &listeners {
@@ -292,7 +295,8 @@ impl Live {
     pub fn load() -> Self {
         let root = cgroup::mount_point().expect("cgroup2");
         let own = cgroup::of_this_process(&root).expect("a cgroup");
-        let mut backend = EbpfBackend::load(MARKS, &own).expect("the programs load");
+        let mut backend =
+            EbpfBackend::load(MARKS, &own, Path::new("/nowhere")).expect("the programs load");
         backend.keep_alive();
         let (backend, stop) = (
             Arc::new(Mutex::new(backend)),

@@ -227,6 +227,9 @@ pub fn read(mut stream: TcpStream) -> String {
 fn blocking(socket: OwnedFd) -> TcpListener {
     let listener = TcpListener::from(socket);
     listener.set_nonblocking(false).expect("a socket");
+    // The agent's relay ends in order what it has moved in full; this one always has.
+    let socket = socket2::SockRef::from(&listener);
+    socket.set_linger(None).expect("a socket");
     listener
 }
 

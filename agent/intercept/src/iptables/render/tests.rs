@@ -32,6 +32,7 @@ fn rendered<'a>(
         inbound,
         own,
         dead_man: Some(DeadMan::Recent),
+        on_failure: OnFailure::Open,
     }
 }
 
@@ -172,8 +173,8 @@ fn the_text_of_a_small_policy() {
 :SHUNT_TO_OUT - [0:0]
 :SHUNT_PREROUTING - [0:0]
 :SHUNT_TO_IN - [0:0]
--I OUTPUT 1 -p tcp -j SHUNT_OUTPUT
--I PREROUTING 1 -p tcp -j SHUNT_PREROUTING
+-I OUTPUT 1 -p tcp -m tcp --syn -j SHUNT_OUTPUT
+-I PREROUTING 1 -p tcp -m tcp --syn -j SHUNT_PREROUTING
 -A SHUNT_OUTPUT -m mark --mark 0x539 -j RETURN
 -A SHUNT_OUTPUT -m mark --mark 0x53a -j RETURN
 -A SHUNT_OUTPUT -d 127.0.0.0/8 -j RETURN
@@ -187,7 +188,7 @@ fn the_text_of_a_small_policy() {
 -A SHUNT_OUTPUT -d 10.9.0.0/16 -j RETURN
 -A SHUNT_OUTPUT -j SHUNT_OUT_ADDR
 -A SHUNT_OUT_ADDR -j SHUNT_TO_OUT
--A SHUNT_TO_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15001
+-A SHUNT_TO_OUT -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15001
 -A SHUNT_PREROUTING -m addrtype ! --dst-type LOCAL -j RETURN
 -A SHUNT_PREROUTING -m mark --mark 0x539 -j RETURN
 -A SHUNT_PREROUTING -m mark --mark 0x53a -j RETURN
@@ -196,10 +197,25 @@ fn the_text_of_a_small_policy() {
 -A SHUNT_PREROUTING -s 224.0.0.0/4 -j RETURN
 -A SHUNT_PREROUTING -s 255.255.255.255/32 -j RETURN
 -A SHUNT_PREROUTING -j SHUNT_TO_IN
--A SHUNT_TO_IN -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15006
+-A SHUNT_TO_IN -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15006
 COMMIT
 ";
     assert_eq!(text, want);
+}
+
+#[test]
+fn closed_refuses_what_is_not_redirected_to_a_living_agent() {
+    let policy = CapturePolicy::default();
+    let rendered = Rendered {
+        on_failure: OnFailure::Closed,
+        ..rendered(Family::V6, &[], &policy, &policy)
+    };
+    let rules = rendered.rules();
+    for chain in ["SHUNT_TO_OUT", "SHUNT_TO_IN"] {
+        let mut of_chain = rules.iter().filter(|rule| rule.starts_with(chain));
+        let last = of_chain.next_back().expect("a rule");
+        assert_eq!(last, &format!("{chain} -p tcp -j REDIRECT --to-ports 1"));
+    }
 }
 
 #[test]
@@ -241,15 +257,11 @@ fn the_ipset_takes_the_place_of_recent_and_closed_has_neither() {
     };
     assert_eq!(
         last(Some(DeadMan::Set)).as_deref(),
-        Some(
-            "SHUNT_TO_IN -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m set --match-set shunt6 dst -j REDIRECT --to-ports 15006"
-        )
+        Some("SHUNT_TO_IN -p tcp -m set --match-set shunt6 dst -j REDIRECT --to-ports 15006")
     );
     assert_eq!(
         last(None).as_deref(),
-        Some(
-            "SHUNT_TO_IN -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports 15006"
-        )
+        Some("SHUNT_TO_IN -p tcp -j REDIRECT --to-ports 15006")
     );
 }
 

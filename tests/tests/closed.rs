@@ -1,0 +1,218 @@
+//! `on_failure: closed`: without a living agent there is an error at connect, and nothing goes past it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use shunt_tests::agent::{binary, signal};
+use shunt_tests::load::program;
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+
+const PORT: u16 = 7000;
+const ANSWERED: i64 = 0;
+const REFUSED: i64 = 111;
+
+struct Scene {
+    /// First: unmounted before the world's directory goes.
+    bpffs: Bpffs,
+    world: World,
+    client: Pod,
+    server: Pod,
+    /// Not enrolled.
+    stranger: Pod,
+    _servers: [Running; 2],
+}
+
+/// A bpffs of the test's own, unmounted when dropped.
+struct Bpffs(String);
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn scene() -> Scene {
+    require::everything();
+    let world = World::new();
+    let (client, server, stranger) = (world.pod(), world.pod(), world.pod());
+    let port = PORT.to_string();
+    let servers = [&server, &stranger].map(|pod| {
+        let running = pod.spawn(
+            &program(),
+            &["server", "--token", "closed", "--port", &port],
+        );
+        pod.wait_for_listener(PORT);
+        running
+    });
+    let bpffs = world.dir.path().join("bpf");
+    std::fs::create_dir(&bpffs).expect("a directory");
+    let mounted = Command::new("mount")
+        .args(["-t", "bpf", "bpf"])
+        .arg(&bpffs)
+        .status();
+    assert!(mounted.expect("runs").success(), "no bpffs");
+    Scene {
+        bpffs: Bpffs(bpffs.display().to_string()),
+        world,
+        client,
+        server,
+        stranger,
+        _servers: servers,
+    }
+}
+
+impl Scene {
+    fn agent(&self, mode: &str) -> Agent {
+        AgentBuilder::new(&self.world, mode)
+            .set(&format!("bpffs: {}/shunt", self.bpffs.0))
+            .enrol("client", &self.client, "on_failure: closed")
+            .enrol("server", &self.server, "on_failure: closed")
+            .start()
+    }
+
+    /// Outbound and inbound, both families.
+    fn dial(&self) -> Vec<(i64, f64)> {
+        let pairs = [
+            (&self.client, &self.stranger),
+            (&self.stranger, &self.server),
+        ];
+        let dial = |(from, to): (&Pod, &Pod)| {
+            let addresses = [&to.v4, &to.v6].map(|ip| ip.parse().expect("an address"));
+            addresses.map(|ip| dial(from, SocketAddr::new(ip, PORT)))
+        };
+        pairs.into_iter().flat_map(dial).collect()
+    }
+
+    fn all(&self, code: i64) -> bool {
+        self.dial().iter().all(|(said, _)| *said == code)
+    }
+
+    #[track_caller]
+    fn refuses(&self, when: &str) {
+        for (code, seconds) in self.dial() {
+            assert_eq!(code, REFUSED, "{when}, after {seconds} s");
+            assert!(seconds < 1.0, "{when}: {seconds} s");
+        }
+    }
+
+    fn states(&self) -> [String; 3] {
+        [&self.client, &self.server, &self.stranger].map(Pod::state)
+    }
+
+    fn has_pins(&self) -> bool {
+        Path::new(&self.bpffs.0).join("shunt").exists()
+    }
+}
+
+/// What a connect says, and how long that takes: its errno, 0 when it was answered, -1 when it was not.
+fn dial(pod: &Pod, to: SocketAddr) -> (i64, f64) {
+    let script = format!(
+        "import socket, time\nbegun = time.monotonic()\n\
+         try:\n    s = socket.create_connection(('{}', {}), 3)\n    code = 0 if s.recv(99) else -1\n\
+         except socket.timeout: code = -1\n\
+         except OSError as error: code = error.errno\n\
+         print(code, time.monotonic() - begun)",
+        to.ip(),
+        to.port()
+    );
+    let said = pod.python(&script);
+    let (code, seconds) = said.split_once(' ').expect("two words");
+    (
+        code.parse().expect("a number"),
+        seconds.parse().expect("a number"),
+    )
+}
+
+/// Says that flows go through this pod's namespace: agents of other tests, which do not know it, let it alone.
+fn occupied(pod: &Pod) -> Running {
+    let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                  s.bind('\\0shunt/flows/test')\nsignal.pause()";
+    let running = pod.spawn("python3", &["-c", script]);
+    wait::until("the namespace is occupied", Duration::from_secs(5), || {
+        let held = pod.says("cat", &["/proc/net/unix"]);
+        held.contains("@shunt/flows/test").then_some(())
+    });
+    running
+}
+
+mod ebpf {
+    #[test]
+    fn closed_is_an_error_at_connect_and_never_a_leak() {
+        super::closed("ebpf");
+    }
+}
+
+mod iptables {
+    #[test]
+    fn closed_is_an_error_at_connect_and_never_a_leak() {
+        super::closed("iptables");
+    }
+}
+
+fn closed(mode: &str) {
+    let scene = scene();
+    let before = scene.states();
+    let mut agent = scene.agent(mode);
+    let serves = |agent: &Agent| {
+        wait::until("it serves", Duration::from_secs(5), || {
+            let lines = agent.access_log().len();
+            (scene.all(ANSWERED) && agent.access_log().len() >= lines + 4).then_some(())
+        });
+    };
+    serves(&agent);
+    let worker = agent.worker_pid().expect("a data plane");
+    signal("-STOP", worker);
+    wait::pause(Duration::from_secs(2));
+    scene.refuses("the data plane is stuck");
+    signal("-CONT", worker);
+    serves(&agent);
+
+    assert_eq!(scene.has_pins(), mode == "ebpf");
+    let occupied = [&scene.client, &scene.server].map(occupied);
+    agent.kill();
+    signal("-KILL", worker);
+    scene.refuses("both are dead");
+    wait::pause(Duration::from_secs(2));
+    scene.refuses("both are long dead");
+    // Nothing leaks while the next one starts: whoever is answered is answered through it.
+    let lines = agent.access_log().len();
+    let served = std::thread::scope(|scope| {
+        let dialling = scope.spawn(|| {
+            let dials = (0..12).map(|_| {
+                dial(
+                    &scene.client,
+                    SocketAddr::new(scene.stranger.v4.parse().expect("an address"), PORT),
+                )
+            });
+            dials.filter(|(code, _)| *code == ANSWERED).count()
+        });
+        agent.restart();
+        dialling.join().expect("no panic")
+    });
+    wait::until("all are accounted for", Duration::from_secs(2), || {
+        (agent.access_log().len() >= lines + served).then_some(())
+    });
+    serves(&agent);
+
+    drop(occupied);
+    agent.kill();
+    wait::until("cleanup takes everything", Duration::from_secs(5), || {
+        let mut cleanup = Command::new(binary());
+        let cleaned = cleanup
+            .args(["cleanup", "-c"])
+            .arg(agent.dir.join("shunt.yaml"))
+            .output();
+        assert!(cleaned.expect("runs").status.success());
+        (scene.states() == before && !scene.has_pins()).then_some(())
+    });
+    assert!(scene.all(ANSWERED), "not open after cleanup");
+    // In order, nothing stays.
+    agent.restart();
+    serves(&agent);
+    assert!(agent.terminate().success());
+    assert_eq!(scene.states(), before);
+    assert!(!scene.has_pins());
+    assert!(scene.all(ANSWERED), "not open after the end");
+}
