@@ -21,13 +21,12 @@ mod tracking;
 
 use std::collections::HashMap;
 
-use nix::net::if_::InterfaceFlags;
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
 
-use self::choice::{Abilities, Choice};
+use self::choice::{Abilities, Choice, loopback_is_up};
 pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets, sets};
 use self::inspection::Written;
@@ -308,16 +307,6 @@ fn switches(
     families
         .map(|family| Switch::open(&enrolment.netns, family, kind))
         .collect()
-}
-
-/// True also where it cannot be asked.
-fn loopback_is_up(netns: &Netns) -> bool {
-    let up = || {
-        let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
-        let lo = interfaces.find(|interface| interface.interface_name == "lo")?;
-        Some(lo.flags.contains(InterfaceFlags::IFF_UP))
-    };
-    netns.enter(up).ok().flatten().unwrap_or(true)
 }
 
 #[derive(Default)]

@@ -197,6 +197,7 @@ impl Supervisor {
         if let Some(name) = next {
             self.step_of(&name);
         }
+        self.publish();
     }
 
     /// The old listeners of the same namespace close first: two generations must not share a port.

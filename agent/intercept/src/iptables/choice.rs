@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use nix::net::if_::InterfaceFlags;
 use shunt_core::sockets::Family;
 use shunt_core::workload::OnFailure;
 
@@ -168,6 +169,16 @@ fn no_dead_man() -> InterceptError {
          on_failure: closed can be served in iptables mode; load one of the modules, or use eBPF mode"
             .into(),
     )
+}
+
+/// True also where it cannot be asked.
+pub(super) fn loopback_is_up(netns: &Netns) -> bool {
+    let up = || {
+        let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+        let lo = interfaces.find(|interface| interface.interface_name == "lo")?;
+        Some(lo.flags.contains(InterfaceFlags::IFF_UP))
+    };
+    netns.enter(up).ok().flatten().unwrap_or(true)
 }
 
 #[cfg(test)]
