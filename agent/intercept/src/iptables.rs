@@ -208,9 +208,15 @@ impl Backend for IptablesBackend {
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        let foreign = self.foreign.remove(&enrolment.netns.inode());
-        let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
-        swept.failure.map_or(Ok(()), Err)
+        let inode = enrolment.netns.inode();
+        let Some(foreign) = self.foreign.get(&inode) else {
+            // Nothing of ours was ever there.
+            return Ok(());
+        };
+        let swept = sweep(&self.tools, &enrolment.netns, Some(foreign));
+        swept.failure.map_or(Ok(()), Err)?;
+        self.foreign.remove(&inode);
+        Ok(())
     }
 
     fn describe(&self, enrolment: &Enrolment) -> String {
