@@ -238,10 +238,16 @@ impl Backend for IptablesBackend {
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
-        self.tracking.remove(&enrolment.netns.inode());
-        let foreign = self.foreign.remove(&enrolment.netns.inode());
-        let swept = sweep(&self.tools, &enrolment.netns, foreign.as_deref());
-        swept.failure.map_or(Ok(()), Err)
+        let inode = enrolment.netns.inode();
+        self.tracking.remove(&inode);
+        let Some(foreign) = self.foreign.get(&inode) else {
+            // Nothing of ours was ever there.
+            return Ok(());
+        };
+        let swept = sweep(&self.tools, &enrolment.netns, Some(foreign));
+        swept.failure.map_or(Ok(()), Err)?;
+        self.foreign.remove(&inode);
+        Ok(())
     }
 
     fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError> {

@@ -63,7 +63,8 @@ pub trait Backend {
     /// Something of ours may be left in the namespace.
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError>;
 
-    /// The last flow of a released workload has ended: nothing of it is needed any more.
+    /// The last flow of a released workload has ended: nothing of it, nor of an earlier enrolment of its namespace, is
+    /// needed any more.
     ///
     /// # Errors
     /// Something of ours may be left in the namespace.

@@ -8,7 +8,7 @@ use shunt_core::config::Config;
 use shunt_core::workload::{Mode, ModeSetting};
 use shunt_intercept::ebpf::EbpfBackend;
 use shunt_intercept::iptables::IptablesBackend;
-use shunt_intercept::{Backend, InterceptError, Marks};
+use shunt_intercept::{Backend, Enrolment, InterceptError, Marks};
 
 use super::home::OwnCgroup;
 
@@ -88,6 +88,19 @@ impl Backends {
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)
+    }
+
+    /// Of every mode that was used: an earlier enrolment of the namespace may have left to the last what it had.
+    pub(super) fn finish(&mut self, enrolment: &Enrolment) -> Result<(), String> {
+        let ebpf = match &mut self.ebpf {
+            Slot::Ready(backend) => backend.finish(enrolment),
+            Slot::Untried | Slot::Broken(_) => Ok(()),
+        };
+        let iptables = match &mut self.iptables {
+            Slot::Ready(backend) => backend.finish(enrolment),
+            Slot::Untried | Slot::Broken(_) => Ok(()),
+        };
+        ebpf.and(iptables).map_err(|error| error.chain())
     }
 
     pub(super) fn keep_alive(&mut self) {

@@ -138,9 +138,7 @@ impl Supervisor {
         if is_in_use(&enrolment.netns) {
             return None;
         }
-        let backend = self.backends.get(serving.mode);
-        let finished =
-            backend.and_then(|backend| backend.finish(enrolment).map_err(|error| error.chain()));
+        let finished = self.backends.finish(enrolment);
         let removed = return_path::remove(&enrolment.netns, self.backends.marks.delivery);
         let reason = finished.and(removed.map_err(|error| error.chain())).err()?;
         let workload = &enrolment.spec.name;

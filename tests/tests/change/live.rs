@@ -135,6 +135,13 @@ fn is_unrecognised_crossing(lines: &[Value]) -> bool {
         && inbound.is_some_and(|line| line["original_dst_source"] == "conntrack")
 }
 
+/// Connections that did not end in order.
+fn cut_off(agent: &Agent) -> Vec<Value> {
+    let mut lines = agent.access_log();
+    lines.retain(|line| line["close_reason"] != "finished");
+    lines
+}
+
 /// Each probe has left its line, or none.
 fn check_probes(agent: &Agent, want: &BTreeMap<u16, (Option<Seen>, String)>) {
     let logged = want.values().filter(|(line, _)| line.is_some()).count();
@@ -275,7 +282,12 @@ fn changes_under_load(mode: &'static str) {
     check_probes(&agent, &want);
     for load in loads {
         let report = load.finish();
-        assert_eq!(report["errors"], json!({}), "{report:#}");
+        assert_eq!(
+            report["errors"],
+            json!({}),
+            "{report:#} {:#?}",
+            cut_off(&agent)
+        );
         assert_eq!(report["wrong"], json!([]), "{report:#}");
         assert_eq!(report["attempted"], report["answered"], "{report:#}");
     }
@@ -292,6 +304,44 @@ fn changes_under_load(mode: &'static str) {
     super::tell(&format!(
         "{rounds} rounds, {ports} probes, the slowest change took {slowest:?}"
     ));
+}
+
+/// Also what an earlier mode has left.
+#[test]
+fn after_every_mode_nothing_is_left() {
+    let story = story();
+    let server = &story.server;
+    let _nginx = server.nginx(&story.world);
+    let before = server.state();
+    let agent = AgentBuilder::new(&story.world, "auto").start();
+    let slow = format!("http://{}/slow", server.v4);
+    for modes in [["iptables", "ebpf"], ["ebpf", "iptables"]] {
+        let mut flow = None;
+        for mode in modes {
+            change(&agent, "web", server, "", Wish::Mode(mode));
+            assert_eq!(agent.workload("web")["mode"], mode);
+            // It outlives its mode.
+            flow.get_or_insert_with(|| {
+                let flow = story
+                    .stranger
+                    .spawn("curl", &["-sS", "-o", "/dev/null", &slow]);
+                wait::until("the flow runs", Duration::from_secs(5), || {
+                    (agent.workload("web")["connections"]["active"] == 1).then_some(())
+                });
+                flow
+            });
+        }
+        let ended = flow.expect("a flow").0.wait().expect("an end");
+        assert!(ended.success(), "{modes:?}: the flow was cut off");
+        change(&agent, "web", server, "", Wish::Off);
+        for _ in 0..500 {
+            if server.state() == before {
+                break;
+            }
+            wait::pause(Duration::from_millis(10));
+        }
+        assert_eq!(server.state(), before, "{modes:?}");
+    }
 }
 
 #[test]
