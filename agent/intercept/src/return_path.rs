@@ -23,6 +23,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use self::inspection::Watched;
+use shunt_core::workload::Mode;
+
 use crate::InterceptError;
 use crate::netns::Netns;
 
@@ -30,24 +32,55 @@ use crate::netns::Netns;
 const TABLE: u32 = 15006;
 /// The rule's priority keeps what must be restored: this plus the bits of the sysctls that we switched on.
 const PRIORITY: u32 = 15000;
-/// Each with its bit.
-const SYSCTLS: [(u32, &str); 3] = [
-    (1, "/proc/sys/net/ipv4/tcp_fwmark_accept"),
-    (2, "/proc/sys/net/ipv4/fwmark_reflect"),
-    (4, "/proc/sys/net/ipv6/fwmark_reflect"),
+
+/// A setting of the namespace that is changed while it is served.
+#[derive(Clone, Copy, Debug)]
+struct Sysctl {
+    /// In the rule's priority: it was us who changed it.
+    bit: u32,
+    path: &'static str,
+    /// Only this, the kernel's default, is changed.
+    default: &'static str,
+    ours: &'static str,
+}
+
+/// What the path itself needs. The first carries answers back, the others refusals.
+const SYSCTLS: [Sysctl; 3] = [
+    switch(1, "/proc/sys/net/ipv4/tcp_fwmark_accept"),
+    switch(2, "/proc/sys/net/ipv4/fwmark_reflect"),
+    switch(4, "/proc/sys/net/ipv6/fwmark_reflect"),
 ];
-const ALL_BITS: u32 = 7;
+/// REDIRECT gives all connections of a namespace one destination, so each ephemeral port is taken until connection
+/// tracking forgets it. With its two minutes there is room for 540 connections a second (seen: timeouts at 1,400);
+/// two seconds are enough for whatever comes late on loopback.
+const FORGETTING: Sysctl = Sysctl {
+    bit: 8,
+    path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait",
+    default: "120",
+    ours: "2",
+};
+const ALL_BITS: u32 = 15;
+
+const fn switch(bit: u32, path: &'static str) -> Sysctl {
+    Sysctl {
+        bit,
+        path,
+        default: "0",
+        ours: "1",
+    }
+}
 /// lo is the first interface of every namespace.
 const LO: u32 = 1;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
-/// Puts the path in place. Doing it twice is doing it once. A namespace where IPv6 is switched off has it for IPv4.
+/// Puts the path in place, and in iptables mode what many short connections need. Doing it twice is doing it once. A namespace where IPv6 is switched off has it for IPv4.
 ///
 /// # Errors
 /// The kernel lacks policy routing, or a sysctl cannot be written. Nothing stays.
-pub fn ensure(netns: &Netns, delivery_mark: u32) -> Result<(), InterceptError> {
+pub fn ensure(netns: &Netns, delivery_mark: u32, mode: Mode) -> Result<(), InterceptError> {
+    let tracked = mode == Mode::Iptables;
     at(netns, "make the return path in", |netlink| {
-        put(netlink, delivery_mark).inspect_err(|_| {
+        put(netlink, delivery_mark, tracked).inspect_err(|_| {
             let _ = take(netlink);
         })
     })
@@ -78,21 +111,21 @@ pub(crate) fn attempt() -> Result<(), InterceptError> {
         lo.header.flags = LinkFlags::Up;
         lo.header.change_mask = LinkFlags::Up;
         netlink.change(RouteNetlinkMessage::SetLink(lo), 0)?;
-        put(&mut netlink, 1)
+        put(&mut netlink, 1, false)
     };
     try_it().map_err(|error| InterceptError::io("make", "a return path", error))
 }
 
 /// The rules go first: from then on they tell what must be undone, also to whoever comes after a crash right here.
-fn put(netlink: &mut Netlink, mark: u32) -> io::Result<()> {
+fn put(netlink: &mut Netlink, mark: u32, tracked: bool) -> io::Result<()> {
     let before = our_rules(netlink)?;
-    let off: Vec<(u32, &str)> = SYSCTLS
-        .into_iter()
-        .filter(|(_, sysctl)| is(sysctl, "0"))
+    let wanted = SYSCTLS.into_iter().chain(tracked.then_some(FORGETTING));
+    let unset: Vec<Sysctl> = wanted
+        .filter(|sysctl| is(sysctl.path, sysctl.default))
         .collect();
-    let switched = off
+    let switched = unset
         .iter()
-        .fold(switched_by_any(&before), |all, (bit, _)| all | bit);
+        .fold(switched_by_any(&before), |all, sysctl| all | sysctl.bit);
     let priority = PRIORITY + switched;
     for family in FAMILIES.into_iter().filter(|family| routes(*family)) {
         let added = netlink.change(
@@ -112,8 +145,9 @@ fn put(netlink: &mut Netlink, mark: u32) -> io::Result<()> {
     for stale in before.into_iter().filter(|rule| !current(rule)) {
         gone(netlink.change(RouteNetlinkMessage::DelRule(stale), 0))?;
     }
-    off.iter()
-        .try_for_each(|(_, sysctl)| fs::write(sysctl, "1"))
+    unset
+        .iter()
+        .try_for_each(|sysctl| fs::write(sysctl.path, sysctl.ours))
 }
 
 /// The rules go last, for the same reason.
@@ -121,10 +155,11 @@ fn take(netlink: &mut Netlink) -> io::Result<Vec<String>> {
     let rules = our_rules(netlink)?;
     let switched = switched_by_any(&rules);
     let mut removed = Vec::new();
-    for (_, sysctl) in SYSCTLS.into_iter().filter(|(bit, _)| switched & bit != 0) {
-        if is(sysctl, "1") {
-            fs::write(sysctl, "0")?;
-            removed.push(format!("sysctl {sysctl}"));
+    let all = SYSCTLS.into_iter().chain([FORGETTING]);
+    for sysctl in all.filter(|sysctl| switched & sysctl.bit != 0) {
+        if is(sysctl.path, sysctl.ours) {
+            fs::write(sysctl.path, sysctl.default)?;
+            removed.push(format!("sysctl {}", sysctl.path));
         }
     }
     for family in FAMILIES {

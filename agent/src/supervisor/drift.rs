@@ -270,7 +270,8 @@ impl Supervisor {
     fn put_back(&mut self, serving: &Serving, parts: &BTreeSet<Part>) -> Result<(), String> {
         let enrolment = &serving.enrolment;
         if parts.contains(&Part::ReturnPath) {
-            let put = return_path::ensure(&enrolment.netns, self.backends.marks.delivery);
+            let put =
+                return_path::ensure(&enrolment.netns, self.backends.marks.delivery, serving.mode);
             put.map_err(|error| error.chain())?;
         }
         if parts.iter().all(|part| *part == Part::ReturnPath) {

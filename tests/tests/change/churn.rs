@@ -100,6 +100,12 @@ pub(super) fn until_back(agent: &Agent, before: &Holdings, stock: usize) {
         if stocked.len() <= stock && stocked.iter().all(|name| name == "socket") {
             now.descriptors[1].clone_from(&before.descriptors[1]);
         }
+        // Fewer are no leak: something was on its way out when the first look was taken.
+        for (now, before) in now.descriptors.iter_mut().zip(&before.descriptors) {
+            if more(now, before).is_empty() {
+                now.clone_from(before);
+            }
+        }
         if now == *before {
             return;
         }

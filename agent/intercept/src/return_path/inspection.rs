@@ -31,7 +31,7 @@ impl Watched {
     /// The namespace cannot be entered.
     pub fn open(netns: &Netns, delivery_mark: u32) -> Result<Self, InterceptError> {
         let open = || {
-            let files = SYSCTLS.map(|(_, sysctl)| Some((sysctl, File::open(sysctl).ok()?)));
+            let files = SYSCTLS.map(|sysctl| Some((sysctl.path, File::open(sysctl.path).ok()?)));
             files.into_iter().flatten().collect()
         };
         let opened = netns.enter(open);

@@ -297,8 +297,22 @@ fn without_its_listener_a_redirect_refuses() {
         None,
     );
     assert_eq!(
+        (answer.rule.as_str(), answer.outcome),
+        (rule::GATE_STALE, Outcome::Refused),
+        "nobody has spoken for the agent yet: {answer:#?}"
+    );
+    assert_eq!(world.pod.ask(&destination), "ConnectionRefused");
+    backend.keep_alive();
+    let answer = ask(
+        &backend,
+        &enrolment,
+        Direction::Outbound,
+        &destination,
+        None,
+    );
+    assert_eq!(
         (answer.outcome, answer.gate.holds),
-        (Outcome::Captured, None),
+        (Outcome::Captured, Some(true)),
         "{answer:#?}"
     );
     enrolment.listeners[0].sockets.clear();

@@ -1,6 +1,6 @@
 //! Going away, whole or in part: by us, by others, after a crash.
 
-use shunt_core::workload::{OnFailure, PortRange};
+use shunt_core::workload::{Mode, OnFailure, PortRange};
 use shunt_intercept::iptables::{self, DeadMan};
 use shunt_intercept::{Backend, InterceptError};
 
@@ -29,7 +29,7 @@ fn cleanup_removes_what_a_crash_left() {
             backend
                 .install(&world.enrolment(OnFailure::Open))
                 .expect("installs");
-            shunt_intercept::return_path::ensure(&world.pod.netns, MARKS.delivery)
+            shunt_intercept::return_path::ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables)
                 .expect("makes it");
             drop(backend);
             assert!(!iptables::leftovers(&world.pod.netns).is_empty());

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use shunt_core::sockets::{Family, SocketRole};
+use shunt_core::workload::Mode;
 use shunt_intercept::iptables;
 use shunt_intercept::return_path::{ensure, leftovers, remove};
 
@@ -51,9 +52,9 @@ fn the_application_sees_the_client_and_answers_it() {
     let lost = deliver(&world, client, &app).expect_err("the answer leaves by eth0");
     assert_eq!(lost.kind(), std::io::ErrorKind::TimedOut);
 
-    ensure(&world.pod.netns, MARKS.delivery).expect("makes it");
+    ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables).expect("makes it");
     let once = world.pod.state();
-    ensure(&world.pod.netns, MARKS.delivery).expect("makes it again");
+    ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables).expect("makes it again");
     assert_same(&world.pod.state(), &once, "state");
     works(&world);
     remove(&world.pod.netns, MARKS.delivery).expect("removes it");
@@ -69,7 +70,7 @@ fn strict_and_loose_source_checks_do_not_matter() {
         world.pod.sh(&format!(
             "for c in all default lo eth0; do echo {filter} > /proc/sys/net/ipv4/conf/$c/rp_filter; done"
         ));
-        ensure(&world.pod.netns, MARKS.delivery).expect("makes it");
+        ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables).expect("makes it");
         works(&world);
     }
 }
@@ -81,9 +82,9 @@ fn what_was_switched_on_before_stays_on() {
         "echo 1 > /proc/sys/net/ipv4/tcp_fwmark_accept; echo 1 > /proc/sys/net/ipv6/fwmark_reflect",
     );
     let before = world.pod.state();
-    ensure(&world.pod.netns, MARKS.delivery).expect("makes it");
+    ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables).expect("makes it");
     // Another agent, with another mark, after the first was killed.
-    ensure(&world.pod.netns, 0x77).expect("makes it for another");
+    ensure(&world.pod.netns, 0x77, Mode::Iptables).expect("makes it for another");
     assert_eq!(
         world
             .pod
@@ -106,7 +107,7 @@ fn ipv6_switched_off() {
         "for c in all default lo eth0; do echo 1 > /proc/sys/net/ipv6/conf/$c/disable_ipv6; done",
     );
     let before = world.pod.state();
-    ensure(&world.pod.netns, MARKS.delivery).expect("makes it for IPv4");
+    ensure(&world.pod.netns, MARKS.delivery, Mode::Iptables).expect("makes it for IPv4");
     let answer = deliver(&world, CLIENTS[0], &at(POD[0], 7000)).expect("delivers");
     assert_eq!(answer, format!("direct for {}", CLIENTS[0]));
     remove(&world.pod.netns, MARKS.delivery).expect("removes it");

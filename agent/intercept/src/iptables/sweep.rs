@@ -1,0 +1,98 @@
+//! Removing what is ours from a namespace, whoever of us put it there.
+
+use super::FAMILIES;
+use super::dead_man::{destroy_sets, sets};
+use super::netfilter::Kept;
+use super::render::{has_chains, removal};
+use super::tools::{Tools, Variant};
+use crate::netns::Netns;
+use crate::{InterceptError, return_path};
+use shunt_core::sockets::Family;
+
+#[derive(Default)]
+pub(super) struct Swept {
+    removed: Vec<String>,
+    /// The first; the rest was tried all the same.
+    pub(super) failure: Option<InterceptError>,
+}
+
+impl Swept {
+    fn note(&mut self, result: Result<Option<String>, InterceptError>) {
+        match result {
+            Ok(removed) => self.removed.extend(removed),
+            Err(error) => self.failure = self.failure.take().or(Some(error)),
+        }
+    }
+}
+
+/// Removes chains, what is empty of the tables that came with them, and sets. `foreign`: what is not ours, where that
+/// is known; else a table goes only together with chains of ours.
+pub(super) fn sweep(tools: &Tools, netns: &Netns, foreign: Option<&[Kept]>) -> Swept {
+    let mut swept = Swept::default();
+    for variant in tools.variants(netns) {
+        for (index, family) in FAMILIES.into_iter().enumerate() {
+            let remove = || {
+                let text = removal(&tools.save(netns, variant, family)?);
+                if let Some(text) = &text {
+                    tools.restore(netns, variant, family, text)?;
+                }
+                let known = foreign.and_then(|foreign| foreign.get(index));
+                if known.is_some() || text.is_some() {
+                    let unseen = Kept::unseen();
+                    tools.drop_empty_table(netns, variant, family, known.unwrap_or(&unseen))?;
+                }
+                Ok(text.map(|_| describe(tools, variant, family)))
+            };
+            swept.note(remove());
+        }
+    }
+    match destroy_sets(netns) {
+        Ok(names) => swept.removed.extend(names.into_iter().map(describe_set)),
+        Err(error) => swept.note(Err(error)),
+    }
+    swept
+}
+
+/// What an earlier agent has left in a namespace. Looks only.
+pub fn leftovers(netns: &Netns) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Ok(tools) = Tools::find() {
+        for variant in tools.variants(netns) {
+            for family in FAMILIES {
+                if tools
+                    .save(netns, variant, family)
+                    .is_ok_and(|saved| has_chains(&saved))
+                {
+                    found.push(describe(&tools, variant, family));
+                }
+            }
+        }
+    }
+    found.extend(sets(netns).into_iter().map(describe_set));
+    found.extend(return_path::leftovers(netns));
+    found
+}
+
+/// Removes every trace that an agent which is gone has left in a namespace, and says what it was. Parts that are
+/// missing are no error.
+///
+/// # Errors
+/// Something of ours may still be there; everything was tried.
+pub fn cleanup(netns: &Netns) -> Result<Vec<String>, InterceptError> {
+    let mut swept = Tools::find()
+        .map(|tools| sweep(&tools, netns, None))
+        .unwrap_or_default();
+    match return_path::remove_any(netns) {
+        Ok(removed) => swept.removed.extend(removed),
+        Err(error) => swept.note(Err(error)),
+    }
+    swept.failure.map_or(Ok(swept.removed), Err)
+}
+
+fn describe(tools: &Tools, variant: Variant, family: Family) -> String {
+    format!("chains SHUNT_* ({})", tools.program(variant, family, ""))
+}
+
+fn describe_set(name: &str) -> String {
+    format!("ipset {name}")
+}
