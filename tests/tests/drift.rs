@@ -37,7 +37,7 @@ fn nft_rules_come_back() {
                 "SHUNT_TO_OUT has 0 rules, not 1",
             ),
             (
-                "iptables-nft -t nat -D OUTPUT -p tcp -j SHUNT_OUTPUT",
+                "iptables-nft -t nat -D OUTPUT -p tcp -m tcp --syn -j SHUNT_OUTPUT",
                 "the jump from OUTPUT to SHUNT_OUTPUT is gone",
             ),
             (
@@ -70,7 +70,7 @@ fn legacy_rules_come_back() {
         &[
             ("iptables-legacy -t nat -F", "none of the rules is left"),
             (
-                "ip6tables-legacy -t nat -D PREROUTING -p tcp -j SHUNT_PREROUTING",
+                "ip6tables-legacy -t nat -D PREROUTING -p tcp -m tcp --syn -j SHUNT_PREROUTING",
                 "V6: the jump from PREROUTING",
             ),
             (

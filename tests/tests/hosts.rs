@@ -16,7 +16,6 @@ fn without_bpf_auto_takes_iptables_and_says_why() {
     let agent = AgentBuilder::new(&world, "auto")
         .without_bpf()
         .enrol("client", &client, "")
-        .enrol("only-ebpf", &server, "mode: ebpf")
         .start();
     let workload = agent.workload("client");
     assert_eq!(workload["mode"], "iptables", "{workload:#}");
@@ -27,12 +26,18 @@ fn without_bpf_auto_takes_iptables_and_says_why() {
             && reason.contains("dead-man switch"),
         "{reason}"
     );
-    let refused = agent.workload("only-ebpf");
-    assert_eq!(
-        (&refused["mode"], &refused["state"]),
-        (&"off".into(), &"failed".into()),
-        "{refused:#}"
-    );
+    agent.rewrite(&[
+        entry("client", &client, ""),
+        entry("only-ebpf", &server, "mode: ebpf"),
+    ]);
+    wait::until("it is said to have failed", Duration::from_secs(5), || {
+        let status = agent.status();
+        let all = status["workloads"].as_array()?.clone();
+        let refused = all
+            .iter()
+            .find(|workload| workload["name"] == "only-ebpf")?;
+        (refused["mode"] == "off" && refused["state"] == "failed").then_some(())
+    });
     let url = format!("http://{}/", server.v4);
     assert_eq!(client.says("curl", &["-sS", &url]), client.v4);
     assert_eq!(agent.lines(1)[0]["original_dst_source"], "conntrack");

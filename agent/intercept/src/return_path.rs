@@ -50,16 +50,26 @@ const SYSCTLS: [Sysctl; 3] = [
     switch(2, "/proc/sys/net/ipv4/fwmark_reflect"),
     switch(4, "/proc/sys/net/ipv6/fwmark_reflect"),
 ];
-/// REDIRECT gives all connections of a namespace one destination, so each ephemeral port is taken until connection
+/// What connection tracking remembers of connections that are over, in iptables mode. REDIRECT gives all connections of a namespace one destination, so each ephemeral port is taken until connection
 /// tracking forgets it. With its two minutes there is room for 540 connections a second (seen: timeouts at 1,400);
 /// two seconds are enough for whatever comes late on loopback.
-const FORGETTING: Sysctl = Sysctl {
-    bit: 8,
-    path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait",
-    default: "120",
-    ours: "2",
-};
-const ALL_BITS: u32 = 15;
+const FORGETTING: [Sysctl; 2] = [
+    Sysctl {
+        bit: 8,
+        path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait",
+        default: "120",
+        ours: "2",
+    },
+    // What ended in a reset is over at once: a later connection from the same port would be led where that one went,
+    // to a listener that has gone since.
+    Sysctl {
+        bit: 16,
+        path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close",
+        default: "10",
+        ours: "0",
+    },
+];
+const ALL_BITS: u32 = 31;
 
 const fn switch(bit: u32, path: &'static str) -> Sysctl {
     Sysctl {
@@ -119,7 +129,9 @@ pub(crate) fn attempt() -> Result<(), InterceptError> {
 /// The rules go first: from then on they tell what must be undone, also to whoever comes after a crash right here.
 fn put(netlink: &mut Netlink, mark: u32, tracked: bool) -> io::Result<()> {
     let before = our_rules(netlink)?;
-    let wanted = SYSCTLS.into_iter().chain(tracked.then_some(FORGETTING));
+    let wanted = SYSCTLS
+        .into_iter()
+        .chain(FORGETTING.into_iter().filter(|_| tracked));
     let unset: Vec<Sysctl> = wanted
         .filter(|sysctl| is(sysctl.path, sysctl.default))
         .collect();
@@ -155,7 +167,7 @@ fn take(netlink: &mut Netlink) -> io::Result<Vec<String>> {
     let rules = our_rules(netlink)?;
     let switched = switched_by_any(&rules);
     let mut removed = Vec::new();
-    let all = SYSCTLS.into_iter().chain([FORGETTING]);
+    let all = SYSCTLS.into_iter().chain(FORGETTING);
     for sysctl in all.filter(|sysctl| switched & sysctl.bit != 0) {
         if is(sysctl.path, sysctl.ours) {
             fs::write(sysctl.path, sysctl.default)?;

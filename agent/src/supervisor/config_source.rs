@@ -2,7 +2,7 @@
 //! replace files rather than write them.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -15,6 +15,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub(super) struct ConfigSource {
     path: Option<PathBuf>,
     events: mpsc::Receiver<()>,
+    /// Something happened, and the file is looked at then.
+    look_at: Option<Instant>,
     /// What the file held when it was last looked at.
     seen: Option<String>,
     _watcher: Option<RecommendedWatcher>,
@@ -43,6 +45,7 @@ impl ConfigSource {
         Ok(Self {
             path,
             events,
+            look_at: None,
             seen,
             _watcher: watcher,
         })
@@ -52,15 +55,19 @@ impl ConfigSource {
         self.path.as_deref()
     }
 
-    /// Waits until the file's content differs from what was last seen. Cancel safe enough: a cancelled wait loses
-    /// no change, since content is compared.
+    /// Waits until the file's content differs from what was last seen. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
-            if self.events.recv().await.is_none() {
-                return std::future::pending().await;
-            }
-            tokio::time::sleep(SETTLE).await;
+            let at = match self.look_at {
+                Some(at) => at,
+                None if self.events.recv().await.is_none() => {
+                    return std::future::pending().await;
+                }
+                None => *self.look_at.insert(Instant::now() + SETTLE),
+            };
+            tokio::time::sleep_until(at.into()).await;
             while self.events.try_recv().is_ok() {}
+            self.look_at = None;
             let now = self
                 .path
                 .as_deref()
