@@ -76,7 +76,7 @@ pub fn load(args: &LoadArgs) -> Result<()> {
 }
 
 fn hold(host: &str, count: usize) -> Result<()> {
-    let open = |_| -> Result<TcpStream> {
+    let open = |()| -> Result<TcpStream> {
         let mut stream = TcpStream::connect((host, ECHO_PORT))?;
         let (message, mut got) = ([1; SMALL], [0; SMALL]);
         stream.write_all(&message)?;
@@ -84,8 +84,18 @@ fn hold(host: &str, count: usize) -> Result<()> {
         ensure!(got == message, "a reply differs");
         Ok(stream)
     };
-    let _streams: Vec<TcpStream> = (0..count).map(open).collect::<Result<_>>()?;
-    answer("open");
+    // Memory is what is measured here: a few that fail are told and made up for.
+    let (mut streams, mut failed) = (Vec::with_capacity(count), 0);
+    while streams.len() < count {
+        match open(()) {
+            Ok(stream) => streams.push(stream),
+            Err(error) => {
+                failed += 1;
+                ensure!(failed <= count / 100, "{failed} failed, the last: {error}");
+            }
+        }
+    }
+    answer(&format!("open, {failed} failed"));
     let _ = io::stdin().read(&mut [0]);
     Ok(())
 }

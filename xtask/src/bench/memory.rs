@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use shunt_tests::{Agent, Pod, Running};
 
 use super::Figures;
+use crate::run::say;
 
 /// Enough that the noise of everything else on the machine is small beside them.
 const CONNECTIONS: u32 = 4000;
@@ -62,7 +63,13 @@ fn hold(client: &Pod, program: &str, host: &str) -> Result<Running> {
     let out = held.0.stdout.take().context("a pipe")?;
     let mut line = String::new();
     BufReader::new(out).read_line(&mut line)?;
-    ensure!(line == "open\n", "the connections could not be opened");
+    ensure!(
+        line.starts_with("open, "),
+        "the connections could not be opened"
+    );
+    if line.trim() != "open, 0 failed" {
+        say(&format!("{CONNECTIONS} idle connections: {}", line.trim()));
+    }
     Ok(held)
 }
 
