@@ -16,3 +16,12 @@ pub use agent::{Agent, AgentBuilder};
 pub use load::Load;
 pub use prober::Prober;
 pub use world::{Pod, Running, World};
+
+/// Runs each story, a function of the mode, as a test in both modes.
+#[macro_export]
+macro_rules! in_both_modes {
+    ($($story:ident),* $(,)?) => {
+        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
+        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
+    };
+}

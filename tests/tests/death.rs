@@ -10,14 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use shunt_tests::agent::signal;
 use shunt_tests::load::{list, program};
-use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, require, wait};
-
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
 
 in_both_modes!(
     killed_data_planes,

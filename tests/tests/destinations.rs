@@ -5,14 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use shunt_tests::load::{list, program};
-use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, require, wait};
-
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
 
 in_both_modes!(
     short_connections_reach_what_they_dialled,

@@ -6,14 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shunt_tests::agent::{binary, entry, signal};
-use shunt_tests::{AgentBuilder, Pod, World, require, wait};
-
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{AgentBuilder, Pod, World, in_both_modes, require, wait};
 
 in_both_modes!(
     stopping_leaves_nothing_and_waits_for_flows,

@@ -4,14 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
-
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, in_both_modes, require, wait};
 
 in_both_modes!(
     over_the_limit_is_refused_and_said_once,

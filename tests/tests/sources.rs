@@ -6,14 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use shunt_tests::router::distant_pod;
-use shunt_tests::{AgentBuilder, Pod, Running, World, require, wait};
-
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{AgentBuilder, Pod, Running, World, in_both_modes, require, wait};
 
 in_both_modes!(
     near_and_far_clients_are_seen,

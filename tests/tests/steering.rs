@@ -3,15 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, World, require, wait};
-
-/// Runs each story in both modes.
-macro_rules! in_both_modes {
-    ($($story:ident),* $(,)?) => {
-        mod ebpf { $(#[test] fn $story() { super::$story("ebpf"); })* }
-        mod iptables { $(#[test] fn $story() { super::$story("iptables"); })* }
-    };
-}
+use shunt_tests::{Agent, AgentBuilder, Pod, World, in_both_modes, require, wait};
 
 in_both_modes!(
     curl_reaches_nginx,

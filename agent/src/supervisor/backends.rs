@@ -15,7 +15,6 @@ use super::home::OwnCgroup;
 #[derive(Debug)]
 pub(super) struct Backends {
     pub(super) marks: Marks,
-    state_dir: PathBuf,
     bpffs: PathBuf,
     ebpf: Slot<EbpfBackend>,
     iptables: Slot<IptablesBackend>,
@@ -38,7 +37,6 @@ impl Backends {
                 upstream: config.mark,
                 delivery: config.delivery_mark(),
             },
-            state_dir: config.state_dir.clone(),
             bpffs: config.bpffs.clone(),
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
@@ -83,7 +81,7 @@ impl Backends {
     }
 
     fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
-        let cgroup = OwnCgroup::find_or_make(&self.state_dir)?;
+        let cgroup = OwnCgroup::find_or_make()?;
         let backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");

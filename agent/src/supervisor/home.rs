@@ -125,8 +125,7 @@ pub(super) struct OwnCgroup {
 }
 
 impl OwnCgroup {
-    /// `_state_dir` is not used for state: the kernel's own files say where we are.
-    pub(super) fn find_or_make(_state_dir: &Path) -> Result<Self, InterceptError> {
+    pub(super) fn find_or_make() -> Result<Self, InterceptError> {
         let root = cgroup::mount_point()?;
         let own = cgroup::of_this_process(&root)?;
         if own != root {
