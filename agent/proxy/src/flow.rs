@@ -149,7 +149,7 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
     local
         .context
         .rendezvous
-        .arrive(tuple, listener.workload)
+        .arrive(tuple, local.count(listener.workload))
         .await
 }
 
@@ -306,14 +306,14 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         let begun = self.upstream().await?;
         let source = begun.local;
         let mut crossing = intent.cross(canonical(source));
-        let there = match begun.connected(self.snapshot.timeouts.connect).await {
+        let held = match begun.connected(self.snapshot.timeouts.connect).await {
             Ok(stream) => match crossing.arrived().await {
-                Some(there) => there,
+                Some(held) => held,
                 None => return Ok((stream, None)),
             },
             Err(error) => crossing.has_arrived().ok_or(error)?,
         };
-        let held = self.local.count(there);
+        let there = held.workload();
         let transparent = self
             .snapshot
             .workloads

@@ -64,7 +64,7 @@ enum Command {
 
 /// Listeners and flows per workload, which the handle may read at any time.
 #[derive(Clone, Debug, Default)]
-struct Tally(Arc<Mutex<HashMap<WorkloadId, Counts>>>);
+pub(crate) struct Tally(Arc<Mutex<HashMap<WorkloadId, Counts>>>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -268,13 +268,18 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
 }
 
 /// Counts a flow of a workload as long as it lives.
+#[derive(Debug)]
 pub(crate) struct Counted {
     tally: Tally,
     workload: WorkloadId,
 }
 
 impl Counted {
-    fn new(tally: Tally, workload: WorkloadId) -> Self {
+    pub(crate) fn workload(&self) -> WorkloadId {
+        self.workload
+    }
+
+    pub(crate) fn new(tally: Tally, workload: WorkloadId) -> Self {
         tally.change(workload, |counts| counts.flows += 1);
         Self { tally, workload }
     }
@@ -300,7 +305,7 @@ impl Tally {
         self.lock().get(&workload).copied().unwrap_or_default()
     }
 
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.lock().is_empty()
     }
 
