@@ -12,6 +12,7 @@
 //! | [`foreign`] | who else works at the same places |
 //! | [`original_dst`] | where an accepted connection was going |
 
+mod btf;
 pub mod cgroup;
 pub mod drift;
 pub mod ebpf;

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::account::Account;
 use crate::connect::{self, ConnectError};
-use crate::relay::{Rules, relay};
+use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
 use crate::worker::{Counted, Local};
 
@@ -78,7 +78,18 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                         timeouts: snapshot.timeouts,
                         splice_after: snapshot.splice_after,
                     };
-                    let end = relay(client, upstream, &local.pools, &rules, &mut account).await;
+                    let accelerator = local.context.shortcuts.get().map(Box::as_ref);
+                    let shortcut =
+                        accelerator.and_then(|kernel| Shortcut::begin(kernel, &client, &upstream));
+                    let end = relay(
+                        client,
+                        upstream,
+                        &local.pools,
+                        &rules,
+                        shortcut,
+                        &mut account,
+                    )
+                    .await;
                     (end.reason, end.error.map(|error| error.to_string()))
                 }
             }

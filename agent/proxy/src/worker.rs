@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use shunt_core::counters::AgentCounters;
 use shunt_core::snapshot::Snapshot;
-use shunt_core::sockets::{ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::sockets::{Accelerator, ListenerSpec, OriginalDstSource, SocketSupply};
 use shunt_core::workload::WorkloadId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -41,6 +41,8 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub originals: O,
     pub flows: FlowSink,
     pub counters: Arc<AgentCounters>,
+    /// Set once the kernel is ready to accelerate.
+    pub shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
     /// Called every 100 ms.

@@ -14,7 +14,7 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, RuleEntry, cgroup_of, monotonic_ns, object, trie, workload_value};
+use super::{EbpfBackend, RuleEntry, cgroup_of, monotonic_ns, object, trie};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
@@ -120,7 +120,7 @@ impl EbpfBackend {
             answer.drift.push(evidence);
             return Ok(decided);
         }
-        let wanted = workload_value(enrolment, rules);
+        let wanted = self.workload_value(enrolment, rules);
         if workload != wanted {
             answer.drift.push(format!(
                 "SHUNT_WORKLOADS holds {workload:?}, the configuration means {wanted:?}"

@@ -12,11 +12,12 @@ use aya_log::EbpfLogger;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
+use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
 use super::pins::Pins;
 use super::raw;
-use crate::{Enrolment, InterceptError, Marks};
+use crate::{Enrolment, InterceptError, Marks, btf};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -25,7 +26,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 10] = [
+const SHARED: [&str; 18] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -35,6 +36,14 @@ const SHARED: [&str; 10] = [
     "SHUNT_EVENTS",
     "SHUNT_SOCKETS",
     "SHUNT_ACCEPTED",
+    "SHUNT_ADDRESSES",
+    "SHUNT_SOCKHASH",
+    "SHUNT_MEETINGS",
+    "SHUNT_PEERS",
+    "SHUNT_QUEUES",
+    "SHUNT_HANDOFFS",
+    "SHUNT_ENDS",
+    "SHUNT_SENDERS",
     "AYA_LOGS",
 ];
 
@@ -45,6 +54,8 @@ pub(super) struct Object {
     bpffs: OwnedFd,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
+    /// Is it known where a socket counts the bytes of its receive queue?
+    pub(super) queue: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -60,11 +71,13 @@ impl std::fmt::Debug for Logger {
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let mut main = load(&bpffs, marks, 0)?;
-        let destinations = match main.take_map("SHUNT_ACCEPTED") {
-            Some(Map::SkStorage(map)) => map,
-            _ => return Err(missing("map", "SHUNT_ACCEPTED")),
-        };
+        let queue = btf::offset("sock", &["sk_backlog", "rmem_alloc"]);
+        let mut main = load(
+            &bpffs,
+            marks,
+            &Instance::Main(*queue.as_ref().unwrap_or(&0)),
+        )?;
+        let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
             .ok();
@@ -73,6 +86,7 @@ impl Object {
             bpffs,
             main,
             destinations,
+            queue: queue.map(|_| ()),
             logger: Logger(logger),
         })
     }
@@ -86,6 +100,11 @@ impl Object {
         M::try_from(map).map_err(|_| missing("such map", name))
     }
 
+    /// Takes a map of sockets' own storage out of the object.
+    pub(super) fn sk_storage(&mut self, name: &str) -> Result<MapData, InterceptError> {
+        sk_storage(&mut self.main, name)
+    }
+
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
     pub(super) fn attach_sk_lookup(
         &self,
@@ -95,7 +114,11 @@ impl Object {
         if inbound(enrolment).next().is_none() {
             return Ok(None);
         }
-        let mut instance = load(&self.bpffs, self.marks, enrolment.netns.cookie())?;
+        let mut instance = load(
+            &self.bpffs,
+            self.marks,
+            &Instance::Inbound(enrolment.netns.cookie()),
+        )?;
         let listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
@@ -203,7 +226,22 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
         if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
-fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {
+/// What the programs of one load of the object are told.
+enum Instance {
+    /// Where a socket counts the bytes of its receive queue.
+    Main(u32),
+    /// The namespace whose connections it picks.
+    Inbound(NetnsCookie),
+}
+
+/// Bytes that may wait for an application before its sender feels back-pressure.
+const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
+
+fn load(bpffs: &OwnedFd, marks: Marks, instance: &Instance) -> Result<Ebpf, InterceptError> {
+    let (queue, netns) = match instance {
+        Instance::Main(queue) => (*queue, 0),
+        Instance::Inbound(netns) => (0, *netns),
+    };
     let mut loader = EbpfLoader::new();
     for name in SHARED {
         loader.map_pin_path(name, private_pin(bpffs, name));
@@ -211,9 +249,18 @@ fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, Interc
     loader
         .override_global("MARK_UPSTREAM", &marks.upstream, true)
         .override_global("MARK_DELIVERY", &marks.delivery, true)
-        .override_global("NETNS_COOKIE", &netns_cookie, true)
+        .override_global("NETNS_COOKIE", &netns, true)
+        .override_global("RECEIVE_QUEUE_OFFSET", &queue, true)
+        .override_global("RECEIVE_QUEUE_LIMIT", &RECEIVE_QUEUE_LIMIT, true)
         .load(OBJECT)
         .map_err(|error| failed("load the eBPF object", &error))
+}
+
+fn sk_storage(object: &mut Ebpf, name: &str) -> Result<MapData, InterceptError> {
+    match object.take_map(name) {
+        Some(Map::SkStorage(map)) => Ok(map),
+        _ => Err(missing("map", name)),
+    }
 }
 
 fn private_pin(bpffs: &OwnedFd, name: &str) -> PathBuf {
