@@ -1,6 +1,6 @@
 //! Same-node flows past the TCP stack: the same bytes, the same ends, told of as any other.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -190,7 +190,14 @@ fn both_workloads_must_want_it() {
             let before = agent.access_log().len();
             assert_eq!(scene.client.python(&script), "heard all");
             let lines = agent.lines(before + 1);
-            (lines.last()?["path"] == path).then_some(())
+            let target = format!(
+                "/explain?workload=client&destination={}:7000",
+                scene.server.v4
+            );
+            let (code, told) = agent.admin("GET", &target, "");
+            assert_eq!(code, 200, "{told}");
+            let told: Value = serde_json::from_str(&told).expect("JSON");
+            (lines.last()?["path"] == path && told["path"] == path).then_some(())
         });
     }
 }
@@ -332,4 +339,48 @@ except ConnectionResetError: print('reset')
         let lines = agent.access_log();
         (lines.last()?["path"] == "handoff").then_some(())
     });
+}
+
+#[test]
+fn a_flow_outlives_its_enrolment_and_the_supervisor() {
+    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
+    let mut agent = scene.accelerated();
+    let script = format!(
+        "{EVENTS}
+s = call('{}')
+for line in sys.stdin: s.turn(b'x' * 50_000); print('turned', flush=True)
+s.s.shutdown(socket.SHUT_WR); assert s.recv(1) == b''; print('ended')
+",
+        scene.server.v4
+    );
+    let mut client = scene
+        .client
+        .command("python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let mut asks = client.stdin.take().expect("a pipe");
+    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
+    let mut line = || says.next().expect("a line").expect("text");
+    let mut turn = || {
+        writeln!(asks).expect("told");
+        assert_eq!(line(), "turned");
+    };
+    turn();
+    turn();
+    agent.rewrite(&[]);
+    wait::until("withdrawn", Duration::from_secs(5), || {
+        agent.status()["workloads"]
+            .as_array()?
+            .is_empty()
+            .then_some(())
+    });
+    turn();
+    agent.kill();
+    turn();
+    drop(asks);
+    assert_eq!(line(), "ended");
+    assert!(client.wait().expect("ended").success());
 }

@@ -6,12 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::address::to_kernel;
+use shunt_core::explain::Inquiry;
+use shunt_core::flow::{DataPath, Direction};
 use shunt_core::workload::{Acceleration as Wish, AccelerationPolicy};
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Handoff, NetnsCookie, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, NetnsCookie, RuleKey, SocketCookie, Workload};
 
 use super::object::{Object, failed, missing};
-use crate::InterceptError;
+use super::{EbpfBackend, Enrolled, RuleEntry, trie};
+use crate::{Enrolment, InterceptError};
 
 pub(super) struct Acceleration {
     addresses: HashMap<MapData, Address, NetnsCookie>,
@@ -78,6 +81,10 @@ impl Acceleration {
         Ok(())
     }
 
+    fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
+        self.addresses.get(&to_kernel(address), 0).ok()
+    }
+
     pub(super) fn move_out(&mut self, address: IpAddr, netns: NetnsCookie) {
         let address = to_kernel(address);
         if self
@@ -88,6 +95,57 @@ impl Acceleration {
             let _ = self.addresses.remove(&address);
         }
     }
+}
+
+impl EbpfBackend {
+    /// The path that a captured connection is meant to take, and why.
+    pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
+        let port = inquiry.destination.port();
+        let wish = enrolment.spec.acceleration.of(port);
+        let copied = |reason: String| (DataPath::Copy, reason);
+        let acceleration = match &self.acceleration {
+            Ok(acceleration) => acceleration,
+            Err(reason) => return copied(format!("nothing is accelerated here: {reason}")),
+        };
+        match wish {
+            Wish::Always => {}
+            Wish::Off => return copied(format!("acceleration of port {port} is off")),
+            Wish::Auto => {
+                return copied(format!(
+                    "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
+                     proves that yet"
+                ));
+            }
+        }
+        if inquiry.direction == Direction::Inbound {
+            return copied("a client that is not enrolled here is not accelerated".into());
+        }
+        let owner = acceleration.owner(inquiry.destination.ip().to_canonical());
+        let is_owner = |enrolled: &&Enrolled| Some(enrolled.cookie) == owner;
+        let Some(server) = self.enrolled.values().find(is_owner) else {
+            return copied(
+                "the destination is no workload that is in eBPF mode on this node".into(),
+            );
+        };
+        if !accelerates(&server.value, &server.rules, port) {
+            return copied(format!(
+                "the destination's workload does not accelerate its port {port}"
+            ));
+        }
+        let reason = format!("both workloads always accelerate port {port}");
+        (DataPath::Handoff, reason)
+    }
+}
+
+/// As the programs look it up.
+fn accelerates(workload: &Workload, rules: &[RuleEntry], port: u16) -> bool {
+    let table = |(key, _): &&RuleEntry| key.data().table == RuleKey::ACCELERATION;
+    let by_port: Vec<RuleEntry> = rules.iter().filter(table).copied().collect();
+    let wanted = RuleKey::acceleration(workload.rules, port);
+    trie::longest(&by_port, &wanted)
+        .map_or(workload.flags & Workload::ACCELERATE != 0, |(_, marks)| {
+            *marks != 0
+        })
 }
 
 /// The bits of [`Workload::flags`] that say this.

@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use shunt_core::address::from_kernel;
 use shunt_core::address::to_kernel;
 use shunt_core::explain::{Condition, Explanation, Inquiry, Outcome, rule};
-use shunt_core::flow::{DataPath, Direction};
+use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
@@ -94,7 +94,10 @@ impl EbpfBackend {
             rule::GATE_STALE | rule::LISTENER_GONE if closed => Outcome::Refused,
             _ => Outcome::Direct,
         };
-        answer.path = (answer.outcome == Outcome::Captured).then_some(DataPath::Copy);
+        if answer.outcome == Outcome::Captured {
+            let (path, reason) = self.path(enrolment, inquiry);
+            (answer.path, answer.path_reason) = (Some(path), Some(reason));
+        }
         answer.rule = decided.to_owned();
         Ok(answer)
     }
