@@ -28,7 +28,8 @@ pub enum ToWorker {
     Hello {
         config: Box<Config>,
         supervisor_pid: u32,
-        started_unix_seconds: u64,
+        /// The supervisor's.
+        uptime_ms: u64,
     },
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,

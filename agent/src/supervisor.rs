@@ -23,7 +23,7 @@ mod telling;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
@@ -176,16 +176,12 @@ impl Supervisor {
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
-        let started = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let uptime = self.home.started.elapsed();
         let hello = ToWorker::Hello {
             config: Box::new(self.config.clone()),
             supervisor_pid: std::process::id(),
-            started_unix_seconds: self.home.started.unwrap_or(started),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         };
-        self.home.started.get_or_insert(started);
         self.data_plane.spawn(&hello, self.home.admin_fds()?)?;
         self.tell_everything();
         Ok(())

@@ -3,6 +3,7 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
+mod clock;
 mod destinations;
 mod explain;
 pub(crate) mod foreign;
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
-use rustix::time::{ClockId, clock_gettime};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
@@ -302,7 +302,7 @@ impl Backend for EbpfBackend {
     }
 
     fn keep_alive(&mut self) {
-        if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
+        if let Err(error) = self.gate.set(0, clock::kernel_ns(), 0) {
             tracing::error!(%error, "cannot refresh the gate: connections go directly");
         }
         self.object.drain_log();
@@ -377,12 +377,6 @@ fn sources(addresses: &[IpAddr]) -> (u32, [u32; 4]) {
     let first = |v4: bool| addresses.iter().find(|ip| ip.is_ipv4() == v4);
     let words = |ip: Option<&IpAddr>| ip.map_or([0; 4], |ip| shunt_core::address::to_kernel(*ip).0);
     (words(first(true))[3], words(first(false)))
-}
-
-/// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 impl std::fmt::Debug for EbpfBackend {

@@ -13,6 +13,7 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use nix::fcntl::{Flock, FlockArg};
 use shunt_ebpf_common::maps::{NetnsCookie, Workload};
 
+use super::clock;
 use super::kernel::Link;
 use super::object::failed;
 use crate::InterceptError;
@@ -39,7 +40,7 @@ impl Pins {
                 bpffs.display()
             )));
         }
-        let (process, time) = (std::process::id(), super::monotonic_ns());
+        let (process, time) = (std::process::id(), clock::kernel_ns());
         let dir = bpffs.join(format!("{PREFIX}{process}-{time}"));
         let make = || {
             fs::create_dir_all(&dir)?;
