@@ -2,6 +2,10 @@
 
 #[path = "drift/foreign.rs"]
 mod foreign;
+#[path = "drift/maps.rs"]
+mod maps;
+#[path = "drift/pins.rs"]
+mod pins;
 #[path = "drift/scene.rs"]
 mod scene;
 
@@ -44,6 +48,11 @@ fn nft_rules_come_back() {
                 "iptables-nft -t nat -R SHUNT_TO_OUT 1 -j RETURN",
                 "rules of SHUNT_TO_OUT were changed",
             ),
+            // Without its dead-man switch it would redirect to the dead.
+            (
+                "iptables-nft -t nat -R SHUNT_TO_OUT 1 -p tcp -j REDIRECT --to-ports 15001",
+                "rules of SHUNT_TO_OUT were changed",
+            ),
             (
                 "iptables-nft -t nat -I SHUNT_OUT_ADDR 1 -j RETURN",
                 "SHUNT_OUT_ADDR has 2 rules, not 1",
@@ -79,6 +88,21 @@ fn legacy_rules_come_back() {
             ),
         ],
     );
+}
+
+/// Nothing has to be found out: whoever empties it, it is written four times a second.
+#[test]
+fn an_emptied_dead_man_switch_closes_again() {
+    require::everything();
+    for variant in ["nft", "legacy"] {
+        let scene = Scene::new("iptables", variant);
+        for empty in ["/", "-0.0.0.0"] {
+            scene.in_client(&format!("echo {empty} > /proc/net/xt_recent/shunt4"));
+            scene.captured();
+        }
+        scene.repaired_so_far("rules", 0);
+        scene.repaired_so_far("dead_man", 0);
+    }
 }
 
 #[test]
@@ -154,40 +178,9 @@ fn detached_programs_are_attached_again() {
 }
 
 #[test]
-fn lost_map_entries_come_back() {
-    require::everything();
-    let scene = Scene::new("ebpf", "nft");
-    let maps = held(scene.agent.pid(), &[("map_type", "1")], "map_id");
-    let named = |wanted: &str| {
-        let mut named = maps
-            .iter()
-            .filter(|id| run("bpftool", &["map", "show", "id", id]).contains(wanted));
-        named.next().expect("the map").clone()
-    };
-    let workloads = named("SHUNT_WORKLOADS");
-    let dump = run("bpftool", &["-j", "map", "dump", "id", &workloads]);
-    let entries: serde_json::Value = serde_json::from_str(&dump).expect("JSON");
-    let key = entries[0]["key"]
-        .as_array()
-        .expect("bytes")
-        .iter()
-        .map(|byte| byte.as_str().expect("text"));
-    let key: Vec<&str> = key.collect();
-    scene.repaired("maps", "SHUNT_WORKLOADS is gone", || {
-        let delete = [
-            ["map", "delete", "id", &workloads, "key", "hex"].as_slice(),
-            &key,
-        ]
-        .concat();
-        run("bpftool", &delete);
-    });
-}
-
-#[test]
 fn a_cgroup_made_anew_is_hooked() {
     require::everything();
     let scene = Scene::new("ebpf", "nft");
-    scene.repaired("cgroup", "was removed and made anew", || {
         fs::remove_dir(&scene.client.cgroup).expect("nobody is in it");
         fs::create_dir(&scene.client.cgroup).expect("made");
     });

@@ -10,6 +10,8 @@ pub enum Part {
     ReturnPath,
     /// Attachments of programs.
     Links,
+    /// What keeps them when the agent dies.
+    Pins,
     /// Entries of maps.
     Maps,
     /// The directory where programs are attached.
@@ -24,6 +26,7 @@ impl Part {
             Self::DeadMan => "dead_man",
             Self::ReturnPath => "return_path",
             Self::Links => "links",
+            Self::Pins => "pins",
             Self::Maps => "maps",
             Self::Cgroup => "cgroup",
             Self::Listeners => "listeners",

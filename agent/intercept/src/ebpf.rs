@@ -73,6 +73,8 @@ struct Enrolled {
     /// What the hooks read of it.
     value: Workload,
     rules: Vec<RuleEntry>,
+    /// Where the round of looks at them is.
+    rules_looked: usize,
     /// `None`: it has no inbound listener.
     inbound: Option<Inbound>,
     /// Where the hooks are.
@@ -140,6 +142,7 @@ impl EbpfBackend {
                 cookie,
                 value,
                 rules,
+                rules_looked: 0,
                 inbound: None,
                 cgroup: PathBuf::new(),
             },

@@ -13,8 +13,15 @@ pub struct Scene {
     pub agent: Agent,
     _programs: Vec<Running>,
     pub client: Pod,
-    server: Pod,
+    pub server: Pod,
     _world: World,
+}
+
+/// Of the agent, and of the client's entry in its list.
+#[derive(Clone, Copy, Default)]
+pub struct Settings<'a> {
+    pub agent: &'a str,
+    pub client: &'a str,
 }
 
 impl Scene {
@@ -24,6 +31,15 @@ impl Scene {
 
     /// `before`: what runs in the client before it is enrolled.
     pub fn with(mode: &str, variant: &str, before: impl FnOnce(&Pod) -> Option<Running>) -> Self {
+        Self::configured(mode, variant, Settings::default(), before)
+    }
+
+    pub fn configured(
+        mode: &str,
+        variant: &str,
+        settings: Settings<'_>,
+        before: impl FnOnce(&Pod) -> Option<Running>,
+    ) -> Self {
         let world = World::new();
         let (client, server) = (world.pod(), world.pod());
         let mut programs = vec![server.nginx(&world)];
@@ -39,7 +55,8 @@ impl Scene {
             }
         }
         let agent = AgentBuilder::new(&world, mode)
-            .enrol("client", &client, "")
+            .set(settings.agent)
+            .enrol("client", &client, settings.client)
             .start();
         if mode == "iptables" {
             let reason = agent.workload("client")["mode_reason"].to_string();

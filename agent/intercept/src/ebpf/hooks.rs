@@ -90,8 +90,15 @@ impl Hooks {
         self.places.insert(id, cgroup_id);
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
+            self.pin_agent(pins)?;
         }
         Ok(())
+    }
+
+    /// A data plane without its supervisor still serves those whom pinned hooks lead to it: its own connections must not
+    /// be led to itself.
+    fn pin_agent(&mut self, pins: &Pins) -> Result<(), InterceptError> {
+        pins.pin(&mut self.agent, id_of(&self.agent_cgroup)?, AGENT)
     }
 
     /// Does the kernel run the connect hook of this family for `cgroup`?
@@ -167,6 +174,13 @@ impl Hooks {
         Ok(found)
     }
 
+    /// Those of this workload's cgroup and of the agent's.
+    pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
+        let links = self.of(id).map(|(_, attached)| attached.links.iter());
+        let links = links.into_iter().flatten().chain([&self.agent]);
+        links.filter(|link| link.has_lost_its_pin()).count()
+    }
+
     /// Attaches what is not attached. What is stays: no connection is made between two states.
     pub(super) fn repair(
         &mut self,
@@ -195,6 +209,7 @@ impl Hooks {
         }
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
+            self.pin_agent(pins)?;
         }
         Ok(())
     }

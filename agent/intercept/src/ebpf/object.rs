@@ -150,6 +150,10 @@ impl Inbound {
         target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
     }
 
+    pub(super) fn has_lost_its_pin(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::has_lost_its_pin)
+    }
+
     /// In place of a link that is dead.
     pub(super) fn attach(
         &mut self,
@@ -169,6 +173,18 @@ impl Inbound {
         pins.map_or(Ok(()), |pins| {
             pins.pin(link, enrolment.netns.cookie(), "sk_lookup")
         })
+    }
+
+    /// Attaches or pins again, if it is not.
+    pub(super) fn repair(
+        &mut self,
+        enrolment: &Enrolment,
+        pins: Option<&Pins>,
+    ) -> Result<(), InterceptError> {
+        if !self.is_attached() || self.has_lost_its_pin() && pins.is_some() {
+            return self.attach(enrolment, pins);
+        }
+        Ok(())
     }
 
     /// Puts the listeners where the hook finds them. Says how many were not there: a slot cannot be read, only filled

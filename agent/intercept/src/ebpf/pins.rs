@@ -56,6 +56,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// What says whom to refuse is still there.
+    pub(super) fn is_whole(&self) -> bool {
+        self.dir.join(WORKLOADS).exists()
+    }
+
     /// The link of `program` to the cgroup with this id, or to the namespace with this cookie, outlives us.
     pub(super) fn pin(
         &self,
@@ -67,6 +72,12 @@ impl Pins {
         let shown = path.display().to_string();
         link.pin(path)
             .map_err(|error| InterceptError::io("pin", shown, error))
+    }
+}
+
+impl std::fmt::Display for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.dir.display().fmt(f)
     }
 }
 
