@@ -19,6 +19,7 @@ mod home;
 mod leaving;
 mod lifecycle;
 mod settings;
+mod strays;
 mod telling;
 
 use std::collections::BTreeMap;
@@ -70,6 +71,7 @@ struct Supervisor {
     /// What the kernel announces of the namespaces.
     watch: Watch,
     node: NodeNotes,
+    strays_looked: Option<Instant>,
     /// Where the round of looks is.
     looked_at: Option<WorkloadName>,
     /// What `status` shows is not yet what the data plane was told.
@@ -155,6 +157,7 @@ impl Supervisor {
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             node: NodeNotes::default(),
+            strays_looked: None,
             looked_at: None,
             changed: true,
             repairs: BTreeMap::new(),
@@ -274,6 +277,7 @@ impl Supervisor {
         }
         self.take_over();
         self.look();
+        self.look_for_strays();
         if std::mem::take(&mut self.changed) {
             self.publish();
         } else {

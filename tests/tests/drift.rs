@@ -4,6 +4,8 @@
 mod foreign;
 #[path = "drift/maps.rs"]
 mod maps;
+#[path = "drift/moved.rs"]
+mod moved;
 #[path = "drift/pins.rs"]
 mod pins;
 #[path = "drift/scene.rs"]
@@ -181,6 +183,7 @@ fn detached_programs_are_attached_again() {
 fn a_cgroup_made_anew_is_hooked() {
     require::everything();
     let scene = Scene::new("ebpf", "nft");
+    scene.repaired("cgroup", "was removed and made anew", || {
         fs::remove_dir(&scene.client.cgroup).expect("nobody is in it");
         fs::create_dir(&scene.client.cgroup).expect("made");
     });

@@ -55,6 +55,8 @@ pub(super) struct Health {
     pub(super) reason: String,
     /// Who else works at the same places.
     pub(super) notes: Vec<String>,
+    /// Which processes the hooks do not see.
+    pub(super) strays: Option<String>,
 }
 
 impl Health {
@@ -69,6 +71,7 @@ impl Health {
             repaired: VecDeque::new(),
             reason: String::new(),
             notes: Vec::new(),
+            strays: None,
         }
     }
 
