@@ -9,6 +9,7 @@ use aya::maps::{Map, MapData, SockMap};
 use aya::programs::SkLookup;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use object::{Object as _, ObjectSection, ObjectSymbol};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
@@ -43,6 +44,7 @@ const SHARED: [&str; 10] = [
 pub(super) struct Object {
     marks: Marks,
     bpffs: OwnedFd,
+    loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
     logger: Logger,
@@ -60,7 +62,8 @@ impl std::fmt::Debug for Logger {
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let mut main = load(&bpffs, marks, 0)?;
+        let mut loader = loader(&bpffs);
+        let mut main = load(&mut loader, marks, 0)?;
         let destinations = match main.take_map("SHUNT_ACCEPTED") {
             Some(Map::SkStorage(map)) => map,
             _ => return Err(missing("map", "SHUNT_ACCEPTED")),
@@ -71,6 +74,7 @@ impl Object {
         Ok(Self {
             marks,
             bpffs,
+            loader,
             main,
             destinations,
             logger: Logger(logger),
@@ -88,14 +92,14 @@ impl Object {
 
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
     pub(super) fn attach_sk_lookup(
-        &self,
+        &mut self,
         enrolment: &Enrolment,
         pins: Option<&Pins>,
     ) -> Result<Option<Inbound>, InterceptError> {
         if inbound(enrolment).next().is_none() {
             return Ok(None);
         }
-        let mut instance = load(&self.bpffs, self.marks, enrolment.netns.cookie())?;
+        let mut instance = load(&mut self.loader, self.marks, enrolment.netns.cookie())?;
         let listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
@@ -219,17 +223,47 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
         if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
-fn load(bpffs: &OwnedFd, marks: Marks, netns_cookie: u64) -> Result<Ebpf, InterceptError> {
+/// For all instances: a new one reads the kernel's types, megabytes of them, which takes most of the time of an
+/// enrolment. Our programs ask for none of them.
+fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    loader.btf(None);
     for name in SHARED {
         loader.map_pin_path(name, private_pin(bpffs, name));
     }
     loader
-        .override_global("MARK_UPSTREAM", &marks.upstream, true)
-        .override_global("MARK_DELIVERY", &marks.delivery, true)
-        .override_global("NETNS_COOKIE", &netns_cookie, true)
-        .load(OBJECT)
-        .map_err(|error| failed("load the eBPF object", &error))
+}
+
+fn load(
+    loader: &mut EbpfLoader<'static>,
+    marks: Marks,
+    netns_cookie: u64,
+) -> Result<Ebpf, InterceptError> {
+    let mut object = OBJECT.to_vec();
+    // Not by `override_global`: the loader would want to keep what it is given.
+    set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
+    set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
+    set(&mut object, "NETNS_COOKIE", &netns_cookie.to_ne_bytes())?;
+    let loaded = loader.load(&object);
+    loaded.map_err(|error| failed("load the eBPF object", &error))
+}
+
+/// Writes a static of the programs into their object file.
+fn set(object: &mut [u8], name: &str, value: &[u8]) -> Result<(), InterceptError> {
+    let at = place(object, name).ok_or_else(|| missing("static", name))?;
+    let place = object.get_mut(at..at + value.len());
+    place
+        .ok_or_else(|| missing("room for", name))?
+        .copy_from_slice(value);
+    Ok(())
+}
+
+fn place(object: &[u8], name: &str) -> Option<usize> {
+    let file = object::File::parse(object).ok()?;
+    let symbol = file.symbol_by_name(name)?;
+    let section = file.section_by_index(symbol.section_index()?).ok()?;
+    let (start, _) = section.file_range()?;
+    usize::try_from(start + symbol.address()).ok()
 }
 
 fn private_pin(bpffs: &OwnedFd, name: &str) -> PathBuf {
