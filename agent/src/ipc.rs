@@ -31,6 +31,8 @@ pub enum ToWorker {
         /// The supervisor's.
         uptime_ms: u64,
     },
+    /// The gates were refreshed on the strength of its signs of life: connections are captured from now on.
+    Captures,
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,
     /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.

@@ -270,6 +270,7 @@ impl Supervisor {
     fn tick(&mut self) {
         if self.data_plane.alive() {
             self.backends.keep_alive();
+            self.data_plane.captures();
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;

@@ -91,7 +91,12 @@ fn all_is_captured(
     let workload = agent.workload("client");
     assert_eq!(workload["state_reason"], "", "{workload:#}");
     let log = agent.log();
-    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+    let (_, stats) = agent.admin("GET", "/stats/prometheus", "");
+    assert!(
+        !stats.contains("shunt_interception_repairs_total{"),
+        "{stats}"
+    );
     lines
 }
 

@@ -173,7 +173,7 @@ fn closed_is_an_error_at_connect_and_never_a_leak(mode: &str) {
     serves(&agent);
     let worker = agent.worker_pid().expect("a data plane");
     signal("-STOP", worker);
-    wait::pause(Duration::from_secs(2));
+    wait::pause(Duration::from_millis(2500));
     scene.refuses("the data plane is stuck");
     signal("-CONT", worker);
     serves(&agent);
@@ -200,7 +200,7 @@ fn closed_is_an_error_at_connect_and_never_a_leak(mode: &str) {
         agent.restart();
         dialling.join().expect("no panic")
     });
-    wait::until("all are accounted for", Duration::from_secs(2), || {
+    wait::until("all are accounted for", Duration::from_secs(5), || {
         (agent.access_log().len() >= lines + served).then_some(())
     });
     serves(&agent);

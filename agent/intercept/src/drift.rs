@@ -52,9 +52,7 @@ impl Drift {
 /// How closely to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Look {
-    /// Every other second, at each workload: what captures, as far as the kernel does not announce its end.
-    Glance,
-    /// Everything that is not announced; some 30 us.
+    /// Every other second, at each workload: everything that the kernel does not announce.
     Full,
     /// After an event, and now and then in case one was lost: everything.
     Close,

@@ -238,6 +238,7 @@ impl Control {
                 }
                 self.leaving.push(Leaving { id, closed: false });
             }
+            ToWorker::Captures => self.view.borrow_mut().captures = true,
             ToWorker::States(infos) => {
                 self.view.borrow_mut().told(infos);
             }

@@ -27,6 +27,8 @@ pub(super) struct View {
     pub(super) infos: Vec<WorkloadInfo>,
     /// The supervisor has said who is enrolled.
     pub(super) told: bool,
+    /// It has also closed the gates.
+    pub(super) captures: bool,
     pub(super) kernel_events: BTreeMap<String, u64>,
     pub(super) repairs: BTreeMap<String, u64>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
@@ -45,6 +47,7 @@ impl View {
             counters: Arc::default(),
             infos: Vec::new(),
             told: false,
+            captures: false,
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             enrolled: BTreeMap::new(),

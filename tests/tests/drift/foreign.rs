@@ -80,7 +80,7 @@ fn others_are_named_and_left_alone() {
             )
         };
         let before = theirs();
-        let notes = wait::until("they are named", Duration::from_secs(3), || {
+        let notes = wait::until("they are named", Duration::from_secs(10), || {
             let notes = scene.agent.workload("client")["notes"].to_string();
             notes.contains("sk_msg").then_some(notes)
         });

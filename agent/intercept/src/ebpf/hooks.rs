@@ -15,7 +15,7 @@ use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
 use super::pins::Pins;
 use crate::InterceptError;
-use crate::drift::{Drift, Look, Part};
+use crate::drift::{Drift, Part};
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
 const HOOKS: [(&str, Hook); 7] = [
@@ -134,10 +134,9 @@ impl Hooks {
         &self,
         id: WorkloadId,
         cgroup: &Path,
-        look: Look,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        if look >= Look::Full && !is_attached(&self.agent)? {
+        if !is_attached(&self.agent)? {
             let what = format!("{AGENT} is detached from the agent's own cgroup");
             found.push(Drift::new(Part::Links, what));
         }
@@ -150,17 +149,16 @@ impl Hooks {
             return Ok(found);
         };
         let mut detached = Vec::new();
-        for (link, (name, hook)) in attached.links.iter().rev().zip(HOOKS) {
-            if (look >= Look::Full || hook.captures()) && !is_attached(link)? {
+        for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
+            if !is_attached(link)? {
                 detached.push(name);
             }
         }
-        if detached.is_empty() && look < Look::Full {
+        // With its cgroup every attachment ends.
+        if detached.is_empty() {
             return Ok(found);
         }
-        // With its cgroup every attachment ends.
         match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id && detached.is_empty() => {}
             Ok(now) if now == cgroup_id => found.push(Drift::new(
                 Part::Links,
                 format!("detached from {at}: {}", detached.join(", ")),

@@ -18,7 +18,7 @@ impl EbpfBackend {
         let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) else {
             return Ok(Vec::new());
         };
-        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup, look)?;
+        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup)?;
         if let Some(inbound) = &mut enrolled.inbound {
             if !inbound.is_attached() {
                 let netns = enrolment.netns.path().display();
@@ -27,18 +27,14 @@ impl EbpfBackend {
                     format!("sk_lookup is detached from {netns}"),
                 ));
             }
-            let filled = if look >= Look::Full {
-                inbound.fill(enrolment)?
-            } else {
-                0
-            };
+            let filled = inbound.fill(enrolment)?;
             if filled > 0 {
                 let what = format!("{filled} inbound listeners were not in SHUNT_LISTENERS");
                 found.push(Drift::new(Part::Maps, what));
             }
         }
-        if look >= Look::Full
-            && let Some(pins) = &self.pins
+        if let Some(pins) = &self.pins
+            && enrolment.spec.on_failure == OnFailure::Closed
         {
             let inbound = enrolled.inbound.as_ref();
             let lost = usize::from(inbound.is_some_and(Inbound::has_lost_its_pin))
@@ -60,7 +56,6 @@ impl EbpfBackend {
             )),
         }
         let count = match look {
-            Look::Glance => 0,
             Look::Full => enrolled.rules.len().min(RULES),
             Look::Close => enrolled.rules.len(),
         };

@@ -29,13 +29,6 @@ pub(super) enum Hook {
     SkLookup = 36,
 }
 
-impl Hook {
-    /// Without it connections are not captured; without the others addresses show that they are.
-    pub(super) fn captures(self) -> bool {
-        matches!(self, Self::SockOps | Self::Connect4 | Self::Connect6)
-    }
-}
-
 /// An attachment. Dropping it detaches, pinned or not.
 #[derive(Debug)]
 pub(super) struct Link {
