@@ -28,8 +28,11 @@ pub enum ToWorker {
     Hello {
         config: Box<Config>,
         supervisor_pid: u32,
-        started_unix_seconds: u64,
+        /// The supervisor's.
+        uptime_ms: u64,
     },
+    /// The gates were refreshed on the strength of its signs of life: connections are captured from now on.
+    Captures,
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].

@@ -19,11 +19,12 @@ mod home;
 mod leaving;
 mod lifecycle;
 mod settings;
+mod strays;
 mod telling;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
@@ -70,6 +71,7 @@ struct Supervisor {
     /// What the kernel announces of the namespaces.
     watch: Watch,
     node: NodeNotes,
+    strays_looked: Option<Instant>,
     /// Where the round of looks is.
     looked_at: Option<WorkloadName>,
     /// What `status` shows is not yet what the data plane was told.
@@ -155,6 +157,7 @@ impl Supervisor {
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             node: NodeNotes::default(),
+            strays_looked: None,
             looked_at: None,
             changed: true,
             repairs: BTreeMap::new(),
@@ -176,16 +179,12 @@ impl Supervisor {
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
-        let started = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let uptime = self.home.started.elapsed();
         let hello = ToWorker::Hello {
             config: Box::new(self.config.clone()),
             supervisor_pid: std::process::id(),
-            started_unix_seconds: self.home.started.unwrap_or(started),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         };
-        self.home.started.get_or_insert(started);
         self.data_plane.spawn(&hello, self.home.admin_fds()?)?;
         self.tell_everything();
         Ok(())
@@ -271,6 +270,7 @@ impl Supervisor {
     fn tick(&mut self) {
         if self.data_plane.alive() {
             self.backends.keep_alive();
+            self.data_plane.captures();
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
@@ -278,6 +278,7 @@ impl Supervisor {
         }
         self.take_over();
         self.look();
+        self.look_for_strays();
         if std::mem::take(&mut self.changed) {
             self.publish();
         } else {

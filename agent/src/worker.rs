@@ -52,7 +52,7 @@ fn start() -> Result<()> {
 struct Greeting {
     config: Config,
     supervisor_pid: u32,
-    started_unix_seconds: u64,
+    uptime_ms: u64,
     heartbeats: Heartbeats,
     admin: Vec<OwnedFd>,
 }
@@ -64,7 +64,7 @@ async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel,
     let ToWorker::Hello {
         config,
         supervisor_pid,
-        started_unix_seconds,
+        uptime_ms,
     } = message
     else {
         bail!("the supervisor's first message is not a greeting");
@@ -82,7 +82,7 @@ async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel,
         Greeting {
             config: *config,
             supervisor_pid,
-            started_unix_seconds,
+            uptime_ms,
             heartbeats,
             admin,
         },

@@ -84,6 +84,20 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A container whose clocks are not the kernel's: some 28 hours ahead.
+    #[must_use]
+    pub fn in_a_time_namespace(mut self) -> Self {
+        self.prefix = require::in_a_time_namespace();
+        self
+    }
+
+    /// A host whose time of day is what `file` says: `+0`, `-1d` and the like.
+    #[must_use]
+    pub fn with_time_of_day(mut self, file: &Path) -> Self {
+        self.prefix = require::with_time_of_day(file);
+        self
+    }
+
     /// Enrols a namespace without saying a cgroup.
     #[must_use]
     pub fn enrol_without_cgroup(mut self, name: &str, pod: &Pod) -> Self {

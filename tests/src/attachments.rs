@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::kernel;
+
 /// Loads programs that do nothing and says their ids, one a line; they go when its stdin closes.
 const FOREIGN: &str = "
 import ctypes, os, platform, struct, sys
@@ -30,6 +32,11 @@ cgroup = os.open(sys.argv[1], os.O_RDONLY)
 connect = load(18, 10, b'cil_sock4_conn')
 bpf(8, struct.pack('<IIII', cgroup, connect, 10, 2))
 print(info(connect))
+keep.append(os.open(sys.argv[2], os.O_RDONLY))
+for kind, attach, name, target in [(13, 3, b'cil_sockops', cgroup), (30, 36, b'tubular', keep[-1])]:
+    program = load(kind, attach, name)
+    keep.append(bpf(28, struct.pack('<IIII', program, target, attach, 0))[0])
+    print(info(program))
 redirect = load(16, 7, b'mb_msg_redir')
 sockmap, _ = bpf(0, struct.pack('<IIIII', 15, 4, 4, 8, 0) + struct.pack('<II', 0, 0) + b'mb_pairs'.ljust(16, b'\\0'))
 bpf(8, struct.pack('<IIII', sockmap, redirect, 7, 0))
@@ -38,29 +45,35 @@ sys.stdin.read()
 bpf(9, struct.pack('<III', cgroup, connect, 10))
 ";
 
-/// Somebody else's programs: one for connect on a cgroup, one for sk_msg on a socket map.
+/// Somebody else's programs: for connect and sock_ops on a cgroup, sk_lookup on a namespace, sk_msg on a socket map.
 #[derive(Debug)]
 pub struct Foreign {
     child: Child,
-    /// Ids of the two.
+    /// Their ids.
     pub programs: Vec<String>,
 }
 
 impl Foreign {
     /// # Panics
     /// The kernel refuses.
-    pub fn attach(cgroup: &Path) -> Self {
+    pub fn attach(cgroup: &Path, netns: &Path) -> Self {
         let mut child = Command::new("python3")
             .args(["-c", FOREIGN])
-            .arg(cgroup)
+            .args([cgroup, netns])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 runs");
         let said = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let programs: Vec<String> = said.take(2).map(|line| line.expect("text")).collect();
-        assert_eq!(programs.len(), 2, "both are loaded");
+        let programs: Vec<String> = said.take(4).map(|line| line.expect("text")).collect();
+        assert_eq!(programs.len(), 4, "all are loaded");
         Self { child, programs }
+    }
+
+    /// Ids of their links, where they are attached by one.
+    pub fn links(&self) -> Vec<String> {
+        let links = kernel::held_by(self.child.id(), "link").into_iter();
+        links.map(|id| id.to_string()).collect()
     }
 }
 

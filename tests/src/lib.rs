@@ -6,16 +6,32 @@ pub mod agent;
 pub mod attachments;
 pub mod kernel;
 pub mod load;
+pub mod mayfly;
 pub mod prober;
 pub mod require;
 pub mod router;
 pub mod wait;
 pub mod world;
 
+use std::str::FromStr;
+
 pub use agent::{Agent, AgentBuilder};
 pub use load::Load;
+pub use mayfly::Mayfly;
 pub use prober::Prober;
 pub use world::{Pod, Running, World};
+
+/// What an environment variable says, else `default`: how stress tests are enlarged.
+///
+/// # Panics
+/// It is no number.
+pub fn number<T: FromStr>(variable: &str, default: T) -> T {
+    let set = std::env::var(variable).ok();
+    set.map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is no number: {text}"))
+    })
+}
 
 /// Runs each story, a function of the mode, as a test in both modes.
 #[macro_export]

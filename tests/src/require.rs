@@ -56,6 +56,37 @@ pub fn with_read_only_sysctls() -> Vec<String> {
     .into()
 }
 
+/// What stands before a command so that it runs in a time namespace with clocks of its own.
+pub fn in_a_time_namespace() -> Vec<String> {
+    [
+        "unshare",
+        "-T",
+        "--monotonic",
+        "100000",
+        "--boottime",
+        "100000",
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+/// What stands before a command so that it, and whatever it starts, sees the time of day that `file` says, at any
+/// time anew. The clocks that only run are the kernel's.
+pub fn with_time_of_day(file: &Path) -> Vec<String> {
+    let file = format!("FAKETIME_TIMESTAMP_FILE={}", file.display());
+    [
+        "env",
+        // The dynamic linker knows what $LIB is.
+        "LD_PRELOAD=/usr/$LIB/faketime/libfaketimeMT.so.1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        "DONT_FAKE_MONOTONIC=1",
+        "FAKETIME_NO_CACHE=1",
+        &file,
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
 /// `program`, run by whatever stands before it.
 pub fn prefixed(prefix: &[String], program: &Path) -> Command {
     let Some((first, rest)) = prefix.split_first() else {

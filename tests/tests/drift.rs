@@ -2,18 +2,25 @@
 
 #[path = "drift/foreign.rs"]
 mod foreign;
+#[path = "drift/maps.rs"]
+mod maps;
+#[path = "drift/moved.rs"]
+mod moved;
+#[path = "drift/pins.rs"]
+mod pins;
 #[path = "drift/scene.rs"]
 mod scene;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Duration;
 
 use shunt_tests::attachments::held;
-use shunt_tests::{require, wait};
+use shunt_tests::{Mayfly, require, wait};
 
-use crate::scene::{Echo, Scene, run};
+use crate::scene::{Echo, Scene, WITHIN, run};
 
 /// Rules are flushed, deleted, unhooked and edited by the programs that people use.
 fn rules(variant: &str, plants: &[(&str, &str)]) {
@@ -59,6 +66,11 @@ fn nft_tables_come_back() {
         &[
             ("nft delete table ip nat", "V4: none of the rules is left"),
             ("nft flush ruleset", "V6: none of the rules is left"),
+            // Without its dead-man switch it would redirect to the dead.
+            (
+                "iptables-nft -t nat -R SHUNT_TO_OUT 1 -p tcp -j REDIRECT --to-ports 15001",
+                "rules of SHUNT_TO_OUT were changed",
+            ),
         ],
     );
 }
@@ -79,6 +91,21 @@ fn legacy_rules_come_back() {
             ),
         ],
     );
+}
+
+/// Nothing has to be found out: whoever empties it, it is written four times a second.
+#[test]
+fn an_emptied_dead_man_switch_closes_again() {
+    require::everything();
+    for variant in ["nft", "legacy"] {
+        let scene = Scene::new("iptables", variant);
+        for empty in ["/", "-0.0.0.0"] {
+            scene.in_client(&format!("echo {empty} > /proc/net/xt_recent/shunt4"));
+            scene.captured();
+        }
+        scene.repaired_so_far("rules", 0);
+        scene.repaired_so_far("dead_man", 0);
+    }
 }
 
 #[test]
@@ -131,11 +158,6 @@ fn the_return_path_comes_back() {
 fn detached_programs_are_attached_again() {
     require::everything();
     let scene = Scene::new("ebpf", "nft");
-    let detach = |having: &[(&str, &str)]| {
-        let links = held(scene.agent.pid(), having, "link_id");
-        assert_eq!(links.len(), 1, "{having:?}");
-        run("bpftool", &["link", "detach", "id", &links[0]]);
-    };
     let cgroup = inode(&scene.client.cgroup.display().to_string());
     for (number, name) in [
         ("10", "shunt_connect4"),
@@ -143,44 +165,45 @@ fn detached_programs_are_attached_again() {
         ("29", "shunt_peername4"),
     ] {
         scene.repaired("links", name, || {
-            detach(&[("cgroup_id", &cgroup), ("attach_type", number)])
+            detach(&scene, &[("cgroup_id", &cgroup), ("attach_type", number)])
         });
     }
     let netns = inode(&format!("/run/netns/{}", scene.client.netns));
     scene.repaired("links", "sk_lookup is detached", || {
-        detach(&[("netns_ino", &netns)])
+        detach(&scene, &[("netns_ino", &netns)])
     });
     scene.repaired_so_far("links", 4);
 }
 
+#[track_caller]
+fn detach(scene: &Scene, having: &[(&str, &str)]) {
+    let links = held(scene.agent.pid(), having, "link_id");
+    assert_eq!(links.len(), 1, "{having:?}");
+    run("bpftool", &["link", "detach", "id", &links[0]]);
+}
+
+/// Also what does not capture, and is announced by nobody.
 #[test]
-fn lost_map_entries_come_back() {
+fn among_many_workloads_it_takes_no_longer() {
     require::everything();
     let scene = Scene::new("ebpf", "nft");
-    let maps = held(scene.agent.pid(), &[("map_type", "1")], "map_id");
-    let named = |wanted: &str| {
-        let mut named = maps
-            .iter()
-            .filter(|id| run("bpftool", &["map", "show", "id", id]).contains(wanted));
-        named.next().expect("the map").clone()
-    };
-    let workloads = named("SHUNT_WORKLOADS");
-    let dump = run("bpftool", &["-j", "map", "dump", "id", &workloads]);
-    let entries: serde_json::Value = serde_json::from_str(&dump).expect("JSON");
-    let key = entries[0]["key"]
-        .as_array()
-        .expect("bytes")
-        .iter()
-        .map(|byte| byte.as_str().expect("text"));
-    let key: Vec<&str> = key.collect();
-    scene.repaired("maps", "SHUNT_WORKLOADS is gone", || {
-        let delete = [
-            ["map", "delete", "id", &workloads, "key", "hex"].as_slice(),
-            &key,
-        ]
-        .concat();
-        run("bpftool", &delete);
-    });
+    let _many: Vec<Mayfly> = (0..80)
+        .map(|number: u8| {
+            let address = Ipv4Addr::new(10, 99, 0, number + 1);
+            let pod = Mayfly::born(&scene.world, &format!("m{number}"), address);
+            let body =
+                serde_json::json!({"netns": pod.netns, "cgroup": pod.cgroup, "mode": "ebpf"});
+            let path = format!("/workloads/pods/m{number}");
+            assert_eq!(scene.agent.admin("PUT", &path, &body.to_string()).0, 200);
+            pod
+        })
+        .collect();
+    let cgroup = inode(&scene.client.cgroup.display().to_string());
+    for (number, name) in [("29", "shunt_peername4"), ("32", "shunt_sockname6")] {
+        scene.repaired("links", name, || {
+            detach(&scene, &[("cgroup_id", &cgroup), ("attach_type", number)])
+        });
+    }
 }
 
 #[test]
@@ -264,7 +287,7 @@ fn a_connection_goes_on_through_repairs() {
         let echo = Echo::start(&scene);
         for (plant, times) in plants.iter().zip(1..) {
             scene.in_client(plant);
-            wait::until(&format!("{plant} repaired"), Duration::from_secs(2), || {
+            wait::until(&format!("{plant} repaired"), WITHIN, || {
                 (scene.repairs(what) == times).then_some(())
             });
         }
@@ -279,7 +302,7 @@ fn nobody_is_refused_while_rules_are_flushed() {
     let load = scene.load(Duration::from_secs(4));
     for times in 1..=3 {
         scene.in_client("iptables-nft -t nat -F; ip6tables-nft -t nat -F");
-        wait::until("repaired", Duration::from_secs(2), || {
+        wait::until("repaired", WITHIN, || {
             (scene.repairs("rules") == times).then_some(())
         });
     }

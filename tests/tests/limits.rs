@@ -294,7 +294,7 @@ fn five_hundred_stalled_readers_hold_little_and_nobody_up() {
          \x20       except BlockingIOError: pass\n\
          \x20   if sent == before: break\n\
          s = socket.create_connection((HOST, 7)); start = time.time(); assert ask(s)\n\
-         print(sent > 100000000, time.time() - start < 0.5)",
+         print(sent > 100000000, time.time() - start < 2)",
     );
     assert_eq!(answered, "True True");
     let grown = rss_kib(&agent).saturating_sub(before) >> 10;

@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 15] = [
+const NEEDED: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -33,6 +33,7 @@ const NEEDED: [(&str, &str); 15] = [
     ("ping", "iputils-ping"),
     ("psql", "postgresql-client"),
     ("pg_lsclusters", "postgresql"),
+    ("faketime", "faketime"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

@@ -37,15 +37,21 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
 /// # Errors
 /// /proc/self/cgroup has no cgroup2 line.
 pub fn of_this_process(root: &Path) -> Result<PathBuf, InterceptError> {
-    let file = "/proc/self/cgroup";
-    let text = fs::read_to_string(file).map_err(|error| InterceptError::io("read", file, error))?;
+    of(Path::new("/proc/self"), root)
+}
+
+/// As [`of_this_process`], of the one with this directory.
+pub(crate) fn of(process: &Path, root: &Path) -> Result<PathBuf, InterceptError> {
+    let file = process.join("cgroup");
+    let text = fs::read_to_string(&file)
+        .map_err(|error| InterceptError::io("read", file.display(), error))?;
     let path = text
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .ok_or_else(|| {
             InterceptError::io(
                 "find the cgroup2 line in",
-                file,
+                file.display(),
                 io::ErrorKind::NotFound.into(),
             )
         })?;

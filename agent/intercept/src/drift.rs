@@ -10,6 +10,8 @@ pub enum Part {
     ReturnPath,
     /// Attachments of programs.
     Links,
+    /// What keeps them when the agent dies.
+    Pins,
     /// Entries of maps.
     Maps,
     /// The directory where programs are attached.
@@ -24,6 +26,7 @@ impl Part {
             Self::DeadMan => "dead_man",
             Self::ReturnPath => "return_path",
             Self::Links => "links",
+            Self::Pins => "pins",
             Self::Maps => "maps",
             Self::Cgroup => "cgroup",
             Self::Listeners => "listeners",
@@ -49,9 +52,7 @@ impl Drift {
 /// How closely to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Look {
-    /// Every other second, at each workload: what captures, as far as the kernel does not announce its end.
-    Glance,
-    /// Everything that is not announced; some 30 us.
+    /// Every other second, at each workload: everything that the kernel does not announce.
     Full,
     /// After an event, and now and then in case one was lost: everything.
     Close,

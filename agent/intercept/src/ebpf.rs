@@ -4,6 +4,7 @@
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod acceleration;
+mod clock;
 mod destinations;
 mod element;
 mod explain;
@@ -27,7 +28,6 @@ use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
-use rustix::time::{ClockId, clock_gettime};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
@@ -81,6 +81,8 @@ struct Enrolled {
     value: Workload,
     addresses: Vec<IpAddr>,
     rules: Vec<RuleEntry>,
+    /// Where the round of looks at them is.
+    rules_looked: usize,
     /// `None`: it has no inbound listener.
     inbound: Option<Inbound>,
     /// Where the hooks are.
@@ -166,6 +168,7 @@ impl EbpfBackend {
                 value,
                 addresses: enrolment.addresses.clone(),
                 rules,
+                rules_looked: 0,
                 inbound: None,
                 cgroup: PathBuf::new(),
             },
@@ -357,7 +360,7 @@ impl Backend for EbpfBackend {
     }
 
     fn keep_alive(&mut self) {
-        if let Err(error) = self.gate.set(0, monotonic_ns(), 0) {
+        if let Err(error) = self.gate.set(0, clock::kernel_ns(), 0) {
             tracing::error!(%error, "cannot refresh the gate: connections go directly");
         }
         self.object.drain_log();
@@ -375,12 +378,6 @@ fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
         Some(configured) => cgroup::resolve(configured),
         None => cgroup::mount_point(),
     }
-}
-
-/// The clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 impl std::fmt::Debug for EbpfBackend {

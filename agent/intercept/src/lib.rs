@@ -10,6 +10,7 @@
 //! | [`return_path`] | lets answers to a borrowed source address come back to the agent |
 //! | [`drift`], [`watch`] | what others did to any of these, and what the kernel announces of it |
 //! | [`foreign`] | who else works at the same places |
+//! | [`strays`] | processes that the hooks do not see |
 //! | [`original_dst`] | where an accepted connection was going |
 
 mod btf;
@@ -25,6 +26,7 @@ mod netlink;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
+pub mod strays;
 pub mod watch;
 
 use std::io;

@@ -162,8 +162,7 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
         let socket = self.socket.get_ref();
         // Asked first, since a packet that does not fit is cut off.
         let peek = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
-        let (_, length) =
-            rustix::net::recv(socket, &mut [0_u8; 0][..], peek).map_err(io::Error::from)?;
+        let (_, length) = rustix::net::recv(socket, &mut [0_u8; 0][..], peek).map_err(failed)?;
         if length > MAX_MESSAGE {
             return Err(ChannelError::Truncated);
         }
@@ -174,13 +173,7 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let slices = &mut [IoSliceMut::new(&mut self.buffer)];
-        let got =
-            rustix::net::recvmsg(socket, slices, &mut control, flags).map_err(
-                |error| match error {
-                    rustix::io::Errno::CONNRESET => ChannelError::Closed,
-                    other => ChannelError::Io(other.into()),
-                },
-            )?;
+        let got = rustix::net::recvmsg(socket, slices, &mut control, flags).map_err(failed)?;
         let mut fds: Vec<OwnedFd> = control
             .drain()
             .filter_map(|message| match message {
@@ -223,13 +216,18 @@ fn push(
             }
             Err(rustix::io::Errno::AGAIN) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
-                return Err(ChannelError::Closed);
-            }
-            Err(error) => return Err(ChannelError::Io(error.into())),
+            Err(error) => return Err(failed(error)),
         }
     }
     Ok(())
+}
+
+/// The kernel tells a death once, to whichever call comes first: as a reset, where the dead had not read everything.
+fn failed(error: rustix::io::Errno) -> ChannelError {
+    match error {
+        rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => ChannelError::Closed,
+        other => ChannelError::Io(other.into()),
+    }
 }
 
 /// Is a message, or the end, waiting?
@@ -238,6 +236,27 @@ fn readable(socket: BorrowedFd<'_>) -> io::Result<bool> {
     match rustix::net::recv(socket, &mut [0_u8; 1][..], peek) {
         Ok(_) => Ok(true),
         Err(rustix::io::Errno::AGAIN) => Ok(false),
+        // Told now, and not again: the next call sees the end.
+        Err(rustix::io::Errno::CONNRESET) => Ok(true),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_core::workload::WorkloadId;
+
+    use super::*;
+    use crate::ipc::{ToSupervisor, ToWorker};
+
+    #[tokio::test]
+    async fn who_dies_with_messages_unread_is_dead_all_the_same() {
+        let (ours, theirs) = pair().expect("a pair");
+        let mut channel: Channel<ToSupervisor, ToWorker> = Channel::new(ours).expect("a channel");
+        let drained = ToSupervisor::Drained { id: WorkloadId(1) };
+        channel.send(&drained, Vec::new()).expect("sent");
+        drop(theirs);
+        let heard = channel.receive().await;
+        assert!(matches!(heard, Err(ChannelError::Closed)), "{heard:?}");
     }
 }

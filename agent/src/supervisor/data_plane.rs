@@ -36,6 +36,8 @@ struct Running {
     child: Child,
     channel: Channel<ToWorker, ToSupervisor>,
     channel_failed: bool,
+    /// It was told that it captures.
+    captures: bool,
     started: Instant,
 }
 
@@ -92,6 +94,7 @@ impl DataPlane {
             child,
             channel,
             channel_failed: false,
+            captures: false,
             started: Instant::now(),
         });
         Ok(())
@@ -168,6 +171,15 @@ impl DataPlane {
             self.last_alive = Instant::now();
         }
         alive
+    }
+
+    /// The gates hold by its signs of life: from now on it may call itself ready.
+    pub(super) fn captures(&mut self) {
+        if let Some(running) = &mut self.running
+            && !std::mem::replace(&mut running.captures, true)
+        {
+            self.tell(&ToWorker::Captures, Vec::new());
+        }
     }
 
     /// How long a running data plane has not answered.

@@ -3,7 +3,7 @@
 //! ```text
 //! the kernel announces ---> close look --.
 //! every minute -----------> close look --+-> as it should be
-//! every 1.75 s -----------> glance ------'-> not: told once -> repair, one step -> close look -> counted
+//! every 1.75 s -----------> full look ---'-> not: told once -> repair, one step -> close look -> counted
 //!                                                    ^                                |
 //!                                                    '--- later, when it failed or is undone again and again
 //! ```
@@ -25,9 +25,6 @@ use super::lifecycle::{Phase, Retry, Workload};
 
 /// Ticks in which every workload is looked at once: what nobody announces is found within 1.75 s.
 const SHARES: usize = 7;
-/// So many are looked at fully each time. Of more, each only every [`FULL`] rounds: an idle node costs no more then.
-const FEW: usize = 64;
-const FULL: u32 = 6;
 /// How long until a close look that nothing asked for: an announcement may have been lost.
 const CLOSE: Duration = Duration::from_secs(60);
 /// How long what others have on the node is taken as known.
@@ -44,8 +41,6 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 pub(super) struct Health {
     announced: Announced,
     close_at: Instant,
-    /// Looks so far.
-    looks: u32,
     found: Vec<Drift>,
     /// When what was found is repaired; `None`: there is nothing to repair.
     repair: Option<Retry>,
@@ -55,6 +50,8 @@ pub(super) struct Health {
     pub(super) reason: String,
     /// Who else works at the same places.
     pub(super) notes: Vec<String>,
+    /// Which processes the hooks do not see.
+    pub(super) strays: Option<String>,
 }
 
 impl Health {
@@ -63,12 +60,12 @@ impl Health {
         Self {
             announced: Announced::default(),
             close_at: Instant::now(),
-            looks: 0,
             found: Vec::new(),
             repair: None,
             repaired: VecDeque::new(),
             reason: String::new(),
             notes: Vec::new(),
+            strays: None,
         }
     }
 
@@ -84,15 +81,12 @@ impl Health {
         self.announced.by.extend(new);
     }
 
-    fn next_look(&mut self, few: bool) -> Look {
-        self.looks = self.looks.wrapping_add(1);
+    fn next_look(&mut self) -> Look {
         if std::mem::take(&mut self.announced.rules) || self.close_at <= Instant::now() {
             self.close_at = Instant::now() + CLOSE;
             Look::Close
-        } else if few || self.looks.is_multiple_of(FULL) {
-            Look::Full
         } else {
-            Look::Glance
+            Look::Full
         }
     }
 
@@ -190,15 +184,14 @@ impl Supervisor {
     }
 
     fn look_at(&mut self, name: &WorkloadName) {
-        let few = self.workloads.len() <= FEW;
         let Some(Workload { spec, phase }) = self.workloads.get_mut(name) else {
             return;
         };
         let Phase::Serving { serving, change } = phase else {
             return;
         };
-        let look = serving.health.next_look(few);
-        if look >= Look::Full && !serving.enrolment.netns.is_current() {
+        let look = serving.health.next_look();
+        if !serving.enrolment.netns.is_current() {
             tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
             self.enrol_anew(name);
             return;
@@ -332,8 +325,7 @@ fn inspect(
     serving: &mut Serving,
     look: Look,
 ) -> Result<Vec<Drift>, String> {
-    let deaf = (look >= Look::Full).then(|| serving.deaf_listeners());
-    let mut found: Vec<Drift> = deaf.flatten().into_iter().collect();
+    let mut found: Vec<Drift> = serving.deaf_listeners().into_iter().collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;
     found.extend(
@@ -343,7 +335,7 @@ fn inspect(
     );
     if let Some(path) = &serving.return_path {
         let off = match look {
-            Look::Glance | Look::Full => Ok(path.glance(look)),
+            Look::Full => Ok(path.glance()),
             Look::Close => path.inspect(&enrolment.netns),
         };
         found.extend(off.map_err(|error| error.chain())?);

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -27,8 +28,7 @@ pub(super) struct Home {
     admin_path: PathBuf,
     admin: UnixListener,
     admin_tcp: Option<TcpListener>,
-    /// Unix seconds of the agent's start, which outlives data planes.
-    pub(super) started: Option<u64>,
+    pub(super) started: Instant,
 }
 
 impl Home {
@@ -64,7 +64,7 @@ impl Home {
             admin: bind_private(&config.admin.socket)?,
             admin_path: config.admin.socket.clone(),
             admin_tcp,
-            started: None,
+            started: Instant::now(),
         })
     }
 

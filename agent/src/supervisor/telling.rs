@@ -127,6 +127,11 @@ impl Supervisor {
     }
 }
 
+fn notes(serving: &Serving) -> Vec<String> {
+    let health = &serving.health;
+    health.notes.iter().chain(&health.strays).cloned().collect()
+}
+
 fn info(workload: &Workload) -> WorkloadInfo {
     let netns = workload.spec.netns.display().to_string();
     let name = workload.spec.name.clone();
@@ -141,7 +146,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             mode_reason: serving.mode_reason.clone(),
             state: WorkloadState::Ready,
             state_reason: serving.health.reason.clone(),
-            notes: serving.health.notes.clone(),
+            notes: notes(serving),
             listeners: serving.listener_status(),
         },
         Phase::Waiting { state, reason, .. } => WorkloadInfo {

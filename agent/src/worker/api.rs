@@ -113,6 +113,12 @@ impl Api {
                 "the supervisor has not said who is enrolled yet\n".into(),
             );
         }
+        if !view.captures {
+            return text(
+                UNAVAILABLE,
+                "the data plane has just started: connections go directly\n".into(),
+            );
+        }
         if pending.is_empty() {
             text(OK, "LIVE\n".into())
         } else {

@@ -78,12 +78,12 @@ impl Control {
         let Greeting {
             config,
             supervisor_pid,
-            started_unix_seconds,
+            uptime_ms,
             heartbeats,
             admin,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
-        let view = View::new(config, supervisor_pid, started_unix_seconds);
+        let view = View::new(config, supervisor_pid, Duration::from_millis(uptime_ms));
         let access_log = AccessLogger::open(&view.config.log, Arc::clone(&view.counters))
             .context("cannot open the access log")?;
         let (ask, requests) = mpsc::unbounded_channel();
@@ -248,6 +248,7 @@ impl Control {
                 }
                 self.leaving.push(Leaving { id, closed: false });
             }
+            ToWorker::Captures => self.view.borrow_mut().captures = true,
             ToWorker::States(infos) => {
                 self.view.borrow_mut().told(infos);
             }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shunt_core::config::{Config, Limits, Timeouts};
@@ -19,12 +20,15 @@ use crate::ipc::{EnrolledView, WorkloadInfo};
 pub(super) struct View {
     pub(super) config: Config,
     pub(super) supervisor_pid: u32,
-    pub(super) started_unix_seconds: u64,
+    /// The supervisor's age, and when that was.
+    uptime: (Duration, Instant),
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) counters: Arc<AgentCounters>,
     pub(super) infos: Vec<WorkloadInfo>,
     /// The supervisor has said who is enrolled.
     pub(super) told: bool,
+    /// It has also closed the gates.
+    pub(super) captures: bool,
     pub(super) kernel_events: BTreeMap<String, u64>,
     pub(super) repairs: BTreeMap<String, u64>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
@@ -33,16 +37,17 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(config: Config, supervisor_pid: u32, started_unix_seconds: u64) -> Self {
+    pub(super) fn new(config: Config, supervisor_pid: u32, uptime: Duration) -> Self {
         let snapshot = snapshot(&config, 0, BTreeMap::new());
         Self {
             config,
             supervisor_pid,
-            started_unix_seconds,
+            uptime: (uptime, Instant::now()),
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             counters: Arc::default(),
             infos: Vec::new(),
             told: false,
+            captures: false,
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             enrolled: BTreeMap::new(),
@@ -127,12 +132,12 @@ impl View {
     }
 
     pub(super) fn report(&self) -> StatusReport {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let now = now.unwrap_or_default().as_secs();
+        // Not by the time of day, which may be set.
+        let (uptime, then) = self.uptime;
         StatusReport {
             agent: AgentStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                uptime_seconds: now.saturating_sub(self.started_unix_seconds),
+                uptime_seconds: (uptime + then.elapsed()).as_secs(),
                 pid: self.supervisor_pid,
                 worker_pid: std::process::id(),
             },
@@ -229,7 +234,7 @@ mod tests {
 
     #[test]
     fn numbers_survive_a_new_enrolment_and_go_with_the_name() {
-        let mut view = View::new(Config::default(), 1, 0);
+        let mut view = View::new(Config::default(), 1, Duration::ZERO);
         view.told(vec![info("pod")]);
         view.enrol(enrolled(1, "pod"));
         let first = Arc::clone(&view.enrolled[&WorkloadId(1)].counters);

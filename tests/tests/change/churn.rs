@@ -1,68 +1,34 @@
 //! Pods are born and die faster than anybody looks; afterwards nothing of them is left.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use shunt_tests::{Agent, AgentBuilder, World, kernel, require, wait};
+use shunt_tests::{Agent, AgentBuilder, Mayfly, World, kernel, number, require, wait};
 
-/// Births per second, for how long, and how many threads give birth.
+/// Births per second, for how many seconds, and how many threads give birth; `SHUNT_BIRTHS` and `SHUNT_BIRTH_SECONDS`
+/// say other numbers.
 const RATE: u32 = 50;
-const TIME: Duration = Duration::from_secs(10);
-const MIDWIVES: u32 = 4;
+const SECONDS: u32 = 10;
+const MIDWIVES: u32 = 8;
+/// Born in order; many more are alive at no time.
+const NAMES: u32 = 250;
 /// What memory may have grown by, in KiB: allocators keep some of what they once had.
 const GROWTH: u64 = 6 << 10;
 
-/// A namespace with addresses of its own and a cgroup; it goes when dropped.
-struct Mayfly {
-    netns: String,
-    cgroup: PathBuf,
+fn born(world: &World, number: u32) -> Mayfly {
+    let address = Ipv4Addr::new(10, 99, 0, (number % NAMES) as u8 + 1);
+    Mayfly::born(world, &format!("m{number}"), address)
 }
 
-fn quietly(program: &str, args: &[&str]) -> bool {
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command.status().expect("it runs").success()
-}
-
-impl Mayfly {
-    fn born(world: &World, number: u32) -> Self {
-        let netns = format!("{}-m{number}", world.label());
-        let cgroup = world.cgroup().join(format!("m{number}"));
-        fs::create_dir(&cgroup).expect("a cgroup");
-        assert!(quietly("ip", &["netns", "add", &netns]));
-        let address = format!("10.99.{}.{}/32", number / 250, number % 250 + 1);
-        let script = format!("ip link set lo up && ip addr add {address} dev lo");
-        assert!(quietly(
-            "ip",
-            &["netns", "exec", &netns, "sh", "-c", &script]
-        ));
-        Self { netns, cgroup }
-    }
-
-    fn enrol(&self, agent: &Agent, mode: &str, number: u32) -> u16 {
-        let body = json!({"netns": self.netns, "cgroup": self.cgroup, "mode": mode});
-        agent
-            .admin(
-                "PUT",
-                &format!("/workloads/pods/m{number}"),
-                &body.to_string(),
-            )
-            .0
-    }
-}
-
-impl Drop for Mayfly {
-    fn drop(&mut self) {
-        quietly("ip", &["netns", "del", &self.netns]);
-        let _ = fs::remove_dir(&self.cgroup);
-    }
+fn enrol(pod: &Mayfly, agent: &Agent, mode: &str, path: &str) -> u16 {
+    let body = json!({"netns": pod.netns, "cgroup": pod.cgroup, "mode": mode});
+    agent.admin("PUT", path, &body.to_string()).0
 }
 
 /// What the agent holds when nothing goes on.
@@ -138,42 +104,59 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// One after the other, at the given rate, until the time is over: born, enrolled, and dead in one of four ways.
-fn midwife(world: &World, agent: &Agent, mode: &str, next: &AtomicU32, start: Instant) {
-    while start.elapsed() < TIME {
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        let due = start + Duration::from_secs(1) * number / RATE;
-        wait::pause(due.saturating_duration_since(Instant::now()));
-        let pod = Mayfly::born(world, number);
+/// Births so far, and what is seen of them.
+struct Births<'a> {
+    world: &'a World,
+    agent: &'a Agent,
+    mode: &'a str,
+    rate: u32,
+    start: Instant,
+    next: AtomicU32,
+    /// How often each namespace's inode was born.
+    inodes: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl Births<'_> {
+    /// One after the other, at the rate, until the time is over: born, enrolled, and dead in one of four ways.
+    fn midwife(&self, time: Duration) {
+        while self.start.elapsed() < time {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let due = self.start + Duration::from_secs(1) * number / self.rate;
+            wait::pause(due.saturating_duration_since(Instant::now()));
+            self.life(number);
+        }
+    }
+
+    fn life(&self, number: u32) {
+        let pod = born(self.world, number);
+        let mut inodes = self.inodes.lock().expect("no panic");
+        *inodes.entry(pod.inode).or_default() += 1;
+        drop(inodes);
         let path = format!("/workloads/pods/m{number}");
+        let enrol = |pod: &Mayfly| {
+            let code = enrol(pod, self.agent, self.mode, &path);
+            assert_eq!(code, 200, "{}", tail(&self.agent.log()));
+        };
+        let withdraw = || assert_eq!(self.agent.admin("DELETE", &path, "").0, 200);
         match number % 4 {
             // Known before it is there, and never served.
             0 => {
+                let ghost = json!({"netns": pod.netns, "mode": self.mode});
                 drop(pod);
-                let ghost = json!({"netns": format!("{}-m{number}", world.label()), "mode": mode});
-                assert_eq!(agent.admin("PUT", &path, &ghost.to_string()).0, 202);
-                assert_eq!(agent.admin("DELETE", &path, "").0, 200);
+                let (code, _) = self.agent.admin("PUT", &path, &ghost.to_string());
+                assert_eq!(code, 202);
+                withdraw();
             }
             // In order.
             1 | 2 => {
-                assert_eq!(
-                    pod.enrol(agent, mode, number),
-                    200,
-                    "{}",
-                    tail(&agent.log())
-                );
-                assert_eq!(agent.admin("DELETE", &path, "").0, 200);
+                enrol(&pod);
+                withdraw();
             }
             // The pod first.
             _ => {
-                assert_eq!(
-                    pod.enrol(agent, mode, number),
-                    200,
-                    "{}",
-                    tail(&agent.log())
-                );
+                enrol(&pod);
                 drop(pod);
-                assert_eq!(agent.admin("DELETE", &path, "").0, 200);
+                withdraw();
             }
         }
     }
@@ -186,36 +169,45 @@ fn nothing_is_left_of_the_dead(mode: &str) {
     let agent = AgentBuilder::new(&world, mode)
         .enrol("resident", &resident, "")
         .start();
-    let next = AtomicU32::new(0);
+    let births = Births {
+        world: &world,
+        agent: &agent,
+        mode,
+        rate: number("SHUNT_BIRTHS", RATE),
+        start: Instant::now(),
+        next: AtomicU32::new(0),
+        inodes: Mutex::default(),
+    };
     // Whatever is made once and kept.
-    for number in [10_001, 10_002] {
-        let pod = Mayfly::born(&world, number);
-        assert_eq!(pod.enrol(&agent, mode, number), 200);
-        drop(pod);
-        assert_eq!(
-            agent
-                .admin("DELETE", &format!("/workloads/pods/m{number}"), "")
-                .0,
-            200
-        );
+    for number in 0..4 {
+        births.life(1_000_000 + number);
     }
     wait::pause(Duration::from_secs(1));
     let before = holdings(&agent);
     let memory = pids(&agent).map(kernel::resident);
-    let start = Instant::now();
+    let time = Duration::from_secs(number("SHUNT_BIRTH_SECONDS", SECONDS).into());
+    let births = Births {
+        start: Instant::now(),
+        ..births
+    };
     std::thread::scope(|scope| {
         for _ in 0..MIDWIVES {
-            scope.spawn(|| midwife(&world, &agent, mode, &next, start));
+            scope.spawn(|| births.midwife(time));
         }
     });
-    let (count, took) = (next.load(Ordering::Relaxed), start.elapsed());
+    let (count, took) = (births.next.load(Ordering::Relaxed), births.start.elapsed());
     until_back(&agent, &before, 0);
+    let gone = births.start.elapsed();
     let after = pids(&agent).map(kernel::resident);
     let log = fs::metadata(agent.dir.join("log")).expect("a log").len();
+    let inodes = births.inodes.into_inner().expect("no panic");
+    let most = inodes.values().max().copied().unwrap_or(0);
     super::tell(&format!(
-        "{count} pods in {took:?}, all gone {:?} after the start; resident {memory:?} then {after:?} KiB; {log} bytes of log",
-        start.elapsed()
+        "{mode}: {count} pods in {took:?}, all gone {gone:?} after the start; {} namespace inodes, one {most} times; \
+         resident {memory:?} then {after:?} KiB; {log} bytes of log",
+        inodes.len()
     ));
+    assert!(most > 1, "no inode came back: that they do was not tested");
     for (before, after) in memory.iter().zip(after) {
         assert!(after < before + GROWTH, "{memory:?} KiB became {after}");
     }

@@ -146,7 +146,7 @@ fn cut_off(agent: &Agent) -> Vec<Value> {
 fn check_probes(agent: &Agent, want: &BTreeMap<u16, (Option<Seen>, String)>) {
     let logged = want.values().filter(|(line, _)| line.is_some()).count();
     // The last lines may still be on their way.
-    for _ in 0..200 {
+    for _ in 0..1000 {
         if probed(agent).len() >= logged {
             break;
         }

@@ -1,5 +1,6 @@
 //! Others at the same places are named, and stay as they were.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -15,9 +16,9 @@ fn others_are_named_and_left_alone() {
     for (mode, variant) in [("ebpf", "nft"), ("iptables", "nft"), ("iptables", "legacy")] {
         let mut foreign = None;
         let mut scene = Scene::with(mode, variant, |client| {
-            foreign = Some(Foreign::attach(
-                client.cgroup.parent().expect("the world's"),
-            ));
+            let world = client.cgroup.parent().expect("the world's");
+            let netns = Path::new("/run/netns").join(&client.netns);
+            foreign = Some(Foreign::attach(world, &netns));
             let program = format!("iptables-{variant}");
             client.says(&program, &["-t", "nat", "-N", "ISTIO_OUTPUT"]);
             client.says(
@@ -67,20 +68,27 @@ fn others_are_named_and_left_alone() {
                 .programs
                 .iter()
                 .map(|id| run("bpftool", &["prog", "show", "id", id]));
+            let links = foreign.links();
+            assert_eq!(links.len(), 2, "sock_ops and sk_lookup");
+            let links = links
+                .iter()
+                .map(|id| run("bpftool", &["link", "show", "id", id]));
             (
                 without_counts(&rules.join("\n")),
-                programs.collect::<String>(),
+                programs.chain(links).collect::<String>(),
                 run("bpftool", &["cgroup", "show", &cgroup]),
             )
         };
         let before = theirs();
-        let notes = wait::until("they are named", Duration::from_secs(3), || {
+        let notes = wait::until("they are named", Duration::from_secs(10), || {
             let notes = scene.agent.workload("client")["notes"].to_string();
             notes.contains("sk_msg").then_some(notes)
         });
         for name in [
             "cil_sock4_conn (id ",
             " of Cilium at ",
+            "cil_sockops (id ",
+            "sk_lookup program tubular (id ",
             "ours is nearer to the workload and runs first",
             "sk_msg program mb_msg_redir (id ",
             "chain ISTIO_OUTPUT of Istio",
@@ -97,6 +105,7 @@ fn others_are_named_and_left_alone() {
         let findings = check["findings"].to_string();
         for name in [
             "cil_sock4_conn (id ",
+            "cil_sockops (id ",
             "mb_msg_redir (id ",
             "ISTIO_OUTPUT of Istio",
         ] {

@@ -6,15 +6,22 @@ use std::time::{Duration, Instant};
 
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, wait};
 
-/// What the agent promises.
-const WITHIN: Duration = Duration::from_secs(2);
+/// What the agent promises, two seconds, and one for a machine that runs other tests too.
+pub const WITHIN: Duration = Duration::from_secs(3);
 
 pub struct Scene {
     pub agent: Agent,
     _programs: Vec<Running>,
     pub client: Pod,
-    server: Pod,
-    _world: World,
+    pub server: Pod,
+    pub world: World,
+}
+
+/// Of the agent, and of the client's entry in its list.
+#[derive(Clone, Copy, Default)]
+pub struct Settings<'a> {
+    pub agent: &'a str,
+    pub client: &'a str,
 }
 
 impl Scene {
@@ -24,6 +31,15 @@ impl Scene {
 
     /// `before`: what runs in the client before it is enrolled.
     pub fn with(mode: &str, variant: &str, before: impl FnOnce(&Pod) -> Option<Running>) -> Self {
+        Self::configured(mode, variant, Settings::default(), before)
+    }
+
+    pub fn configured(
+        mode: &str,
+        variant: &str,
+        settings: Settings<'_>,
+        before: impl FnOnce(&Pod) -> Option<Running>,
+    ) -> Self {
         let world = World::new();
         let (client, server) = (world.pod(), world.pod());
         let mut programs = vec![server.nginx(&world)];
@@ -39,7 +55,8 @@ impl Scene {
             }
         }
         let agent = AgentBuilder::new(&world, mode)
-            .enrol("client", &client, "")
+            .set(settings.agent)
+            .enrol("client", &client, settings.client)
             .start();
         if mode == "iptables" {
             let reason = agent.workload("client")["mode_reason"].to_string();
@@ -50,7 +67,7 @@ impl Scene {
             _programs: programs,
             client,
             server,
-            _world: world,
+            world,
         };
         scene.captured();
         scene
@@ -83,7 +100,7 @@ impl Scene {
     }
 
     pub fn captured(&self) {
-        wait::until("a captured connection", Duration::from_secs(1), || {
+        wait::until("a captured connection", Duration::from_secs(5), || {
             self.is_captured().then_some(())
         });
     }

@@ -14,7 +14,7 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, RuleEntry, cgroup_of, monotonic_ns, object, trie};
+use super::{EbpfBackend, RuleEntry, cgroup_of, clock, object, trie};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
@@ -272,7 +272,7 @@ impl EbpfBackend {
             .gate
             .get(&0, 0)
             .map_err(|error| object::failed("read the gate", &error))?;
-        let age = monotonic_ns().wrapping_sub(beat);
+        let age = clock::kernel_ns().wrapping_sub(beat);
         let (age_ms, most_ms) = (age / 1_000_000, GATE_STALE_NS / 1_000_000);
         let evidence = match beat {
             0 => "SHUNT_GATE was never refreshed".to_owned(),

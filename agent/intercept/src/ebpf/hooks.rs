@@ -15,7 +15,7 @@ use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
 use super::pins::Pins;
 use crate::InterceptError;
-use crate::drift::{Drift, Look, Part};
+use crate::drift::{Drift, Part};
 
 /// In attachment order: what shows addresses and what hands them over come before what changes them.
 const HOOKS: [(&str, Hook); 7] = [
@@ -90,8 +90,15 @@ impl Hooks {
         self.places.insert(id, cgroup_id);
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
+            self.pin_agent(pins)?;
         }
         Ok(())
+    }
+
+    /// A data plane without its supervisor still serves those whom pinned hooks lead to it: its own connections must not
+    /// be led to itself.
+    fn pin_agent(&mut self, pins: &Pins) -> Result<(), InterceptError> {
+        pins.pin(&mut self.agent, id_of(&self.agent_cgroup)?, AGENT)
     }
 
     /// Does the kernel run the connect hook of this family for `cgroup`?
@@ -127,10 +134,9 @@ impl Hooks {
         &self,
         id: WorkloadId,
         cgroup: &Path,
-        look: Look,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        if look >= Look::Full && !is_attached(&self.agent)? {
+        if !is_attached(&self.agent)? {
             let what = format!("{AGENT} is detached from the agent's own cgroup");
             found.push(Drift::new(Part::Links, what));
         }
@@ -143,17 +149,16 @@ impl Hooks {
             return Ok(found);
         };
         let mut detached = Vec::new();
-        for (link, (name, hook)) in attached.links.iter().rev().zip(HOOKS) {
-            if (look >= Look::Full || hook.captures()) && !is_attached(link)? {
+        for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
+            if !is_attached(link)? {
                 detached.push(name);
             }
         }
-        if detached.is_empty() && look < Look::Full {
+        // With its cgroup every attachment ends.
+        if detached.is_empty() {
             return Ok(found);
         }
-        // With its cgroup every attachment ends.
         match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id && detached.is_empty() => {}
             Ok(now) if now == cgroup_id => found.push(Drift::new(
                 Part::Links,
                 format!("detached from {at}: {}", detached.join(", ")),
@@ -165,6 +170,13 @@ impl Hooks {
             Err(error) => found.push(Drift::new(Part::Cgroup, format!("{at}: {error}"))),
         }
         Ok(found)
+    }
+
+    /// Those of this workload's cgroup and of the agent's.
+    pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
+        let links = self.of(id).map(|(_, attached)| attached.links.iter());
+        let links = links.into_iter().flatten().chain([&self.agent]);
+        links.filter(|link| link.has_lost_its_pin()).count()
     }
 
     /// Attaches what is not attached. What is stays: no connection is made between two states.
@@ -195,6 +207,7 @@ impl Hooks {
         }
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
+            self.pin_agent(pins)?;
         }
         Ok(())
     }

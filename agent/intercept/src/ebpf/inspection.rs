@@ -2,9 +2,12 @@
 
 use shunt_core::workload::OnFailure;
 
-use super::{EbpfBackend, object};
+use super::{EbpfBackend, Inbound, object};
 use crate::drift::{Drift, Look, Part};
 use crate::{Enrolment, InterceptError};
+
+/// Rules of a workload that are looked at in one go, some microsecond each: of more, others the next time.
+const RULES: usize = 100;
 
 impl EbpfBackend {
     pub(super) fn inspect_installed(
@@ -15,7 +18,7 @@ impl EbpfBackend {
         let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) else {
             return Ok(Vec::new());
         };
-        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup, look)?;
+        let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup)?;
         if let Some(inbound) = &mut enrolled.inbound {
             if !inbound.is_attached() {
                 let netns = enrolment.netns.path().display();
@@ -24,14 +27,21 @@ impl EbpfBackend {
                     format!("sk_lookup is detached from {netns}"),
                 ));
             }
-            let filled = if look >= Look::Full {
-                inbound.fill(enrolment)?
-            } else {
-                0
-            };
+            let filled = inbound.fill(enrolment)?;
             if filled > 0 {
                 let what = format!("{filled} inbound listeners were not in SHUNT_LISTENERS");
                 found.push(Drift::new(Part::Maps, what));
+            }
+        }
+        if let Some(pins) = &self.pins
+            && enrolment.spec.on_failure == OnFailure::Closed
+        {
+            let inbound = enrolled.inbound.as_ref();
+            let lost = usize::from(inbound.is_some_and(Inbound::has_lost_its_pin))
+                + self.hooks.lost_pins(enrolment.id);
+            if lost > 0 || !pins.is_whole() {
+                let what = format!("{lost} links are not pinned in {pins} any more");
+                found.push(Drift::new(Part::Pins, what));
             }
         }
         match self.workloads.get(&enrolled.cookie, 0) {
@@ -45,28 +55,34 @@ impl EbpfBackend {
                 "the entry of SHUNT_WORKLOADS is gone",
             )),
         }
-        if look == Look::Close {
-            let rules = &self.rules;
-            let lost = enrolled
-                .rules
-                .iter()
-                .filter(|(key, marks)| rules.get(key, 0).map_or(true, |now| now != *marks));
-            let lost = lost.count();
-            if lost > 0 {
-                found.push(Drift::new(
-                    Part::Maps,
-                    format!("{lost} entries of SHUNT_RULES are gone or changed"),
-                ));
-            }
+        let count = match look {
+            Look::Full => enrolled.rules.len().min(RULES),
+            Look::Close => enrolled.rules.len(),
+        };
+        let turn = enrolled.rules.iter().cycle().skip(enrolled.rules_looked);
+        let lost = turn
+            .take(count)
+            .filter(|(key, marks)| self.rules.get(key, 0).map_or(true, |now| now != *marks))
+            .count();
+        enrolled.rules_looked = (enrolled.rules_looked + count) % enrolled.rules.len().max(1);
+        if lost > 0 {
+            found.push(Drift::new(
+                Part::Maps,
+                format!("{lost} entries of SHUNT_RULES are gone or changed"),
+            ));
         }
         Ok(found)
     }
 
     pub(super) fn repair_installed(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        let closed = enrolment.spec.on_failure == OnFailure::Closed;
+        if closed && self.pins.as_ref().is_some_and(|pins| !pins.is_whole()) {
+            self.pins = None;
+        }
+        let pinned = closed && self.can_pin();
         let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) else {
             return Ok(());
         };
-        let pinned = enrolment.spec.on_failure == OnFailure::Closed;
         let pins = self.pins.as_ref().filter(|_| pinned);
         for (key, marks) in &enrolled.rules {
             self.rules
@@ -78,9 +94,7 @@ impl EbpfBackend {
             .map_err(|error| object::failed("write the workload", &error))?;
         if let Some(inbound) = &mut enrolled.inbound {
             inbound.fill(enrolment)?;
-            if !inbound.is_attached() {
-                inbound.attach(enrolment, pins)?;
-            }
+            inbound.repair(enrolment, pins)?;
         }
         self.hooks.repair(enrolment.id, &enrolled.cgroup, pins)
     }

@@ -29,13 +29,6 @@ pub(super) enum Hook {
     SkLookup = 36,
 }
 
-impl Hook {
-    /// Without it connections are not captured; without the others addresses show that they are.
-    pub(super) fn captures(self) -> bool {
-        matches!(self, Self::SockOps | Self::Connect4 | Self::Connect6)
-    }
-}
-
 /// An attachment. Dropping it detaches, pinned or not.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -54,9 +47,14 @@ impl Link {
         Ok(Self { fd, pin: None })
     }
 
+    /// It was pinned, and somebody removed the pin.
+    pub(super) fn has_lost_its_pin(&self) -> bool {
+        self.pin.as_ref().is_some_and(|path| !path.exists())
+    }
+
     /// From now on it stays when this process dies. Pinned already, nothing happens.
     pub(super) fn pin(&mut self, path: PathBuf) -> io::Result<()> {
-        if self.pin.is_some() {
+        if self.pin.is_some() && !self.has_lost_its_pin() {
             return Ok(());
         }
         let name = CString::new(path.as_os_str().as_bytes())?;

@@ -9,6 +9,7 @@ use aya::maps::{Map, MapData, SockMap};
 use aya::programs::SkLookup;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
+use object::{Object as _, ObjectSection, ObjectSymbol};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
@@ -52,6 +53,7 @@ const SHARED: [&str; 18] = [
 pub(super) struct Object {
     marks: Marks,
     bpffs: OwnedFd,
+    loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
     /// Is it known where a socket counts the bytes of its receive queue?
@@ -72,11 +74,9 @@ impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
         let queue = btf::offset("sock", &["sk_backlog", "rmem_alloc"]);
-        let mut main = load(
-            &bpffs,
-            marks,
-            &Instance::Main(*queue.as_ref().unwrap_or(&0)),
-        )?;
+        let mut loader = loader(&bpffs);
+        let instance = Instance::Main(*queue.as_ref().unwrap_or(&0));
+        let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
@@ -84,6 +84,7 @@ impl Object {
         Ok(Self {
             marks,
             bpffs,
+            loader,
             main,
             destinations,
             queue: queue.map(|_| ()),
@@ -107,18 +108,15 @@ impl Object {
 
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
     pub(super) fn attach_sk_lookup(
-        &self,
+        &mut self,
         enrolment: &Enrolment,
         pins: Option<&Pins>,
     ) -> Result<Option<Inbound>, InterceptError> {
         if inbound(enrolment).next().is_none() {
             return Ok(None);
         }
-        let mut instance = load(
-            &self.bpffs,
-            self.marks,
-            &Instance::Inbound(enrolment.netns.cookie()),
-        )?;
+        let at = Instance::Inbound(enrolment.netns.cookie());
+        let mut instance = load(&mut self.loader, self.marks, at)?;
         let listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
@@ -173,6 +171,10 @@ impl Inbound {
         target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
     }
 
+    pub(super) fn has_lost_its_pin(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::has_lost_its_pin)
+    }
+
     /// In place of a link that is dead.
     pub(super) fn attach(
         &mut self,
@@ -192,6 +194,18 @@ impl Inbound {
         pins.map_or(Ok(()), |pins| {
             pins.pin(link, enrolment.netns.cookie(), "sk_lookup")
         })
+    }
+
+    /// Attaches or pins again, if it is not.
+    pub(super) fn repair(
+        &mut self,
+        enrolment: &Enrolment,
+        pins: Option<&Pins>,
+    ) -> Result<(), InterceptError> {
+        if !self.is_attached() || self.has_lost_its_pin() && pins.is_some() {
+            return self.attach(enrolment, pins);
+        }
+        Ok(())
     }
 
     /// Puts the listeners where the hook finds them. Says how many were not there: a slot cannot be read, only filled
@@ -237,23 +251,54 @@ enum Instance {
 /// Bytes that may wait for an application before its sender feels back-pressure.
 const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
 
-fn load(bpffs: &OwnedFd, marks: Marks, instance: &Instance) -> Result<Ebpf, InterceptError> {
-    let (queue, netns) = match instance {
-        Instance::Main(queue) => (*queue, 0),
-        Instance::Inbound(netns) => (0, *netns),
-    };
+/// For all instances: a new one reads the kernel's types, megabytes of them, which takes most of the time of an
+/// enrolment. Our programs ask for none of them.
+fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
+    loader.btf(None);
     for name in SHARED {
         loader.map_pin_path(name, private_pin(bpffs, name));
     }
     loader
-        .override_global("MARK_UPSTREAM", &marks.upstream, true)
-        .override_global("MARK_DELIVERY", &marks.delivery, true)
-        .override_global("NETNS_COOKIE", &netns, true)
-        .override_global("RECEIVE_QUEUE_OFFSET", &queue, true)
-        .override_global("RECEIVE_QUEUE_LIMIT", &RECEIVE_QUEUE_LIMIT, true)
-        .load(OBJECT)
-        .map_err(|error| failed("load the eBPF object", &error))
+}
+
+fn load(
+    loader: &mut EbpfLoader<'static>,
+    marks: Marks,
+    instance: Instance,
+) -> Result<Ebpf, InterceptError> {
+    let (queue, netns) = match instance {
+        Instance::Main(queue) => (queue, 0),
+        Instance::Inbound(netns) => (0, netns),
+    };
+    let mut object = OBJECT.to_vec();
+    // Not by `override_global`: the loader would want to keep what it is given.
+    set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
+    set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
+    set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
+    set(&mut object, "RECEIVE_QUEUE_OFFSET", &queue.to_ne_bytes())?;
+    let limit = RECEIVE_QUEUE_LIMIT.to_ne_bytes();
+    set(&mut object, "RECEIVE_QUEUE_LIMIT", &limit)?;
+    let loaded = loader.load(&object);
+    loaded.map_err(|error| failed("load the eBPF object", &error))
+}
+
+/// Writes a static of the programs into their object file.
+fn set(object: &mut [u8], name: &str, value: &[u8]) -> Result<(), InterceptError> {
+    let at = place(object, name).ok_or_else(|| missing("static", name))?;
+    let place = object.get_mut(at..at + value.len());
+    place
+        .ok_or_else(|| missing("room for", name))?
+        .copy_from_slice(value);
+    Ok(())
+}
+
+fn place(object: &[u8], name: &str) -> Option<usize> {
+    let file = object::File::parse(object).ok()?;
+    let symbol = file.symbol_by_name(name)?;
+    let section = file.section_by_index(symbol.section_index()?).ok()?;
+    let (start, _) = section.file_range()?;
+    usize::try_from(start + symbol.address()).ok()
 }
 
 fn sk_storage(object: &mut Ebpf, name: &str) -> Result<MapData, InterceptError> {

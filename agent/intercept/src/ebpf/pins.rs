@@ -13,6 +13,7 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use nix::fcntl::{Flock, FlockArg};
 use shunt_ebpf_common::maps::{NetnsCookie, Workload};
 
+use super::clock;
 use super::kernel::Link;
 use super::object::failed;
 use crate::InterceptError;
@@ -39,7 +40,7 @@ impl Pins {
                 bpffs.display()
             )));
         }
-        let (process, time) = (std::process::id(), super::monotonic_ns());
+        let (process, time) = (std::process::id(), clock::kernel_ns());
         let dir = bpffs.join(format!("{PREFIX}{process}-{time}"));
         let make = || {
             fs::create_dir_all(&dir)?;
@@ -55,6 +56,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// What says whom to refuse is still there.
+    pub(super) fn is_whole(&self) -> bool {
+        self.dir.join(WORKLOADS).exists()
+    }
+
     /// The link of `program` to the cgroup with this id, or to the namespace with this cookie, outlives us.
     pub(super) fn pin(
         &self,
@@ -66,6 +72,12 @@ impl Pins {
         let shown = path.display().to_string();
         link.pin(path)
             .map_err(|error| InterceptError::io("pin", shown, error))
+    }
+}
+
+impl std::fmt::Display for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.dir.display().fmt(f)
     }
 }
 

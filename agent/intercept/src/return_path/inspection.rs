@@ -12,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{FAMILIES, Netlink, SYSCTLS, TABLE, at, routes};
 use crate::InterceptError;
-use crate::drift::{Drift, Look, Part};
+use crate::drift::{Drift, Part};
 use crate::netns::Netns;
 
 /// Documentation addresses (RFC 5737, RFC 3849): nobody's, so nothing but the mark makes them local.
@@ -44,15 +44,13 @@ impl Watched {
         })
     }
 
-    /// What nobody announces: the sysctls; the first of them carries answers back, the others refusals.
-    pub fn glance(&self, look: Look) -> Option<Drift> {
+    /// What nobody announces: the sysctls.
+    pub fn glance(&self) -> Option<Drift> {
         let is_off = |file: &File| {
             let mut value = [0];
             file.read_at(&mut value, 0).is_ok() && value == *b"0"
         };
-        let few = if look >= Look::Full { SYSCTLS.len() } else { 1 };
-        let off = self.sysctls.iter().take(few);
-        let off = off.filter(|(_, file)| is_off(file));
+        let off = self.sysctls.iter().filter(|(_, file)| is_off(file));
         let off: Vec<&str> = off.map(|(sysctl, _)| *sysctl).collect();
         (!off.is_empty()).then(|| Drift::new(Part::ReturnPath, format!("{} is 0", off.join(", "))))
     }
@@ -62,7 +60,7 @@ impl Watched {
     /// # Errors
     /// The namespace cannot be entered or asked.
     pub fn inspect(&self, netns: &Netns) -> Result<Option<Drift>, InterceptError> {
-        if let Some(found) = self.glance(Look::Close) {
+        if let Some(found) = self.glance() {
             return Ok(Some(found));
         }
         at(netns, "look for the return path in", |netlink| {
