@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::half::{Half, Side};
+use self::turns::Turns;
 use crate::account::Account;
 use crate::buffers::Buffers;
 use crate::pipes::Pipes;
@@ -27,12 +28,14 @@ use crate::pipes::Pipes;
 mod half;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 /// What a worker lends to its relays.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pools {
     pub(crate) buffers: Buffers,
     pub(crate) pipes: Pipes,
+    pub(crate) turns: Turns,
 }
 
 /// What the configuration says about a relay.
@@ -69,8 +72,9 @@ pub(crate) async fn relay(
     let end = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
-        let mut to_upstream = Half::new(client_read, upstream_write, rules.splice_after);
-        let mut to_client = Half::new(upstream_read, client_write, rules.splice_after);
+        let half = |read, write| Half::new(read, write, &pools.turns, rules.splice_after);
+        let mut to_upstream = half(client_read, upstream_write);
+        let mut to_client = half(upstream_read, client_write);
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {
