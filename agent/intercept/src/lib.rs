@@ -24,6 +24,7 @@ mod netlink;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
+pub mod scheduling;
 pub mod watch;
 
 use std::io;
