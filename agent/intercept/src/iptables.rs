@@ -254,7 +254,7 @@ impl Backend for IptablesBackend {
     }
 
     fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError> {
-        let installed = self.installed.get(&enrolment.id);
+        let installed = self.installed.get_mut(&enrolment.id);
         installed.map_or(Ok(Vec::new()), |installed| {
             installed.inspect(&enrolment.netns, look)
         })

@@ -32,6 +32,8 @@ struct WrittenFamily {
     /// `None`: somebody changed them at once.
     live: Option<Live>,
     legacy: Option<Legacy>,
+    /// Of the legacy table, when it was last as it should be.
+    outline: Option<Vec<u8>>,
 }
 
 impl Written {
@@ -48,11 +50,13 @@ impl Written {
             let legacy = (variant == Variant::Legacy)
                 .then(|| Legacy::open(family, "nat"))
                 .transpose()?;
+            let outline = legacy.as_ref().map(Legacy::outline).transpose()?;
             let live = live(variant, family, legacy.as_ref())?;
             let ours = live.rules() == wanted && live.has_all_jumps();
             let live = ours.then_some(live);
             Ok(WrittenFamily {
                 family,
+                outline: outline.filter(|_| live.is_some()),
                 live,
                 legacy,
             })
@@ -67,42 +71,54 @@ impl Written {
         Ok(Self { variant, families })
     }
 
-    fn difference(&self, netns: &Netns) -> Result<Option<String>, InterceptError> {
-        let compare = || -> io::Result<Vec<String>> {
-            let mut found = Vec::new();
-            for WrittenFamily {
-                family,
-                live: wanted,
-                legacy,
-            } in &self.families
-            {
-                let now = live(self.variant, *family, legacy.as_ref())?;
-                let found_here = match wanted {
-                    Some(wanted) => wanted.difference(&now),
-                    None => Some("they were changed while they were written".into()),
-                };
-                found.extend(found_here.map(|found| format!("{family:?}: {found}")));
-            }
-            Ok(found)
+    fn difference(&mut self, netns: &Netns, look: Look) -> Result<Option<String>, InterceptError> {
+        let (variant, families) = (self.variant, &mut self.families);
+        let mut compare = || {
+            let found = families
+                .iter_mut()
+                .map(|family| family.difference(variant, look));
+            found.collect::<io::Result<Vec<Option<String>>>>()
         };
-        let found = match self.variant {
+        let found = match variant {
             Variant::Nft => inside(netns, compare)?,
             // Its sockets know their namespace.
             Variant::Legacy => compare().map_err(|error| failed(netns, error))?,
         };
+        let found: Vec<String> = found.into_iter().flatten().collect();
         Ok((!found.is_empty()).then(|| found.join("; ")))
     }
 }
 
+impl WrittenFamily {
+    fn difference(&mut self, variant: Variant, look: Look) -> io::Result<Option<String>> {
+        let outline = self.legacy.as_ref().map(Legacy::outline).transpose()?;
+        if look == Look::Glance && outline.is_some() && outline == self.outline {
+            return Ok(None);
+        }
+        let now = live(variant, self.family, self.legacy.as_ref())?;
+        let found = match &self.live {
+            Some(wanted) => wanted.difference(&now),
+            None => Some("they were changed while they were written".into()),
+        };
+        // Read before the rules: what comes after is seen at the next look.
+        self.outline = outline.filter(|_| found.is_none());
+        Ok(found.map(|found| format!("{:?}: {found}", self.family)))
+    }
+}
+
 impl Installed {
-    pub(super) fn inspect(&self, netns: &Netns, look: Look) -> Result<Vec<Drift>, InterceptError> {
+    pub(super) fn inspect(
+        &mut self,
+        netns: &Netns,
+        look: Look,
+    ) -> Result<Vec<Drift>, InterceptError> {
         // Changes of nftables are announced.
         let announced = self.choice.variant == Variant::Nft;
         let open = self.switches.iter().any(|switch| !switch.works());
         if look < Look::Close && announced && !open {
             return Ok(Vec::new());
         }
-        if let Some(found) = self.written.difference(netns)? {
+        if let Some(found) = self.written.difference(netns, look)? {
             return Ok(vec![Drift::new(Part::Rules, found)]);
         }
         let vanished = "the list that keeps the rules closed has vanished";

@@ -62,6 +62,12 @@ impl Legacy {
         })
     }
 
+    /// Changes when rules come or go, for a fraction of what reading them costs: the table's size, number of entries, and
+    /// where its built-in chains begin and end. One rule in another's place it does not tell.
+    pub(super) fn outline(&self) -> io::Result<Vec<u8>> {
+        self.get(GET_INFO, named(self.table, INFO))
+    }
+
     /// The names of all chains that are not built in.
     pub(super) fn chains(&self) -> io::Result<Vec<String>> {
         let table = self.table()?;
@@ -116,7 +122,7 @@ impl Legacy {
     fn table(&self) -> io::Result<Table> {
         let mut attempts = 0;
         loop {
-            let info = self.get(GET_INFO, named(self.table, INFO))?;
+            let info = self.outline()?;
             let size = u32_at(&info, INFO - 4).unwrap_or(0);
             let mut question = named(self.table, HEAD + size as usize);
             question[NAME..NAME + 4].copy_from_slice(&size.to_ne_bytes());
