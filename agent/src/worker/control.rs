@@ -104,7 +104,7 @@ impl Control {
                 flows,
                 counters: Arc::clone(&view.counters),
                 rendezvous: Arc::clone(&rendezvous),
-                heartbeat: Box::new(move || {
+                heartbeat: Arc::new(move || {
                     if let Err(error) = page.beat(index) {
                         tracing::error!(%error, "cannot write the heartbeat");
                     }
