@@ -2,6 +2,8 @@
 
 #[path = "iptables/explains.rs"]
 mod explains;
+#[path = "iptables/glances.rs"]
+mod glances;
 #[path = "iptables/removal.rs"]
 mod removal;
 #[path = "iptables/return_path.rs"]
