@@ -11,15 +11,21 @@ mod view;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use shunt_core::config::Config;
+use shunt_intercept::scheduling;
 use tokio::task::LocalSet;
 
 use self::control::Control;
 use crate::heartbeat::Heartbeats;
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
 use crate::{cli, privileges};
+
+/// The shortest slices that the kernel gives: beside busy applications a flow of small answers waits for the worker, not
+/// for the bytes of others.
+const SLICE: Duration = Duration::from_micros(100);
 
 pub fn run() -> ExitCode {
     match start() {
@@ -31,6 +37,8 @@ pub fn run() -> ExitCode {
 /// Privileges go first, before anything is read and before there is a second thread.
 fn start() -> Result<()> {
     privileges::drop_all()?;
+    // Before there is a second thread, which then has it too. Without it flows are only slower.
+    let slices = scheduling::take_slices(SLICE);
     let socket = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()
@@ -43,7 +51,11 @@ fn start() -> Result<()> {
         let channel = Channel::new(socket)
             .context("standard input is not a channel; `shunt worker` is started by `shunt run`")?;
         let (channel, greeting) = greet(channel).await?;
-        Control::start(channel, greeting)?.serve().await
+        let control = Control::start(channel, greeting)?;
+        if let Err(error) = slices {
+            tracing::debug!(%error, "the kernel gives no short slices");
+        }
+        control.serve().await
     })
 }
 

@@ -4,6 +4,7 @@
 //! between the two baselines is noise. Nothing else should run on the machine.
 
 mod cases;
+mod flood;
 mod load;
 mod memory;
 mod report;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use self::cases::{BASELINE, CASES, Case};
+use self::load::Part;
 pub use self::load::{LoadArgs, load};
 use self::report::Report;
 use self::stage::Stage;
@@ -32,6 +34,9 @@ pub struct Args {
     /// Only these cases, beside the baseline
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only how bytes move in bulk, and what a quiet neighbour notices of it
+    #[arg(long)]
+    bulk: bool,
     /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -67,7 +72,8 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         (args.runs, "0.5")
     };
-    let stage = Stage::set(seconds);
+    let part = if args.bulk { Part::Bulk } else { Part::All };
+    let stage = Stage::set(seconds, part);
     let wanted = |case: &&Case| {
         case.name == BASELINE
             || args.only.is_empty()

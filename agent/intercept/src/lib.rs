@@ -26,6 +26,7 @@ mod netlink;
 pub mod netns;
 pub mod original_dst;
 pub mod return_path;
+pub mod scheduling;
 pub mod strays;
 pub mod watch;
 

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::half::{Half, Side, Way};
 pub(crate) use self::shortcut::Shortcut;
+use self::turns::Turns;
 use crate::account::Account;
 use crate::buffers::Buffers;
 use crate::pipes::Pipes;
@@ -29,12 +30,14 @@ mod half;
 mod shortcut;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 /// What a worker lends to its relays.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pools {
     pub(crate) buffers: Buffers,
     pub(crate) pipes: Pipes,
+    pub(crate) turns: Turns,
 }
 
 /// What the configuration says about a relay.
@@ -78,8 +81,9 @@ pub(crate) async fn relay(
                 splice_after: rules.splice_after,
             },
         };
-        let mut to_upstream = Half::new(client_read, upstream_write, way);
-        let mut to_client = Half::new(upstream_read, client_write, way);
+        let half = |read, write| Half::new(read, write, &pools.turns, way);
+        let mut to_upstream = half(client_read, upstream_write);
+        let mut to_client = half(upstream_read, client_write);
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {

@@ -46,7 +46,7 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
     /// Called every 100 ms.
-    pub heartbeat: Box<dyn Fn() + Send>,
+    pub heartbeat: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// The handle that the control thread holds.
@@ -96,6 +96,8 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
         .name(format!("worker-{}", context.index))
         .spawn(move || {
             let tasks = LocalSet::new();
+            // A task of its own, as waking what the thread blocks on costs two system calls more.
+            runtime.spawn(beat(Arc::clone(&context.heartbeat)));
             let local = Rc::new(Local {
                 context,
                 pools: Pools::default(),
@@ -169,19 +171,23 @@ struct Open {
     close: watch::Sender<bool>,
 }
 
+/// As long as this thread gets to run something else after each task.
+async fn beat(heartbeat: Arc<dyn Fn() + Send + Sync>) {
+    let mut beats = interval(HEARTBEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        heartbeat();
+    }
+}
+
 async fn run<S: SocketSupply, O: OriginalDstSource>(
     local: Rc<Local<S, O>>,
     mut orders: mpsc::UnboundedReceiver<Command>,
 ) {
-    let mut beats = interval(HEARTBEAT);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut deadline = None;
     loop {
         let alive = tokio::select! {
-            _ = beats.tick() => {
-                (local.context.heartbeat)();
-                continue;
-            }
             order = orders.recv(), if deadline.is_none() => order,
             () = sleep(LOOK), if deadline.is_some() => {
                 if local.is_idle() || deadline.flatten().is_some_and(|at| Instant::now() >= at) {

@@ -29,9 +29,12 @@ impl ConfigSource {
             .as_deref()
             .map(|path| {
                 let directory = directory_of(path);
-                let mut watcher = notify::recommended_watcher(move |_| {
-                    // Full: a change is already reported.
-                    let _ = tell.try_send(());
+                let mut watcher = notify::recommended_watcher(move |event| {
+                    // Our own reading is told too: taken for a change, it would lead to the next, for ever.
+                    if !is_access(&event) {
+                        // Full: a change is already reported.
+                        let _ = tell.try_send(());
+                    }
                 })?;
                 watcher
                     .watch(directory, RecursiveMode::NonRecursive)
@@ -78,6 +81,11 @@ impl ConfigSource {
             }
         }
     }
+}
+
+/// Somebody opened, read or closed a file; what was written has been told before.
+fn is_access(event: &notify::Result<notify::Event>) -> bool {
+    matches!(event, Ok(event) if event.kind.is_access())
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -108,7 +108,7 @@ impl Control {
                 counters: Arc::clone(&view.counters),
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
-                heartbeat: Box::new(move || {
+                heartbeat: Arc::new(move || {
                     if let Err(error) = page.beat(index) {
                         tracing::error!(%error, "cannot write the heartbeat");
                     }

@@ -10,11 +10,11 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shunt_tests::load::pattern::{PERIOD, is_pattern, pattern};
 
-use super::Figures;
+use super::{Figures, flood};
 use crate::run::answer;
 
 const ECHO_PORT: u16 = 9000;
-const SINK_PORT: u16 = 9001;
+pub(super) const SINK_PORT: u16 = 9001;
 /// Bound last: when it listens, all do.
 pub(super) const CONNECT_PORT: u16 = 9002;
 
@@ -38,6 +38,11 @@ enum Role {
         #[arg(long, value_enum, default_value_t = Part::All)]
         only: Part,
     },
+    /// Fills connections with bytes until standard input ends
+    Flood {
+        #[arg(long)]
+        host: String,
+    },
     /// Opens connections and keeps them until standard input ends
     Hold {
         #[arg(long)]
@@ -48,9 +53,12 @@ enum Role {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Part {
+pub(super) enum Part {
     All,
+    Bulk,
     Connects,
+    /// Small questions, while others move much
+    Quiet,
 }
 
 pub fn load(args: &LoadArgs) -> Result<()> {
@@ -62,6 +70,7 @@ pub fn load(args: &LoadArgs) -> Result<()> {
     setrlimit(Resource::Nofile, many).context("cannot raise RLIMIT_NOFILE")?;
     match &args.role {
         Role::Server => serve(),
+        Role::Flood { host } => flood::pour(host),
         Role::Hold { host, count } => hold(host, *count),
         Role::Client {
             host,
@@ -185,28 +194,49 @@ fn sink(mut stream: TcpStream) -> io::Result<()> {
 fn client(host: &str, time: Duration, only: Part) -> Result<Figures> {
     let at = |port| -> Result<SocketAddr> { Ok(SocketAddr::new(host.parse()?, port)) };
     let mut figures = Figures::new();
-    if only == Part::Connects {
-        connects(&mut figures, at(CONNECT_PORT)?, time)?;
-        return Ok(figures);
-    }
-    for size in [SMALL, 1024, 16384] {
-        let mut samples = ping_pong(at(ECHO_PORT)?, size, time)?;
-        if size == SMALL {
-            figures.insert("rate_1".into(), samples.len() as f64 / time.as_secs_f64());
+    let sizes: (&[usize], &[usize]) = match only {
+        Part::All => (&[SMALL, 1024, 16384], &[65536, 1024]),
+        Part::Bulk => (&[SMALL], &[65536]),
+        Part::Connects => (&[], &[]),
+        Part::Quiet => {
+            round_trips(&mut figures, "quiet", at(ECHO_PORT)?, SMALL, time)?;
+            return Ok(figures);
         }
-        samples.sort_unstable();
-        figures.insert(format!("rtt_{size}_p50_us"), percentile(&samples, 50));
-        figures.insert(format!("rtt_{size}_p99_us"), percentile(&samples, 99));
+    };
+    for size in sizes.0 {
+        let name = format!("rtt_{size}");
+        let count = round_trips(&mut figures, &name, at(ECHO_PORT)?, *size, time)?;
+        if *size == SMALL {
+            figures.insert("rate_1".into(), count as f64 / time.as_secs_f64());
+        }
     }
-    figures.insert("rate_64".into(), many(at(ECHO_PORT)?, time)?);
-    for size in [65536, 1024] {
-        figures.insert(
-            format!("throughput_{size}_mbps"),
-            bulk(at(SINK_PORT)?, size, time)?,
-        );
+    if only == Part::All {
+        figures.insert("rate_64".into(), many(at(ECHO_PORT)?, time)?);
     }
-    connects(&mut figures, at(CONNECT_PORT)?, time)?;
+    for size in sizes.1 {
+        let start = Instant::now();
+        let rate = bulk(at(SINK_PORT)?, *size, |_| start.elapsed() < time)?;
+        figures.insert(format!("throughput_{size}_mbps"), rate);
+    }
+    if only != Part::Bulk {
+        connects(&mut figures, at(CONNECT_PORT)?, time)?;
+    }
     Ok(figures)
+}
+
+/// Adds the figures of one connection's questions and answers; how many there were.
+fn round_trips(
+    figures: &mut Figures,
+    name: &str,
+    to: SocketAddr,
+    size: usize,
+    time: Duration,
+) -> Result<usize> {
+    let mut samples = ping_pong(to, size, time)?;
+    samples.sort_unstable();
+    figures.insert(format!("{name}_p50_us"), percentile(&samples, 50));
+    figures.insert(format!("{name}_p99_us"), percentile(&samples, 99));
+    Ok(samples.len())
 }
 
 fn connects(figures: &mut Figures, to: SocketAddr, time: Duration) -> Result<()> {
@@ -281,12 +311,17 @@ fn many(to: SocketAddr, time: Duration) -> Result<f64> {
 }
 
 /// Megabytes (1,000,000 bytes) per second, until the other side has checked the last byte.
-fn bulk(to: SocketAddr, size: usize, time: Duration) -> Result<f64> {
+/// `goes_on` is asked before each write, with the number of bytes so far.
+pub(super) fn bulk(
+    to: SocketAddr,
+    size: usize,
+    mut goes_on: impl FnMut(u64) -> bool,
+) -> Result<f64> {
     let pattern = pattern(size);
     let mut stream = TcpStream::connect(to)?;
     let start = Instant::now();
     let mut sent = 0_u64;
-    while start.elapsed() < time {
+    while goes_on(sent) {
         let from = (sent % PERIOD) as usize;
         stream.write_all(&pattern[from..from + size])?;
         sent += size as u64;

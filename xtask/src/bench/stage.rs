@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use shunt_tests::agent::entry;
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, wait};
 
 use super::cases::{Case, Setup};
-use super::{Figures, load, memory};
+use super::load::Part;
+use super::{Figures, flood, load, memory};
 use crate::run::{root, say};
 
 /// Policy entries (addresses that nobody dials) with which the rate of connections is measured.
@@ -23,24 +25,27 @@ pub(super) struct Stage {
     world: World,
     client: Pod,
     server: Pod,
+    /// Enrolled like the client, and loud.
+    neighbour: Pod,
     /// Two that are not enrolled and talk to each other, and some that come and go.
     stranger: Pod,
     strange_server: Pod,
     crowd: Vec<Pod>,
     seconds: &'static str,
+    part: Part,
     program: String,
     _servers: [Running; 2],
     _congestion: Congestion,
 }
 
 impl Stage {
-    pub(super) fn set(seconds: &'static str) -> Self {
+    pub(super) fn set(seconds: &'static str, part: Part) -> Self {
         let _congestion = Congestion::allow();
         let world = World::new();
-        let [client, server, stranger, strange_server] = [(); 4].map(|()| world.pod());
+        let [client, server, neighbour, stranger, strange_server] = [(); 5].map(|()| world.pod());
         let crowd = (0..4).map(|_| world.pod()).collect();
         let program = root().join("target/release/xtask").display().to_string();
-        for pod in [&client, &server, &stranger, &strange_server] {
+        for pod in [&client, &server, &neighbour, &stranger, &strange_server] {
             tune(pod);
         }
         let serve = |pod: &Pod| {
@@ -53,10 +58,12 @@ impl Stage {
             world,
             client,
             server,
+            neighbour,
             stranger,
             strange_server,
             crowd,
             seconds,
+            part,
             program,
             _servers,
             _congestion,
@@ -65,7 +72,10 @@ impl Stage {
 
     pub(super) fn measure(&self, case: &Case) -> Result<Figures> {
         let Some(setup) = &case.agent else {
-            let mut figures = self.load(&self.client, &self.server, &[])?;
+            let mut figures = self.measured()?;
+            if self.part == Part::Bulk {
+                return Ok(figures);
+            }
             self.memory(&mut figures, None)?;
             return Ok(figures);
         };
@@ -73,13 +83,26 @@ impl Stage {
             .set(setup.setting)
             .enrol("client", &self.client, setup.workload)
             .enrol("server", &self.server, setup.workload)
+            .enrol("neighbour", &self.neighbour, setup.workload)
             .start();
-        let mut figures = self.load(&self.client, &self.server, &[])?;
+        let mut figures = self.measured()?;
         figures.insert("rss_mb".into(), memory::resident(&agent)? * 1024.0 / 1e6);
-        if setup.steering {
+        if setup.steering && self.part == Part::All {
             self.steering(&mut figures, setup, &agent)?;
             self.memory(&mut figures, Some(&agent))?;
         }
+        Ok(figures)
+    }
+
+    /// What is measured in every case.
+    fn measured(&self) -> Result<Figures> {
+        let only = |part| self.load(&self.client, &self.server, &["--only", part]);
+        let part = self.part.to_possible_value().context("a part")?;
+        let mut figures = only(part.get_name())?;
+        let (program, host) = (&self.program, &self.server.v4);
+        flood::beside(&mut figures, &self.neighbour, program, host, || {
+            only("quiet")
+        })?;
         Ok(figures)
     }
 

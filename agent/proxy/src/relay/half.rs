@@ -22,13 +22,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::Pools;
+use super::turns::{Turn, Turns};
 use crate::buffers::{Lease, Size};
 use crate::pipes::{self, NoPipe};
-
-/// Bytes that a direction moves before others have their turn, some 30 microseconds. tokio's own budget counts
-/// operations, and one splice moves as much as a hundred small reads: beside eight bulk flows a small answer came
-/// 3 ms late with turns of a megabyte.
-const TURN: u64 = 128 << 10;
 
 /// Bytes at least between two attempts to get a pipe.
 const ASK_AGAIN: u64 = 1 << 20;
@@ -46,6 +42,7 @@ pub(super) struct Half<'a> {
     splice_at: Option<u64>,
     splice_after: u64,
     spliced: bool,
+    turn: Turn,
     way: Way,
     /// The source had nothing more when it was asked last, and everything before that is written.
     drained: bool,
@@ -96,7 +93,7 @@ pub(super) enum Side {
 }
 
 impl<'a> Half<'a> {
-    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, way: Way) -> Self {
+    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, turns: &Turns, way: Way) -> Self {
         let splice_after = match way {
             Way::Tcp { splice_after } => splice_after,
             Way::Queues => None,
@@ -111,34 +108,51 @@ impl<'a> Half<'a> {
             splice_at: splice_after,
             splice_after: splice_after.unwrap_or_default(),
             spliced: false,
+            turn: turns.turn(),
             way,
             drained: false,
         }
     }
 
-    /// Ready when this direction has ended in order.
+    /// Ready when this direction has ended in order. Moves a turn's bytes at most.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         pools: &Pools,
         agent: &AgentCounters,
-        mut count: impl FnMut(DataPath, u64),
+        count: impl FnMut(DataPath, u64),
     ) -> Poll<Result<(), Side>> {
-        let turn_ends = self.moved + TURN;
+        let turn = ready!(self.turn.poll_begin(cx));
+        let before = self.moved;
+        let polled = self.poll_turn(cx, pools, agent, count, before + turn);
+        let moved = self.moved - before;
+        let used_up = polled.is_pending() && moved >= turn;
+        self.turn.end(cx, moved, used_up);
+        polled
+    }
+
+    fn poll_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        pools: &Pools,
+        agent: &AgentCounters,
+        mut count: impl FnMut(DataPath, u64),
+        turn_ends: u64,
+    ) -> Poll<Result<(), Side>> {
         loop {
             if !matches!(self.load, Load::Nothing) {
                 let (path, written) = ready!(self.poll_write(cx)).map_err(Side::Write)?;
                 self.moved += written;
                 count(path, written);
                 if self.moved >= turn_ends {
-                    // Goes on after the driver has looked for others, which waking ourselves would not wait for.
-                    return pin!(tokio::task::yield_now()).poll(cx).map(Ok);
+                    return Poll::Pending;
                 }
                 continue;
             }
             match self.state {
                 State::Moving => {
-                    let taken = self.poll_take(cx, pools, agent);
+                    let left = turn_ends - self.moved;
+                    let taken = self.poll_take(cx, pools, agent, left);
                     self.drained = taken.is_pending();
                     if ready!(taken).map_err(Side::Read)? == 0 {
                         self.state = State::Ending;
@@ -209,15 +223,16 @@ impl<'a> Half<'a> {
         Poll::Ready(Ok((path, written as u64)))
     }
 
-    /// Takes what the source has; 0 is its end. Pending gives buffer and pipe back.
+    /// Takes what the source has, by splicing `most` bytes of it; 0 is its end. Pending gives buffer and pipe back.
     fn poll_take(
         &mut self,
         cx: &mut Context<'_>,
         pools: &Pools,
         agent: &AgentCounters,
+        most: u64,
     ) -> Poll<io::Result<usize>> {
         if self.splice_at.is_some_and(|at| self.moved >= at) {
-            match ready!(self.poll_splice(cx, pools))? {
+            match ready!(self.poll_splice(cx, pools, most))? {
                 Ok(taken) => {
                     if !std::mem::replace(&mut self.spliced, true) {
                         agent.splice_begun.fetch_add(1, Relaxed);
@@ -270,6 +285,7 @@ impl<'a> Half<'a> {
         &mut self,
         cx: &mut Context<'_>,
         pools: &Pools,
+        most: u64,
     ) -> Poll<io::Result<Result<usize, NoPipe>>> {
         let source: &TcpStream = self.read.as_ref();
         loop {
@@ -279,7 +295,7 @@ impl<'a> Half<'a> {
                 Err(no_pipe) => return Poll::Ready(Ok(Err(no_pipe))),
             };
             let mut load = Load::Nothing;
-            let taken = source.try_io(Interest::READABLE, || match pipe.take(source) {
+            let taken = source.try_io(Interest::READABLE, || match pipe.take(source, most) {
                 // splice stops for ever at urgent data, which reading skips: only reading knows that there is nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut lease = pools.buffers.lease(Size::default());

@@ -13,6 +13,7 @@ use tokio::task::LocalSet;
 use super::*;
 
 mod splice;
+mod turns;
 
 /// Two connected sockets on loopback.
 async fn connected() -> (TcpStream, TcpStream) {

@@ -18,7 +18,7 @@ fn rules() -> Rules {
 }
 
 /// Writes in uneven pieces, and ends.
-async fn write_all(mut to: OwnedWriteHalf, bytes: Rc<Vec<u8>>) {
+pub(super) async fn write_all(mut to: OwnedWriteHalf, bytes: Rc<Vec<u8>>) {
     let (mut rest, mut piece) = (&bytes[..], 1);
     while !rest.is_empty() {
         let (now, later) = rest.split_at(piece.min(rest.len()));
@@ -28,7 +28,7 @@ async fn write_all(mut to: OwnedWriteHalf, bytes: Rc<Vec<u8>>) {
     to.shutdown().await.expect("half closed");
 }
 
-async fn read_to_end(mut from: OwnedReadHalf) -> Vec<u8> {
+pub(super) async fn read_to_end(mut from: OwnedReadHalf) -> Vec<u8> {
     let mut got = Vec::new();
     from.read_to_end(&mut got).await.expect("read");
     got
