@@ -88,6 +88,9 @@ fn table(answer: &Explanation) -> String {
             let _ = write!(text, "\n{name}: {}", told(condition, words));
         }
     }
+    if let Some(reason) = &answer.path_reason {
+        let _ = write!(text, "\npath: {reason}");
+    }
     let configured = answer.configured.as_deref().unwrap_or("nothing");
     let _ = write!(
         text,

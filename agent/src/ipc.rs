@@ -35,6 +35,8 @@ pub enum ToWorker {
     Captures,
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,
+    /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
+    Shortcuts,
     /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.

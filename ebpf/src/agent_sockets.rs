@@ -8,8 +8,9 @@
 //! SYN cookies the listener is looked up again by the handshake's last segment.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    BPF_ANY, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
@@ -20,6 +21,7 @@ use shunt_ebpf_common::maps::{Event, Handshake, OwnFlow};
 use crate::connect::is_own_mark;
 use crate::handshake::{local_address, remote_address};
 use crate::maps::{ACCEPTED, HANDSHAKES, OWN_FLOWS, count};
+use crate::pairing;
 
 const DONE: u32 = 1;
 
@@ -28,8 +30,10 @@ pub fn shunt_agent(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
             let _ = OWN_FLOWS.remove(&key(&ctx));
+            pairing::left(&ctx);
         }
         _ => {}
     }
@@ -51,6 +55,7 @@ fn accepted(ctx: &SockOpsContext) {
         return;
     };
     let _ = HANDSHAKES.remove(&handshake);
+    pairing::accepted(ctx);
     let map = (&raw const ACCEPTED).cast_mut().cast();
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the program's context; the socket is checked for null, and the value lives across the call.
@@ -65,6 +70,21 @@ fn accepted(ctx: &SockOpsContext) {
             ctx,
             "no storage for an accepted socket: the connection will be refused"
         );
+    }
+}
+
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    // SAFETY: the program's context; the socket is checked for null.
+    let own = unsafe {
+        let sk = (*ctx.ops).__bindgen_anon_2.sk;
+        !sk.is_null() && is_own_mark((*sk).mark)
+    };
+    // SAFETY: the program's context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    let port = u32::from_be(ctx.remote_port()) as u16;
+    if own && pairing::is_wanted(netns, &remote_address(ctx), port) {
+        pairing::connected(ctx);
     }
 }
 

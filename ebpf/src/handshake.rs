@@ -1,5 +1,5 @@
-//! sock_ops at the workload's cgroup: leaves a captured connection's destination for the accepting side, and keeps
-//! count of the ports on which the workload listens.
+//! sock_ops at the workload's cgroup: leaves a captured connection's destination for the accepting side, keeps count of
+//! the ports on which the workload listens, and tells `pairing` of the applications' ends.
 //!
 //! `agent_sockets` takes a handshake entry when the connection is established. Here it is removed only when that never
 //! happened, and not at close: the agent's side may be established after the client has sent everything and closed.
@@ -7,8 +7,8 @@
 //! Attached to nested cgroups, this runs more than once for each event: doing it twice must be doing it once.
 
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
     BPF_TCP_CLOSE, BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
@@ -16,10 +16,11 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Destination, Event, Handshake, ListeningPort};
+use shunt_ebpf_common::maps::{Destination, Event, Handshake, ListeningPort, Workload};
 
 use crate::connect::{note_of, storage};
 use crate::maps::{HANDSHAKES, LISTENING, SocketNote, WORKLOADS, count};
+use crate::pairing;
 
 /// sock_ops programs return 1; the reply is not ours to touch.
 const DONE: u32 = 1;
@@ -29,7 +30,12 @@ pub fn shunt_handshake(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => closed(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
+            closed(&ctx);
+            pairing::left(&ctx);
+        }
         _ => {}
     }
     DONE
@@ -58,6 +64,36 @@ fn connecting(ctx: &SockOpsContext) {
         );
     }
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+}
+
+/// A captured connection reached the agent.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    let note = socket_note(ctx);
+    // SAFETY: checked for null.
+    if note.is_null() || unsafe { (*note).state } & SocketNote::CAPTURED == 0 {
+        return;
+    }
+    // SAFETY: as above, and the program's context.
+    let (netns, destination) =
+        unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), (*note).destination) };
+    if pairing::is_wanted(netns, &destination.address, destination.port) {
+        pairing::connected(ctx);
+    }
+}
+
+/// A connection reached an application. Only ends that are wanted wait to be met.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    const SOME: u32 = Workload::ACCELERATE | Workload::ACCELERATION_BY_PORT;
+    // SAFETY: the program's context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    // SAFETY: see `connect`.
+    let flags = unsafe { WORKLOADS.get(&netns) }.map_or(0, |workload| workload.flags);
+    // At the cgroup2 root this also sees what the agent accepts on loopback; that is `agent_sockets`' affair.
+    if flags & SOME != 0 && !local_address(ctx).is_loopback() {
+        pairing::accepted(ctx);
+    }
 }
 
 #[inline(always)]

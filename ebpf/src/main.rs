@@ -10,8 +10,10 @@ mod getpeername;
 mod getsockname;
 mod handshake;
 mod maps;
+mod pairing;
 mod rules;
 mod sk_lookup;
+mod sk_msg;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -4,10 +4,11 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash, SockMap};
+use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
-    Destination, Event, Handshake, ListeningPort, NetnsCookie, OwnFlow, RuleKey, RuleMarks,
-    Workload, capacity,
+    Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
+    RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
 
 /// The enrolled workloads. Written by the agent, read by every hook.
@@ -57,6 +58,57 @@ pub static ACCEPTED: SkStorage<Destination> = SkStorage::new();
 /// getsockname. Lives and dies with the socket.
 #[btf_map(name = "SHUNT_SOCKETS")]
 pub static SOCKETS: SkStorage<SocketNote> = SkStorage::new();
+
+/// The addresses of enrolled workloads. Written by the agent, read by `pairing`. A hint: another network may use the
+/// same ones.
+#[map(name = "SHUNT_ADDRESSES")]
+pub static ADDRESSES: HashMap<Address, NetnsCookie> =
+    HashMap::with_max_entries(capacity::ADDRESSES, BPF_F_NO_PREALLOC);
+
+/// Sockets that can be redirected to, and whose messages `sk_msg` sees. Written by `pairing`; the kernel removes a
+/// socket when it is closed. An entry is never deleted otherwise: what waits in such a socket would be lost.
+#[map(name = "SHUNT_SOCKHASH")]
+pub static SOCKHASH: SockHash<SocketCookie> = SockHash::with_max_entries(capacity::SOCKETS, 0);
+
+/// Connecting ends that wait for the accepting ones. Written by `pairing`.
+#[map(name = "SHUNT_MEETINGS")]
+pub static MEETINGS: HashMap<Meeting, SocketCookie> =
+    HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
+
+/// From a connecting end to its accepting one. Written by `pairing`, read by `sk_msg` and the data plane.
+#[map(name = "SHUNT_PEERS")]
+pub static PEERS: HashMap<SocketCookie, SocketCookie> =
+    HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
+
+/// The kernel's address of each socket in `SOCKHASH`, to read how full its queue is. Written by `pairing`, read by
+/// `sk_msg`. Nobody outside the kernel is given this map.
+#[map(name = "SHUNT_QUEUES")]
+pub static QUEUES: HashMap<SocketCookie, u64> =
+    HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
+
+/// Written by the data plane and `sk_msg`.
+#[map(name = "SHUNT_HANDOFFS")]
+pub static HANDOFFS: HashMap<SocketCookie, Handoff> =
+    HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
+
+/// The ends of accelerated connections. Written by `pairing` and `sk_msg`, read by the data plane (its own sockets).
+#[btf_map(name = "SHUNT_ENDS")]
+pub static ENDS: SkStorage<End> = SkStorage::new();
+
+/// What only the kernel knows of an end. Written by `pairing` and `sk_msg`.
+#[btf_map(name = "SHUNT_SENDERS")]
+pub static SENDERS: SkStorage<Sender> = SkStorage::new();
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Sender {
+    /// Where messages are redirected to.
+    pub target: SocketCookie,
+    /// From `QUEUES`; 0: not looked up yet.
+    pub queue: u64,
+    /// Where a connecting end waits.
+    pub meeting: Meeting,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -57,6 +57,8 @@ pub struct Explanation {
     pub rule: String,
     /// Of captured connections, as far as it is known beforehand.
     pub path: Option<DataPath>,
+    /// Why this path.
+    pub path_reason: Option<String>,
     /// In the order in which they are asked; the last one decided.
     pub steps: Vec<Step>,
     pub gate: Condition,
@@ -137,6 +139,7 @@ impl Explanation {
             outcome: Outcome::Direct,
             rule: String::new(),
             path: None,
+            path_reason: None,
             steps: Vec::new(),
             gate: unknown(),
             listener: unknown(),

@@ -91,6 +91,50 @@ pub trait OriginalDstSource: Clone + Send + 'static {
     ) -> Result<OriginalDst, OriginalDstError>;
 }
 
+/// `SO_COOKIE` of a socket.
+pub type SocketCookie = u64;
+
+/// Who is at the other end of a connection of the agent's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    /// The connection is TCP only.
+    NotAccelerated,
+    /// The agent's end is ready to be accelerated, the other one was not found or is not there yet.
+    Unknown,
+    Found(SocketCookie),
+}
+
+/// Lets the two applications of a flow send to each other past the agent.
+pub trait Accelerator: std::fmt::Debug + Send + Sync {
+    /// Of one of the agent's own sockets.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn far_end(&self, socket: BorrowedFd<'_>) -> io::Result<FarEnd>;
+
+    /// Is everything that was ever sent on this socket, `bytes`, in its far end's queue?
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn has_delivered(&self, socket: BorrowedFd<'_>, bytes: u64) -> io::Result<bool>;
+
+    /// From now on what `from` sends goes straight to `to`, provided that it has sent exactly `at` bytes: those that the
+    /// agent has delivered.
+    ///
+    /// # Errors
+    /// There is no room for more.
+    fn hand_over(&self, from: SocketCookie, to: SocketCookie, at: u64) -> io::Result<()>;
+
+    /// Bytes that `from` has sent past the agent.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn moved(&self, from: SocketCookie) -> io::Result<u64>;
+
+    /// The flow has ended.
+    fn forget(&self, from: SocketCookie);
+}
+
 #[derive(Debug, Error)]
 pub enum OriginalDstError {
     #[error("nobody noted an original destination for this connection")]

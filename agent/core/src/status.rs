@@ -83,6 +83,8 @@ impl BytesByPath {
         match path {
             DataPath::Copy => self.copy += bytes,
             DataPath::Splice => self.splice += bytes,
+            DataPath::Sockmap => self.sockmap += bytes,
+            DataPath::Handoff => self.handoff += bytes,
         }
     }
 }

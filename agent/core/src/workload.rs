@@ -77,13 +77,47 @@ pub enum OnFailure {
     Closed,
 }
 
-/// May same-node connections of this workload take a path past the TCP stack?
+/// May same-node connections take a path past the TCP stack?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Acceleration {
     Off,
+    /// Where nothing that an application may see is different. Nothing can tell yet: as [`Acceleration::Off`].
     #[default]
     Auto,
+    /// Also where blocking and splicing applications see differences, see docs/semantics.md.
+    Always,
+}
+
+/// [`Acceleration`] by the server's port; the two workloads of a connection must agree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccelerationPolicy {
+    /// Of ports without a rule of their own.
+    pub default: Acceleration,
+    /// No two of them overlap.
+    pub ports: Vec<(PortRange, Acceleration)>,
+}
+
+impl AccelerationPolicy {
+    pub fn of(&self, port: u16) -> Acceleration {
+        let ruled = self.ports.iter().find(|(range, _)| range.contains(port));
+        ruled.map_or(self.default, |(_, acceleration)| *acceleration)
+    }
+
+    /// Is anything accelerated at all?
+    pub fn is_any(&self) -> bool {
+        let ruled = self.ports.iter().map(|(_, acceleration)| *acceleration);
+        ruled
+            .chain([self.default])
+            .any(|acceleration| acceleration == Acceleration::Always)
+    }
+}
+
+impl From<Acceleration> for AccelerationPolicy {
+    fn from(default: Acceleration) -> Self {
+        let ports = Vec::new();
+        Self { default, ports }
+    }
 }
 
 /// An inclusive range of ports, 1..=65535.
@@ -146,7 +180,7 @@ pub struct WorkloadSpec {
     pub labels: BTreeMap<String, String>,
     /// The workload's own wish, or the global one.
     pub mode: ModeSetting,
-    pub acceleration: Acceleration,
+    pub acceleration: AccelerationPolicy,
     pub on_failure: OnFailure,
     pub outbound: CapturePolicy,
     pub inbound: CapturePolicy,

@@ -3,8 +3,10 @@
 //! Nothing is pinned where anybody could see it: when this process ends, however it ends, every program is detached
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
+mod acceleration;
 mod clock;
 mod destinations;
+mod element;
 mod explain;
 pub(crate) mod foreign;
 mod hooks;
@@ -14,7 +16,9 @@ mod listening_ports;
 mod object;
 mod pins;
 mod probe;
+mod shortcuts;
 mod trie;
+mod value;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -27,11 +31,10 @@ use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
-use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
-use shunt_ebpf_common::decision::Rules;
 use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 
+use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
@@ -39,6 +42,8 @@ use self::object::{Inbound, Object};
 use self::pins::Pins;
 pub use self::pins::Remains;
 pub use self::probe::probe;
+pub use self::shortcuts::Shortcuts;
+use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
@@ -63,6 +68,8 @@ pub struct EbpfBackend {
     enrolled: HashMap<WorkloadId, Enrolled>,
     next_rules: u32,
     last_look: Instant,
+    /// Or why no connection can be accelerated.
+    acceleration: Result<Acceleration, String>,
     bpffs: PathBuf,
     /// Made when the first workload needs it.
     pins: Option<Pins>,
@@ -72,6 +79,7 @@ struct Enrolled {
     cookie: NetnsCookie,
     /// What the hooks read of it.
     value: Workload,
+    addresses: Vec<IpAddr>,
     rules: Vec<RuleEntry>,
     /// Where the round of looks at them is.
     rules_looked: usize,
@@ -90,7 +98,9 @@ impl EbpfBackend {
     pub fn load(marks: Marks, agent_cgroup: &Path, bpffs: &Path) -> Result<Self, InterceptError> {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;
+        let acceleration = Acceleration::load(&mut object).map_err(|error| error.chain());
         Ok(Self {
+            acceleration,
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
             retired: Vec::new(),
@@ -115,6 +125,21 @@ impl EbpfBackend {
         self.object.destinations.fd().as_fd().try_clone_to_owned()
     }
 
+    /// What [`Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate. Flows of an earlier data plane are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn shortcut_fds(&mut self) -> std::io::Result<Vec<OwnedFd>> {
+        match &mut self.acceleration {
+            Ok(acceleration) => {
+                acceleration.forget_flows();
+                acceleration.fds()
+            }
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
     /// What the programs counted since they were loaded, by name.
     pub fn events(&self) -> Vec<(&'static str, u64)> {
         Event::NAMES
@@ -135,12 +160,13 @@ impl EbpfBackend {
         let rules_set = self.next_rules;
         self.next_rules += 1;
         let rules = self.write_rules(enrolment, rules_set)?;
-        let value = workload_value(enrolment, rules_set);
+        let value = self.workload_value(enrolment, rules_set);
         self.enrolled.insert(
             enrolment.id,
             Enrolled {
                 cookie,
                 value,
+                addresses: enrolment.addresses.clone(),
                 rules,
                 rules_looked: 0,
                 inbound: None,
@@ -150,6 +176,9 @@ impl EbpfBackend {
         self.workloads
             .insert(cookie, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.move_in(&[], &enrolment.addresses, cookie)?;
+        }
         self.listening.add(enrolment.id, &enrolment.netns)?;
         let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
         let pins = self.pins.as_ref().filter(|_| pinned);
@@ -180,6 +209,14 @@ impl EbpfBackend {
         self.pins.is_some()
     }
 
+    fn workload_value(&self, enrolment: &Enrolment, rules: u32) -> Workload {
+        let accelerated = match &self.acceleration {
+            Ok(_) => acceleration::flags(&enrolment.spec.acceleration),
+            Err(_) => 0,
+        };
+        value::of(enrolment, rules, accelerated)
+    }
+
     /// Writes a policy as a set of its own. On failure, nothing of it stays.
     fn write_rules(
         &mut self,
@@ -193,6 +230,7 @@ impl EbpfBackend {
         };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
+        entries.extend(trie::acceleration(set, &enrolment.spec.acceleration));
         for (index, (key, marks)) in entries.iter().enumerate() {
             if let Err(error) = self.rules.insert(key, marks, 0) {
                 for (written, _) in &entries[..index] {
@@ -240,7 +278,7 @@ impl Backend for EbpfBackend {
         let set = self.next_rules;
         self.next_rules += 1;
         let rules = self.write_rules(enrolment, set)?;
-        let value = workload_value(enrolment, set);
+        let value = self.workload_value(enrolment, set);
         if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
             self.retired.push((Instant::now(), rules));
             return Err(object::failed("write the workload", &error));
@@ -249,6 +287,11 @@ impl Backend for EbpfBackend {
             enrolled.value = value;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
+            if let Ok(acceleration) = &mut self.acceleration {
+                let now = &enrolment.addresses;
+                acceleration.move_in(&enrolled.addresses, now, enrolled.cookie)?;
+                enrolled.addresses.clone_from(now);
+            }
         }
         Ok(())
     }
@@ -271,6 +314,11 @@ impl Backend for EbpfBackend {
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
+        if let Ok(acceleration) = &mut self.acceleration {
+            for address in &enrolled.addresses {
+                acceleration.move_out(*address, enrolled.cookie);
+            }
+        }
         self.listening.remove(enrolment.id);
         Ok(())
     }
@@ -289,11 +337,18 @@ impl Backend for EbpfBackend {
     }
 
     fn describe(&self, enrolment: &Enrolment) -> String {
-        match &enrolment.spec.cgroup {
+        let mut text = match &enrolment.spec.cgroup {
             Some(cgroup) => format!("eBPF: hooks at cgroup {}", cgroup.display()),
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
+        };
+        if let Err(reason) = &self.acceleration
+            && enrolment.spec.acceleration.is_any()
+        {
+            text.push_str("; nothing is accelerated: ");
+            text.push_str(reason);
         }
+        text
     }
 
     fn explain(
@@ -323,63 +378,6 @@ fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
         Some(configured) => cgroup::resolve(configured),
         None => cgroup::mount_point(),
     }
-}
-
-fn outbound_rules(enrolment: &Enrolment) -> PolicyRules<'_> {
-    PolicyRules {
-        policy: &enrolment.spec.outbound,
-        own: &enrolment.addresses,
-    }
-}
-
-fn workload_value(enrolment: &Enrolment, rules: u32) -> Workload {
-    let mut flags = 0;
-    if enrolment.spec.on_failure == OnFailure::Closed {
-        flags |= Workload::FAIL_CLOSED;
-    }
-    if enrolment
-        .listeners
-        .iter()
-        .any(|listener| listener.spec.direction == Direction::Inbound)
-    {
-        flags |= Workload::CAPTURE_INBOUND;
-    }
-    let inbound = PolicyRules {
-        policy: &enrolment.spec.inbound,
-        own: &[],
-    };
-    let (source_v4, source_v6) = sources(&enrolment.addresses);
-    Workload {
-        id: enrolment.id.0,
-        flags,
-        outbound_ports_v4: outbound_ports(enrolment, Family::V4),
-        outbound_ports_v6: outbound_ports(enrolment, Family::V6),
-        restricts: [
-            outbound_rules(enrolment).restricts().0,
-            inbound.restricts().0,
-        ],
-        source_v4,
-        source_v6,
-        rules,
-    }
-}
-
-/// Every place is filled: with fewer listeners some serve more destinations.
-fn outbound_ports(enrolment: &Enrolment, family: Family) -> [u16; Workload::OUTBOUND_PORTS] {
-    let mut ports = [0; Workload::OUTBOUND_PORTS];
-    let bound = enrolment.ports(Direction::Outbound, family);
-    let listeners: Vec<u16> = bound.collect();
-    for (place, port) in ports.iter_mut().zip(listeners.iter().cycle()) {
-        *place = *port;
-    }
-    ports
-}
-
-/// The addresses that `getsockname` shows: the first of each family, in kernel form; 0 where there is none.
-fn sources(addresses: &[IpAddr]) -> (u32, [u32; 4]) {
-    let first = |v4: bool| addresses.iter().find(|ip| ip.is_ipv4() == v4);
-    let words = |ip: Option<&IpAddr>| ip.map_or([0; 4], |ip| shunt_core::address::to_kernel(*ip).0);
-    (words(first(true))[3], words(first(false)))
 }
 
 impl std::fmt::Debug for EbpfBackend {

@@ -13,6 +13,7 @@
 //! | [`strays`] | processes that the hooks do not see |
 //! | [`original_dst`] | where an accepted connection was going |
 
+mod btf;
 pub mod cgroup;
 pub mod drift;
 pub mod ebpf;

@@ -116,7 +116,7 @@ impl Account {
     /// A connection is on the fastest path that it has taken: its small answers are copied while it splices.
     fn moved(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_by_path.add(path, bytes);
-        if path == DataPath::Splice && self.record.path != path {
+        if path as usize > self.record.path as usize {
             self.counters().for_each(|flows| {
                 flows.on(path).active.fetch_add(1, Relaxed);
                 flows.on(self.record.path).active.fetch_sub(1, Relaxed);

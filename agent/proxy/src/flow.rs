@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::account::Account;
 use crate::connect::{self, ConnectError};
-use crate::relay::{Rules, relay};
+use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
 use crate::worker::{Counted, Local};
 
@@ -78,7 +78,18 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                         timeouts: snapshot.timeouts,
                         splice_after: snapshot.splice_after,
                     };
-                    let end = relay(client, upstream, &local.pools, &rules, &mut account).await;
+                    let accelerator = local.context.shortcuts.get().map(Box::as_ref);
+                    let shortcut =
+                        accelerator.and_then(|kernel| Shortcut::begin(kernel, &client, &upstream));
+                    let end = relay(
+                        client,
+                        upstream,
+                        &local.pools,
+                        &rules,
+                        shortcut,
+                        &mut account,
+                    )
+                    .await;
                     (end.reason, end.error.map(|error| error.to_string()))
                 }
             }
@@ -149,7 +160,7 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
     local
         .context
         .rendezvous
-        .arrive(tuple, listener.workload)
+        .arrive(tuple, local.count(listener.workload))
         .await
 }
 
@@ -306,14 +317,14 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         let begun = self.upstream().await?;
         let source = begun.local;
         let mut crossing = intent.cross(canonical(source));
-        let there = match begun.connected(self.snapshot.timeouts.connect).await {
+        let held = match begun.connected(self.snapshot.timeouts.connect).await {
             Ok(stream) => match crossing.arrived().await {
-                Some(there) => there,
+                Some(held) => held,
                 None => return Ok((stream, None)),
             },
             Err(error) => crossing.has_arrived().ok_or(error)?,
         };
-        let held = self.local.count(there);
+        let there = held.workload();
         let transparent = self
             .snapshot
             .workloads

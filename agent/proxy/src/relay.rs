@@ -19,12 +19,14 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::half::{Half, Side};
+use self::half::{Half, Side, Way};
+pub(crate) use self::shortcut::Shortcut;
 use crate::account::Account;
 use crate::buffers::Buffers;
 use crate::pipes::Pipes;
 
 mod half;
+mod shortcut;
 #[cfg(test)]
 mod tests;
 
@@ -64,13 +66,20 @@ pub(crate) async fn relay(
     mut upstream: TcpStream,
     pools: &Pools,
     rules: &Rules,
+    mut shortcut: Option<Shortcut<'_>>,
     account: &mut Account,
 ) -> End {
     let end = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
-        let mut to_upstream = Half::new(client_read, upstream_write, rules.splice_after);
-        let mut to_client = Half::new(upstream_read, client_write, rules.splice_after);
+        let way = match shortcut {
+            Some(_) => Way::Queues,
+            None => Way::Tcp {
+                splice_after: rules.splice_after,
+            },
+        };
+        let mut to_upstream = Half::new(client_read, upstream_write, way);
+        let mut to_client = Half::new(upstream_read, client_write, way);
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {
@@ -96,17 +105,32 @@ pub(crate) async fn relay(
                     error: None,
                 });
             }
-            let now = Now {
-                moved: to_upstream.moved + to_client.moved,
-                half_closed: up.is_ready() || down.is_ready(),
-                stalled: to_upstream.is_stalled() || to_client.is_stalled(),
-            };
-            clock.poll(cx, now, |cx| {
-                to_upstream.is_orphaned(cx) || to_client.is_orphaned(cx)
-            })
+            if let Some(shortcut) = &mut shortcut {
+                shortcut.offer(&to_upstream, &to_client);
+                shortcut.poll_count(cx, account);
+            }
+            loop {
+                let past_us = shortcut.as_ref().map_or(0, Shortcut::moved);
+                let now = Now {
+                    moved: to_upstream.moved + to_client.moved + past_us,
+                    half_closed: up.is_ready() || down.is_ready(),
+                    stalled: to_upstream.is_stalled() || to_client.is_stalled(),
+                };
+                let timed_out = clock.poll(cx, now, |cx| {
+                    to_upstream.is_orphaned(cx) || to_client.is_orphaned(cx)
+                });
+                // What looks idle from here may be busy past us.
+                let is_busy = |shortcut: &mut Shortcut<'_>| shortcut.count(account);
+                if timed_out.is_pending() || !shortcut.as_mut().is_some_and(is_busy) {
+                    return timed_out;
+                }
+            }
         })
         .await
     };
+    if let Some(mut shortcut) = shortcut {
+        shortcut.count(account);
+    }
     if end.reason == CloseReason::Finished {
         for socket in [&client, &upstream] {
             // It fails only for a socket that is gone.

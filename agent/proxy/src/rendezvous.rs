@@ -10,7 +10,8 @@
 //!   connect()
 //!   cross(tuple)    leaves its tuple            ->  finds the tuple: tells the outbound task who it is, and ends
 //!      or finds the note of the inbound task   <-   came first: leaves a note and waits
-//!   matched: drop the crossing, deliver             matched: end, nothing to log
+//!   matched: drop the crossing, deliver             matched: end, nothing to log; its count as a flow of the
+//!                                                   destination goes over to the outbound task
 //!   nobody came in time: go on with the crossing    nobody took the note: an ordinary connection
 //! ```
 
@@ -19,9 +20,10 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use shunt_core::workload::WorkloadId;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::worker::Counted;
 
 /// How long a connected crossing waits to be recognised. Reached only when the destination's rules are not what the
 /// agent believes: somebody else flushed them.
@@ -52,9 +54,9 @@ struct Places {
 #[derive(Debug)]
 enum Note {
     /// Left by an outbound task; wants to know where it arrived.
-    Crossing(oneshot::Sender<WorkloadId>),
-    /// Left by an inbound task of this workload; wants to know that it was taken.
-    Arrived(WorkloadId, oneshot::Sender<()>),
+    Crossing(oneshot::Sender<Counted>),
+    /// Left by an inbound task, counted as a flow of its workload; wants to know that it was taken.
+    Arrived(Counted, oneshot::Sender<()>),
 }
 
 /// An outbound task is about to connect.
@@ -69,7 +71,7 @@ pub(crate) struct Intent<'a> {
 pub(crate) struct Crossing<'a> {
     meeting: &'a Rendezvous,
     tuple: Tuple,
-    answer: oneshot::Receiver<WorkloadId>,
+    answer: oneshot::Receiver<Counted>,
 }
 
 impl Rendezvous {
@@ -81,12 +83,13 @@ impl Rendezvous {
         }
     }
 
-    /// Is this accepted connection a crossing of ours? If so, its outbound task knows by now.
-    pub(crate) async fn arrive(&self, tuple: Tuple, workload: WorkloadId) -> bool {
+    /// Is this accepted connection a crossing of ours? If so, its outbound task knows by now, and holds `counted`: at
+    /// no moment does the destination look as if no flow needed it.
+    pub(crate) async fn arrive(&self, tuple: Tuple, counted: Counted) -> bool {
         let taken = {
             let mut places = self.lock();
             match places.notes.remove(&tuple) {
-                Some(Note::Crossing(tell)) => return tell.send(workload).is_ok(),
+                Some(Note::Crossing(tell)) => return tell.send(counted).is_ok(),
                 // The same tuple twice: the older one is dead.
                 Some(Note::Arrived(..)) | None => {}
             }
@@ -94,7 +97,7 @@ impl Rendezvous {
                 return false;
             }
             let (tell, taken) = oneshot::channel();
-            places.notes.insert(tuple, Note::Arrived(workload, tell));
+            places.notes.insert(tuple, Note::Arrived(counted, tell));
             taken
         };
         let arrival = Arrival {
@@ -138,9 +141,9 @@ impl<'a> Intent<'a> {
         let mut places = self.meeting.lock();
         let tell = match places.notes.remove(&tuple) {
             // Not taken when the inbound task has just given up: then this goes on as an ordinary connection.
-            Some(Note::Arrived(workload, taken)) => {
+            Some(Note::Arrived(counted, taken)) => {
                 if taken.send(()).is_ok() {
-                    let _ = tell.send(workload);
+                    let _ = tell.send(counted);
                     None
                 } else {
                     Some(tell)
@@ -173,8 +176,8 @@ impl Drop for Intent<'_> {
 }
 
 impl Crossing<'_> {
-    /// Called once connected: the workload in whose namespace it arrived at our own listener.
-    pub(crate) async fn arrived(mut self) -> Option<WorkloadId> {
+    /// Called once connected: a flow of the workload in whose namespace it arrived at our own listener.
+    pub(crate) async fn arrived(mut self) -> Option<Counted> {
         match timeout(CROSSING, &mut self.answer).await {
             Ok(answer) => answer.ok(),
             Err(_) => {
@@ -186,7 +189,7 @@ impl Crossing<'_> {
     }
 
     /// As [`Crossing::arrived`], without waiting: the far end may have met us and hung up before we saw it connected.
-    pub(crate) fn has_arrived(&mut self) -> Option<WorkloadId> {
+    pub(crate) fn has_arrived(&mut self) -> Option<Counted> {
         self.answer.try_recv().ok()
     }
 

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use shunt_core::counters::AgentCounters;
 use shunt_core::snapshot::Snapshot;
-use shunt_core::sockets::{ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::sockets::{Accelerator, ListenerSpec, OriginalDstSource, SocketSupply};
 use shunt_core::workload::WorkloadId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -41,6 +41,8 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub originals: O,
     pub flows: FlowSink,
     pub counters: Arc<AgentCounters>,
+    /// Set once the kernel is ready to accelerate.
+    pub shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
     /// Called every 100 ms.
@@ -64,7 +66,7 @@ enum Command {
 
 /// Listeners and flows per workload, which the handle may read at any time.
 #[derive(Clone, Debug, Default)]
-struct Tally(Arc<Mutex<HashMap<WorkloadId, Counts>>>);
+pub(crate) struct Tally(Arc<Mutex<HashMap<WorkloadId, Counts>>>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
@@ -268,13 +270,18 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
 }
 
 /// Counts a flow of a workload as long as it lives.
+#[derive(Debug)]
 pub(crate) struct Counted {
     tally: Tally,
     workload: WorkloadId,
 }
 
 impl Counted {
-    fn new(tally: Tally, workload: WorkloadId) -> Self {
+    pub(crate) fn workload(&self) -> WorkloadId {
+        self.workload
+    }
+
+    pub(crate) fn new(tally: Tally, workload: WorkloadId) -> Self {
         tally.change(workload, |counts| counts.flows += 1);
         Self { tally, workload }
     }
@@ -300,7 +307,7 @@ impl Tally {
         self.lock().get(&workload).copied().unwrap_or_default()
     }
 
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.lock().is_empty()
     }
 

@@ -123,6 +123,16 @@ impl Backends {
         }
     }
 
+    /// The maps of acceleration for the data plane, where the kernel can do it.
+    pub(super) fn shortcuts(&mut self) -> Vec<OwnedFd> {
+        let Slot::Ready(backend) = &mut self.ebpf else {
+            return Vec::new();
+        };
+        let maps = backend.shortcut_fds();
+        maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of acceleration"))
+            .unwrap_or_default()
+    }
+
     pub(super) fn events(&self) -> BTreeMap<String, u64> {
         match &self.ebpf {
             Slot::Ready(backend) => backend

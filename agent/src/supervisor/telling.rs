@@ -108,6 +108,10 @@ impl Supervisor {
         if let Some(map) = self.backends.destinations() {
             self.data_plane.tell(&ToWorker::Destinations, vec![map]);
         }
+        let maps = self.backends.shortcuts();
+        if !maps.is_empty() {
+            self.data_plane.tell(&ToWorker::Shortcuts, maps);
+        }
     }
 
     /// Sends what `status` and the metrics show, where it differs from what was sent last.

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
+use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::Destinations;
+use shunt_intercept::ebpf::{Destinations, Shortcuts};
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
 use shunt_telemetry::logging::LogLevel;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -51,6 +52,7 @@ pub(super) struct Control {
     next_ticket: u64,
     view: Rc<RefCell<View>>,
     originals: KernelOriginalDst,
+    shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     level: LogLevel,
     leaving: Vec<Leaving>,
     /// By holding these, others know that flows still go through a workload's namespace.
@@ -86,6 +88,7 @@ impl Control {
             .context("cannot open the access log")?;
         let (ask, requests) = mpsc::unbounded_channel();
         let originals = KernelOriginalDst::default();
+        let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
         let mut workers = Vec::new();
         let mut stocks = Vec::new();
@@ -103,6 +106,7 @@ impl Control {
                 originals: originals.clone(),
                 flows,
                 counters: Arc::clone(&view.counters),
+                shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 heartbeat: Box::new(move || {
                     if let Err(error) = page.beat(index) {
@@ -128,6 +132,7 @@ impl Control {
             next_ticket: 1,
             view,
             originals,
+            shortcuts,
             level,
             leaving: Vec::new(),
             held: HashMap::new(),
@@ -197,6 +202,11 @@ impl Control {
                     .next()
                     .context("no map came with the message")?;
                 self.originals.set_destinations(Destinations::from_fd(map));
+            }
+            ToWorker::Shortcuts => {
+                let maps = Shortcuts::from_fds(fds).context("the maps did not come along")?;
+                // A second time is ignored: the supervisor loads the programs once in its life.
+                let _ = self.shortcuts.set(Box::new(maps));
             }
             ToWorker::Enrol(view) => {
                 if let Some(held) = fds.into_iter().next() {

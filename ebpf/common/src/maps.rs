@@ -28,6 +28,10 @@ impl Workload {
     /// Refuse instead of letting through when the agent cannot serve.
     pub const FAIL_CLOSED: u32 = 1;
     pub const CAPTURE_INBOUND: u32 = 2;
+    /// Same-node connections to a port without a rule of its own are accelerated.
+    pub const ACCELERATE: u32 = 4;
+    /// Some ports have a rule of their own, in [`RuleKey::ACCELERATION`].
+    pub const ACCELERATION_BY_PORT: u32 = 8;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -66,6 +70,8 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
+    /// Ports whose acceleration is not the workload's default. Value: 1 accelerated, 0 not.
+    pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
     pub const ADDRESS_BITS: u32 = Self::FIXED_BITS + 128;
@@ -77,6 +83,14 @@ impl RuleKey {
             set,
             table: Self::OUTBOUND_PORTS + direction,
             data,
+        }
+    }
+
+    #[inline(always)]
+    pub fn acceleration(set: u32, port: u16) -> Self {
+        Self {
+            table: Self::ACCELERATION,
+            ..Self::port(set, 0, port)
         }
     }
 
@@ -131,6 +145,62 @@ pub struct ListeningPort {
     pub port: u32,
 }
 
+/// `SO_COOKIE` of a socket, never reused while the host runs. 0 is nobody's.
+pub type SocketCookie = u64;
+
+/// Key of `MEETINGS`: one TCP connection, as both of its ends know it the moment it is established, wherever they are.
+/// Two sequence numbers that nobody else has seen prove that two sockets are the ends of one connection, whatever
+/// addresses they have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Meeting {
+    /// The next byte that the connecting end will send.
+    pub from_connector: u32,
+    /// The next byte that the accepting end will send.
+    pub from_acceptor: u32,
+    pub connector_port: u16,
+    pub acceptor_port: u16,
+    pub reserved: u32,
+}
+
+/// Value of `ENDS`: one end of an accelerated connection, in the socket's own storage. Only its own messages change it,
+/// under its lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    pub cookie: SocketCookie,
+    /// The other end of the same TCP connection; 0 at the connecting end before its first message.
+    pub peer: SocketCookie,
+    /// Bytes sent while [`End::REDIRECTED`].
+    pub sent: u64,
+    /// One of this type's.
+    pub state: u32,
+    pub reserved: u32,
+}
+
+impl End {
+    /// Nothing was sent yet.
+    pub const UNDECIDED: u32 = 0;
+    /// Messages go into the peer's receive queue.
+    pub const REDIRECTED: u32 = 1;
+    /// Messages go by TCP, for ever: what went the other way before is read first, the reverse would not be.
+    pub const TCP: u32 = 2;
+    /// Messages go into the receive queue of the application at the far end of the flow.
+    pub const HANDED_OVER: u32 = 3;
+}
+
+/// Value of `HANDOFFS`, by an application's socket: it may send to `to` once it has sent exactly `at` bytes to the
+/// agent, for those have been delivered. The data plane writes the first two, the kernel the others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handoff {
+    pub to: SocketCookie,
+    pub at: u64,
+    /// Moved since then.
+    pub bytes: u64,
+    pub messages: u64,
+}
+
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
@@ -149,11 +219,21 @@ pub enum Event {
     HandshakesFull,
     OwnFlowsFull,
     StorageFailed,
+    /// A socket was made ready to be accelerated, or could not be.
+    SocketAccelerated,
+    SocketsFull,
+    /// Why a direction goes by TCP for ever: its other end was not found, its receiver's queue was full, its receiver
+    /// was gone.
+    Unpaired,
+    QueueFull,
+    ReceiverGone,
+    /// A direction goes past the agent.
+    HandedOver,
 }
 
 impl Event {
     pub const COUNT: u32 = 16;
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 15] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -163,6 +243,12 @@ impl Event {
         "handshakes_full",
         "own_flows_full",
         "storage_failed",
+        "socket_accelerated",
+        "sockets_full",
+        "unpaired",
+        "queue_full",
+        "receiver_gone",
+        "handed_over",
     ];
 }
 
@@ -173,6 +259,9 @@ pub mod capacity {
     pub const HANDSHAKES: u32 = 1 << 16;
     pub const OWN_FLOWS: u32 = 1 << 18;
     pub const LISTENING: u32 = 1 << 16;
+    /// Accelerated sockets, four for a flow.
+    pub const SOCKETS: u32 = 1 << 18;
+    pub const ADDRESSES: u32 = 1 << 14;
 }
 
 #[cfg(feature = "user")]
@@ -195,6 +284,12 @@ mod pod {
     unsafe impl aya::Pod for OwnFlow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ListeningPort {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Handoff {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for End {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Address {}
 }
 
 #[cfg(test)]
@@ -211,6 +306,9 @@ mod tests {
         assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
         assert_eq!(size_of::<OwnFlow>(), 16 + 16 + 2 + 2);
         assert_eq!(size_of::<ListeningPort>(), 8);
+        assert_eq!(size_of::<Meeting>(), 4 + 4 + 2 + 2 + 4);
+        assert_eq!(size_of::<End>(), 8 + 8 + 8 + 4 + 4);
+        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8);
     }
 
     #[test]

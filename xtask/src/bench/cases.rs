@@ -16,6 +16,8 @@ pub(super) struct Setup {
     pub(super) mode: &'static str,
     /// A line of the configuration.
     pub(super) setting: &'static str,
+    /// A field of each workload.
+    pub(super) workload: &'static str,
     /// Also what does not depend on how bytes move: long policies, churn, memory, who is not enrolled.
     pub(super) steering: bool,
 }
@@ -25,23 +27,45 @@ const COPY: &str = "splice_after: off";
 const SPLICE: &str = "splice_after: 1MiB";
 
 /// Interleaved in this order. The second baseline shows how much of a difference is noise.
-pub(super) const CASES: [Case; 6] = [
-    case(BASELINE, None),
-    case("baseline_again", None),
-    case("iptables_copy", Some(("iptables", COPY, true))),
-    case("iptables_splice", Some(("iptables", SPLICE, false))),
-    case("ebpf_copy", Some(("ebpf", COPY, true))),
-    case("ebpf_splice", Some(("ebpf", SPLICE, false))),
+pub(super) const CASES: [Case; 7] = [
+    unmeshed(BASELINE),
+    unmeshed("baseline_again"),
+    meshed("iptables_copy", "iptables", COPY).with_steering(),
+    meshed("iptables_splice", "iptables", SPLICE),
+    meshed("ebpf_copy", "ebpf", COPY).with_steering(),
+    meshed("ebpf_splice", "ebpf", SPLICE),
+    meshed("ebpf_handoff", "ebpf", SPLICE).accelerated(),
 ];
 
-const fn case(name: &'static str, agent: Option<(&'static str, &'static str, bool)>) -> Case {
-    let agent = match agent {
-        Some((mode, setting, steering)) => Some(Setup {
-            mode,
-            setting,
-            steering,
-        }),
-        None => None,
+const fn unmeshed(name: &'static str) -> Case {
+    Case { name, agent: None }
+}
+
+const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -> Case {
+    let agent = Setup {
+        mode,
+        setting,
+        workload: "",
+        steering: false,
     };
-    Case { name, agent }
+    Case {
+        name,
+        agent: Some(agent),
+    }
+}
+
+impl Case {
+    const fn with_steering(mut self) -> Self {
+        if let Some(agent) = &mut self.agent {
+            agent.steering = true;
+        }
+        self
+    }
+
+    const fn accelerated(mut self) -> Self {
+        if let Some(agent) = &mut self.agent {
+            agent.workload = "acceleration: always";
+        }
+        self
+    }
 }

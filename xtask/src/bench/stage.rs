@@ -71,8 +71,8 @@ impl Stage {
         };
         let agent = AgentBuilder::new(&self.world, setup.mode)
             .set(setup.setting)
-            .enrol("client", &self.client, "")
-            .enrol("server", &self.server, "")
+            .enrol("client", &self.client, setup.workload)
+            .enrol("server", &self.server, setup.workload)
             .start();
         let mut figures = self.load(&self.client, &self.server, &[])?;
         figures.insert("rss_mb".into(), memory::resident(&agent)? * 1024.0 / 1e6);

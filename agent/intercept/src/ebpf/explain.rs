@@ -8,13 +8,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use shunt_core::address::from_kernel;
 use shunt_core::address::to_kernel;
 use shunt_core::explain::{Condition, Explanation, Inquiry, Outcome, rule};
-use shunt_core::flow::{DataPath, Direction};
+use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, RuleEntry, cgroup_of, clock, object, trie, workload_value};
+use super::{EbpfBackend, RuleEntry, cgroup_of, clock, object, trie};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
@@ -94,7 +94,10 @@ impl EbpfBackend {
             rule::GATE_STALE | rule::LISTENER_GONE if closed => Outcome::Refused,
             _ => Outcome::Direct,
         };
-        answer.path = (answer.outcome == Outcome::Captured).then_some(DataPath::Copy);
+        if answer.outcome == Outcome::Captured {
+            let (path, reason) = self.path(enrolment, inquiry);
+            (answer.path, answer.path_reason) = (Some(path), Some(reason));
+        }
         answer.rule = decided.to_owned();
         Ok(answer)
     }
@@ -120,7 +123,7 @@ impl EbpfBackend {
             answer.drift.push(evidence);
             return Ok(decided);
         }
-        let wanted = workload_value(enrolment, rules);
+        let wanted = self.workload_value(enrolment, rules);
         if workload != wanted {
             answer.drift.push(format!(
                 "SHUNT_WORKLOADS holds {workload:?}, the configuration means {wanted:?}"

@@ -13,11 +13,12 @@ use object::{Object as _, ObjectSection, ObjectSymbol};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
+use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
 use super::pins::Pins;
 use super::raw;
-use crate::{Enrolment, InterceptError, Marks};
+use crate::{Enrolment, InterceptError, Marks, btf};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -26,7 +27,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 10] = [
+const SHARED: [&str; 18] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -36,6 +37,14 @@ const SHARED: [&str; 10] = [
     "SHUNT_EVENTS",
     "SHUNT_SOCKETS",
     "SHUNT_ACCEPTED",
+    "SHUNT_ADDRESSES",
+    "SHUNT_SOCKHASH",
+    "SHUNT_MEETINGS",
+    "SHUNT_PEERS",
+    "SHUNT_QUEUES",
+    "SHUNT_HANDOFFS",
+    "SHUNT_ENDS",
+    "SHUNT_SENDERS",
     "AYA_LOGS",
 ];
 
@@ -47,6 +56,8 @@ pub(super) struct Object {
     loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
+    /// Is it known where a socket counts the bytes of its receive queue?
+    pub(super) queue: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -62,12 +73,11 @@ impl std::fmt::Debug for Logger {
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
+        let queue = btf::offset("sock", &["sk_backlog", "rmem_alloc"]);
         let mut loader = loader(&bpffs);
-        let mut main = load(&mut loader, marks, 0)?;
-        let destinations = match main.take_map("SHUNT_ACCEPTED") {
-            Some(Map::SkStorage(map)) => map,
-            _ => return Err(missing("map", "SHUNT_ACCEPTED")),
-        };
+        let instance = Instance::Main(*queue.as_ref().unwrap_or(&0));
+        let mut main = load(&mut loader, marks, &instance)?;
+        let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
             .ok();
@@ -77,6 +87,7 @@ impl Object {
             loader,
             main,
             destinations,
+            queue: queue.map(|_| ()),
             logger: Logger(logger),
         })
     }
@@ -90,6 +101,11 @@ impl Object {
         M::try_from(map).map_err(|_| missing("such map", name))
     }
 
+    /// Takes a map of sockets' own storage out of the object.
+    pub(super) fn sk_storage(&mut self, name: &str) -> Result<MapData, InterceptError> {
+        sk_storage(&mut self.main, name)
+    }
+
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
     pub(super) fn attach_sk_lookup(
         &mut self,
@@ -99,7 +115,8 @@ impl Object {
         if inbound(enrolment).next().is_none() {
             return Ok(None);
         }
-        let mut instance = load(&mut self.loader, self.marks, enrolment.netns.cookie())?;
+        let instance = Instance::Inbound(enrolment.netns.cookie());
+        let mut instance = load(&mut self.loader, self.marks, &instance)?;
         let listeners: SockMap<MapData> = instance
             .take_map("SHUNT_LISTENERS")
             .and_then(|map| map.try_into().ok())
@@ -223,6 +240,17 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
         if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
+/// What the programs of one load of the object are told.
+enum Instance {
+    /// Where a socket counts the bytes of its receive queue.
+    Main(u32),
+    /// The namespace whose connections it picks.
+    Inbound(NetnsCookie),
+}
+
+/// Bytes that may wait for an application before its sender feels back-pressure.
+const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
+
 /// For all instances: a new one reads the kernel's types, megabytes of them, which takes most of the time of an
 /// enrolment. Our programs ask for none of them.
 fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
@@ -237,13 +265,20 @@ fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
 fn load(
     loader: &mut EbpfLoader<'static>,
     marks: Marks,
-    netns_cookie: u64,
+    instance: &Instance,
 ) -> Result<Ebpf, InterceptError> {
+    let (queue, netns) = match instance {
+        Instance::Main(queue) => (*queue, 0),
+        Instance::Inbound(netns) => (0, *netns),
+    };
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
     set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
     set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
-    set(&mut object, "NETNS_COOKIE", &netns_cookie.to_ne_bytes())?;
+    set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
+    set(&mut object, "RECEIVE_QUEUE_OFFSET", &queue.to_ne_bytes())?;
+    let limit = RECEIVE_QUEUE_LIMIT.to_ne_bytes();
+    set(&mut object, "RECEIVE_QUEUE_LIMIT", &limit)?;
     let loaded = loader.load(&object);
     loaded.map_err(|error| failed("load the eBPF object", &error))
 }
@@ -264,6 +299,13 @@ fn place(object: &[u8], name: &str) -> Option<usize> {
     let section = file.section_by_index(symbol.section_index()?).ok()?;
     let (start, _) = section.file_range()?;
     usize::try_from(start + symbol.address()).ok()
+}
+
+fn sk_storage(object: &mut Ebpf, name: &str) -> Result<MapData, InterceptError> {
+    match object.take_map(name) {
+        Some(Map::SkStorage(map)) => Ok(map),
+        _ => Err(missing("map", name)),
+    }
 }
 
 fn private_pin(bpffs: &OwnedFd, name: &str) -> PathBuf {

@@ -11,8 +11,9 @@ use ipnet::IpNet;
 use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
+use shunt_core::workload::{Acceleration, AccelerationPolicy, PortRange};
 use shunt_ebpf_common::decision::{Marks, Rules};
-use shunt_ebpf_common::maps::RuleKey;
+use shunt_ebpf_common::maps::{RuleKey, RuleMarks};
 
 use super::RuleEntry;
 
@@ -50,6 +51,19 @@ fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEnt
         }
     }
     entries
+}
+
+/// Ports whose acceleration is not the default: 1 accelerated, 0 not.
+pub(super) fn acceleration(set: u32, policy: &AccelerationPolicy) -> Vec<RuleEntry> {
+    let of_range = |(range, wish): &(PortRange, Acceleration)| {
+        let marks = RuleMarks::from(*wish == Acceleration::Always);
+        let blocks = prefixes(u32::from(range.first), u32::from(range.last) + 1);
+        blocks.into_iter().map(move |(port, bits)| {
+            let key = RuleKey::acceleration(set, port);
+            (Key::new(RuleKey::FIXED_BITS + bits, key), marks)
+        })
+    };
+    policy.ports.iter().flat_map(of_range).collect()
 }
 
 /// `first..end` as aligned blocks: (first port, prefix length of 16).

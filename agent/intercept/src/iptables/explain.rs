@@ -305,6 +305,9 @@ fn settle(
         }
         None => Outcome::Captured,
     };
-    answer.path = (answer.outcome == Outcome::Captured).then_some(DataPath::Copy);
+    if answer.outcome == Outcome::Captured {
+        answer.path = Some(DataPath::Copy);
+        answer.path_reason = Some("iptables mode accelerates nothing".into());
+    }
     Ok(())
 }

@@ -161,7 +161,7 @@ impl Pod {
                 cgroup: Some(self.cgroup.clone()),
                 labels: Default::default(),
                 mode: ModeSetting::Ebpf,
-                acceleration: Acceleration::Off,
+                acceleration: Acceleration::Off.into(),
                 on_failure: OnFailure::Open,
                 outbound: CapturePolicy::default(),
                 inbound: CapturePolicy::default(),

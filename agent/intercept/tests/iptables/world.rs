@@ -13,7 +13,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::workload::{
-    Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadId, WorkloadName, WorkloadSpec,
+    AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadId, WorkloadName,
+    WorkloadSpec,
 };
 use shunt_intercept::netns::Netns;
 use shunt_intercept::{Enrolment, Listener, Marks};
@@ -198,7 +199,7 @@ pub fn enrolment(
             cgroup: None,
             labels: Default::default(),
             mode: ModeSetting::Iptables,
-            acceleration: Acceleration::default(),
+            acceleration: AccelerationPolicy::default(),
             on_failure,
             outbound: CapturePolicy::default(),
             inbound: CapturePolicy::default(),

@@ -46,6 +46,29 @@ pub(super) struct Half<'a> {
     splice_at: Option<u64>,
     splice_after: u64,
     spliced: bool,
+    way: Way,
+    /// The source had nothing more when it was asked last, and everything before that is written.
+    drained: bool,
+}
+
+/// How bytes come to the agent's sockets and leave them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// Splices after this many; `None`: never.
+    Tcp { splice_after: Option<u64> },
+    /// Through receive queues past TCP, which splice(2) does not see, and from which a short read does not mean that
+    /// there is nothing more.
+    Queues,
+}
+
+impl Way {
+    /// What copying is called there.
+    fn path(self) -> DataPath {
+        match self {
+            Self::Tcp { .. } => DataPath::Copy,
+            Self::Queues => DataPath::Sockmap,
+        }
+    }
 }
 
 /// Bytes taken from the source and not written yet.
@@ -73,7 +96,11 @@ pub(super) enum Side {
 }
 
 impl<'a> Half<'a> {
-    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, splice_after: Option<u64>) -> Self {
+    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, way: Way) -> Self {
+        let splice_after = match way {
+            Way::Tcp { splice_after } => splice_after,
+            Way::Queues => None,
+        };
         Self {
             read,
             write,
@@ -84,6 +111,8 @@ impl<'a> Half<'a> {
             splice_at: splice_after,
             splice_after: splice_after.unwrap_or_default(),
             spliced: false,
+            way,
+            drained: false,
         }
     }
 
@@ -109,7 +138,9 @@ impl<'a> Half<'a> {
             }
             match self.state {
                 State::Moving => {
-                    if ready!(self.poll_take(cx, pools, agent)).map_err(Side::Read)? == 0 {
+                    let taken = self.poll_take(cx, pools, agent);
+                    self.drained = taken.is_pending();
+                    if ready!(taken).map_err(Side::Read)? == 0 {
                         self.state = State::Ending;
                     }
                 }
@@ -126,6 +157,15 @@ impl<'a> Half<'a> {
         }
     }
 
+    pub(super) fn sink(&self) -> &TcpStream {
+        self.write.as_ref()
+    }
+
+    /// Has it nothing in its hands, and its source nothing more?
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
+    }
+
     /// Has it bytes that its sink does not take?
     pub(super) fn is_stalled(&self) -> bool {
         !matches!(self.load, Load::Nothing)
@@ -140,13 +180,14 @@ impl<'a> Half<'a> {
 
     /// Writes some of the load, and how.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(DataPath, u64)>> {
+        let copying = self.way.path();
         let (path, written, empty) = match &mut self.load {
-            Load::Nothing => (DataPath::Copy, 0, true),
+            Load::Nothing => (copying, 0, true),
             Load::Buffer { lease, from, to } => {
                 let bytes = &lease.bytes()[*from..*to];
                 let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes))?;
                 *from += written;
-                (DataPath::Copy, written, from == to)
+                (copying, written, from == to)
             }
             Load::Pipe(pipe) => {
                 let sink: &TcpStream = self.write.as_ref();
@@ -194,16 +235,35 @@ impl<'a> Half<'a> {
             }
         }
         let mut lease = pools.buffers.lease(self.size);
-        let mut buffer = ReadBuf::new(lease.bytes());
-        ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
-        let (to, full) = (buffer.filled().len(), buffer.remaining() == 0);
-        if full {
+        let to = match self.way {
+            Way::Tcp { .. } => {
+                let mut buffer = ReadBuf::new(lease.bytes());
+                ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
+                buffer.filled().len()
+            }
+            Way::Queues => ready!(self.poll_receive(cx, lease.bytes()))?,
+        };
+        if to == lease.bytes().len() {
             self.size.grow();
         }
         if to > 0 {
             self.load = Load::Buffer { lease, from: 0, to };
         }
         Poll::Ready(Ok(to))
+    }
+
+    /// Reads until the kernel says that there is nothing: tokio takes a short read for that, but behind the last bytes
+    /// of the queue there may be some that came by TCP, announced long ago.
+    fn poll_receive(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let source: &TcpStream = self.read.as_ref();
+        loop {
+            ready!(source.poll_read_ready(cx))?;
+            let read = || Ok(rustix::io::read(source, &mut *into)?);
+            match source.try_io(Interest::READABLE, read) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+        }
     }
 
     fn poll_splice(

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{AccessLog, Config, LogFormat};
-use crate::workload::{Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadSpec};
+use crate::workload::{
+    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadSpec,
+};
 
 /// The YAML text that [`parse`](super::parse) reads back as the same configuration.
 pub fn dump(config: &Config) -> String {
@@ -103,11 +105,25 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         .collect();
     writeln!(out, "    labels: {{{}}}", labels.join(", "))?;
     writeln!(out, "    mode: {}", mode_word(workload.mode))?;
-    let acceleration = match workload.acceleration {
+    let AccelerationPolicy {
+        default,
+        ports: by_port,
+    } = &workload.acceleration;
+    let word = |acceleration: &Acceleration| match acceleration {
         Acceleration::Off => "off",
         Acceleration::Auto => "auto",
+        Acceleration::Always => "always",
     };
-    writeln!(out, "    acceleration: {acceleration}")?;
+    let by_port: Vec<_> = by_port
+        .iter()
+        .map(|(range, acceleration)| format!("\"{range}\": {}", word(acceleration)))
+        .collect();
+    writeln!(
+        out,
+        "    acceleration: {{default: {}, ports: {{{}}}}}",
+        word(default),
+        by_port.join(", ")
+    )?;
     let on_failure = match workload.on_failure {
         OnFailure::Open => "open",
         OnFailure::Closed => "closed",

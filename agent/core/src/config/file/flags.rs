@@ -6,7 +6,7 @@ use super::workloads::DEFAULT_NAMESPACE;
 use super::{ConfigError, Fault, values};
 use crate::config::Config;
 use crate::workload::{
-    Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadName, WorkloadSpec,
+    AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadName, WorkloadSpec,
 };
 
 /// Puts `--mode` and `--workload NAME=NETNS` into a configuration. `mode` replaces the global mode and that of every
@@ -104,7 +104,7 @@ fn flag_workload(name: &str, netns: &str, mode: ModeSetting) -> Result<WorkloadS
             cgroup: None,
             labels: [].into(),
             mode,
-            acceleration: Acceleration::default(),
+            acceleration: AccelerationPolicy::default(),
             on_failure: OnFailure::default(),
             outbound: CapturePolicy::default(),
             inbound: CapturePolicy::default(),

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{AccessLog, Admin, Ports};
-use crate::workload::{Acceleration, CapturePolicy, OnFailure, PortRange};
+use crate::workload::{Acceleration, AccelerationPolicy, CapturePolicy, OnFailure, PortRange};
 
 mod faults;
 mod properties;
@@ -41,7 +41,7 @@ workloads:
     cgroup: shunt/podA     # optional, relative to the cgroup2 mount, or absolute
     labels: {app: client}
     mode: ebpf             # optional, overrides the global one
-    acceleration: {default: auto, ports: {"5432": off}}    # off | auto; a bare word is the default
+    acceleration: {default: auto, ports: {"5432": off}}    # off | auto | always; a bare word is the default
     on_failure: open       # open | closed: what happens when the agent is dead
     outbound: {include_ports: [], exclude_ports: ["22", "8000-8100"], include_cidrs: [], exclude_cidrs: ["10.9.0.0/16", "fd00::/8"]}
     inbound:  {include_ports: [], exclude_ports: []}
@@ -60,7 +60,10 @@ fn the_documented_format() {
         cgroup: Some("shunt/podA".into()),
         labels: [("app".into(), "client".into())].into(),
         mode: ModeSetting::Ebpf,
-        acceleration: Acceleration::Auto,
+        acceleration: AccelerationPolicy {
+            default: Acceleration::Auto,
+            ports: vec![(port(5432, 5432), Acceleration::Off)],
+        },
         on_failure: OnFailure::Open,
         outbound: CapturePolicy {
             exclude_ports: vec![port(22, 22), port(8000, 8100)],
@@ -130,7 +133,8 @@ fn values_are_read_as_they_stand() {
     let [first, second] = &config.workloads[..] else {
         panic!("two workloads")
     };
-    assert_eq!(first.acceleration, Acceleration::Off);
+    assert_eq!(first.acceleration, Acceleration::Off.into());
+    assert_eq!(first.acceleration.of(80), Acceleration::Off);
     assert_eq!(first.on_failure, OnFailure::Closed);
     assert_eq!(
         first.labels.values().collect::<Vec<_>>(),

@@ -6,7 +6,8 @@ use super::flags::clash;
 use super::node::{Field, Mapping};
 use super::{sections, values};
 use crate::workload::{
-    Acceleration, CapturePolicy, ModeSetting, OnFailure, WorkloadName, WorkloadSpec,
+    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
+    WorkloadName, WorkloadSpec,
 };
 
 const KEYS: &[&str] = &[
@@ -133,39 +134,50 @@ fn labels(map: &Mapping<'_>) -> BTreeMap<String, String> {
     labels.entries().filter_map(label).collect()
 }
 
-/// A word, or `default` with exceptions by port. The exceptions are checked; nothing acts on them yet.
-fn acceleration(map: &Mapping<'_>) -> Acceleration {
+/// A word, or `default` with exceptions by port.
+fn acceleration(map: &Mapping<'_>) -> AccelerationPolicy {
+    let mut policy = AccelerationPolicy::default();
     let Some(field) = map.get("acceleration") else {
-        return Acceleration::default();
+        return policy;
     };
     if !field.is_mapping() {
-        return field.value(acceleration_word).unwrap_or_default();
+        return field.value(acceleration_word).unwrap_or_default().into();
     }
     let Some(section) = field.mapping(&["default", "ports"]) else {
-        return Acceleration::default();
+        return policy;
     };
     if let Some(ports) = section.get("ports").filter(|field| !field.is_empty())
         && let Some(ports) = ports.any_mapping()
     {
         for (port, field) in ports.entries() {
-            if let Err(message) = values::port_range(port) {
-                field.fault(message);
+            let word = field.value(acceleration_word);
+            match values::port_range(port) {
+                Err(message) => field.fault(message),
+                Ok(range) => {
+                    let overlaps = |(other, _): &&(PortRange, _)| {
+                        range.first <= other.last && other.first <= range.last
+                    };
+                    if let Some((other, _)) = policy.ports.iter().find(overlaps) {
+                        field.fault(format!("overlaps with `{other}`"));
+                    }
+                    policy.ports.extend(word.map(|word| (range, word)));
+                }
             }
-            field.value(acceleration_word);
         }
     }
-    section
-        .value("default", acceleration_word)
-        .unwrap_or_default()
+    let default = section.value("default", acceleration_word);
+    policy.default = default.unwrap_or_default();
+    policy
 }
 
 fn acceleration_word(text: &str) -> Result<Acceleration, String> {
-    if text == "always" {
-        return Err("`always` is not supported by this version (off | auto)".to_owned());
-    }
     values::choice(
         text,
-        &[("off", Acceleration::Off), ("auto", Acceleration::Auto)],
+        &[
+            ("off", Acceleration::Off),
+            ("auto", Acceleration::Auto),
+            ("always", Acceleration::Always),
+        ],
     )
 }
 

@@ -137,21 +137,21 @@ fn each_wrong_value_of_a_workload_is_named() {
         ("netns: {}", "netns", "a mapping where one value"),
         ("cgroup: ../x", "cgroup", "without .."),
         ("mode: off", "mode", "auto | ebpf | iptables"),
+        ("acceleration: on", "acceleration", "off | auto | always"),
         (
-            "acceleration: always",
-            "acceleration",
-            "not supported by this version",
-        ),
-        ("acceleration: on", "acceleration", "off | auto"),
-        (
-            "acceleration: {default: always}",
+            "acceleration: {default: yes}",
             "acceleration.default",
-            "not supported",
+            "off | auto | always",
         ),
         (
-            "acceleration: {ports: {80: always}}",
+            "acceleration: {ports: {80: on}}",
             "acceleration.ports.80",
-            "not supported",
+            "off | auto | always",
+        ),
+        (
+            "acceleration: {ports: {80-90: off, 85: always}}",
+            "acceleration.ports.85",
+            "overlaps with `80-90`",
         ),
         (
             "acceleration: {ports: {http: off}}",

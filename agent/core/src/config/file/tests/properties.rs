@@ -8,7 +8,8 @@ use super::read;
 use crate::config::file::dump;
 use crate::config::{AccessLog, Admin, Config, Limits, Log, LogFormat, Ports, Timeouts};
 use crate::workload::{
-    Acceleration, CapturePolicy, ModeSetting, OnFailure, PortRange, WorkloadName, WorkloadSpec,
+    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
+    WorkloadName, WorkloadSpec,
 };
 
 prop_compose! {
@@ -29,13 +30,36 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn acceleration()(
+        default in word(),
+        (first, ruled) in (1..=60_000_u16, prop::collection::vec((1..100_u16, word()), 0..3)),
+    ) -> AccelerationPolicy {
+        let mut next = first;
+        let range = |(length, word)| {
+            let range = PortRange { first: next, last: next + length };
+            next += length + 1;
+            (range, word)
+        };
+        AccelerationPolicy { default, ports: ruled.into_iter().map(range).collect() }
+    }
+}
+
+fn word() -> impl Strategy<Value = Acceleration> {
+    prop::sample::select(vec![
+        Acceleration::Off,
+        Acceleration::Auto,
+        Acceleration::Always,
+    ])
+}
+
+prop_compose! {
     fn workload()(
         (name, namespace) in ("[a-z0-9_][A-Za-z0-9._-]{0,20}", "[a-z0-9][a-z0-9-]{0,10}"),
         (netns, cgroup) in ("/[ -~\u{a0}-\u{2ff}]{0,20}", prop::option::of("/?[a-z#:'\" {}]{1,10}")),
         labels in prop::collection::btree_map(any::<String>(), any::<String>(), 0..4),
         (mode, acceleration, on_failure) in (
             prop::sample::select(vec![ModeSetting::Auto, ModeSetting::Ebpf, ModeSetting::Iptables]),
-            prop::sample::select(vec![Acceleration::Off, Acceleration::Auto]),
+            acceleration(),
             prop::sample::select(vec![OnFailure::Open, OnFailure::Closed]),
         ),
         (outbound, inbound) in (policy(true), policy(false)),

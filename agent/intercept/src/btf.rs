@@ -1,0 +1,170 @@
+//! Where the running kernel keeps a member of one of its structures, from the type information in sysfs.
+//!
+//! The format is that of the kernel's documentation, Documentation/bpf/btf.rst.
+
+use std::path::Path;
+use std::{fs, io};
+
+use crate::InterceptError;
+
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const MAGIC: u32 = 0xeb9f;
+
+/// Bytes from the start of `structure` to a member, named by a path through the structures in it.
+///
+/// # Errors
+/// The kernel has no type information (`CONFIG_DEBUG_INFO_BTF`), or no such member.
+pub(crate) fn offset(structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
+    let io = |error| InterceptError::io("read the kernel's types from", VMLINUX, error);
+    let bytes = fs::read(Path::new(VMLINUX)).map_err(io)?;
+    let missing = || {
+        let path = members.join(".");
+        InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
+    };
+    let types = Types::parse(&bytes).ok_or_else(|| {
+        let what = "not in the format that is known";
+        io(io::Error::new(io::ErrorKind::InvalidData, what))
+    })?;
+    types.offset(structure, members).ok_or_else(missing)
+}
+
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+
+struct Types<'a> {
+    records: &'a [u8],
+    strings: &'a [u8],
+    /// Where each type's record begins; its id is its place, from 1.
+    begins: Vec<usize>,
+}
+
+/// The head of a type's record.
+struct Record {
+    name: u32,
+    kind: u32,
+    members: usize,
+    /// Members' offsets share their word with the width of a bit field.
+    with_bit_fields: bool,
+}
+
+impl<'a> Types<'a> {
+    const HEAD: usize = 12;
+    const MEMBER: usize = 12;
+
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        if word(bytes, 0)? & 0xffff != MAGIC {
+            return None;
+        }
+        let at = |offset| word(bytes, offset).map(|value| value as usize);
+        let (head, types, types_length) = (at(4)?, at(8)?, at(12)?);
+        let (strings, strings_length) = (at(16)?, at(20)?);
+        let part = |from: usize, length| bytes.get(head.checked_add(from)?..)?.get(..length);
+        let mut all = Self {
+            records: part(types, types_length)?,
+            strings: part(strings, strings_length)?,
+            begins: Vec::new(),
+        };
+        let mut next = 0;
+        while next < all.records.len() {
+            all.begins.push(next);
+            let record = all.record(next)?;
+            next += Self::HEAD + record.tail()?;
+        }
+        Some(all)
+    }
+
+    fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+        let mut begins = self.begins.iter().copied();
+        let mut at = begins.find(|at| {
+            self.record(*at)
+                .is_some_and(|record| record.kind == STRUCT && self.is(record.name, structure))
+        })?;
+        let mut bits = 0;
+        for member in members {
+            let (offset, of) = self.member(at, member)?;
+            bits += offset;
+            at = *self.begins.get((of as usize).checked_sub(1)?)?;
+        }
+        Some(bits / u8::BITS)
+    }
+
+    /// Bits from its structure's start, and the id of its type.
+    fn member(&self, structure: usize, name: &str) -> Option<(u32, u32)> {
+        const BIT_OFFSET: u32 = 0xff_ffff;
+        let record = self.record(structure)?;
+        if ![STRUCT, UNION].contains(&record.kind) {
+            return None;
+        }
+        (0..record.members).find_map(|index| {
+            let at = structure + Self::HEAD + index * Self::MEMBER;
+            let bits = word(self.records, at + 8)?;
+            let bits = if record.with_bit_fields {
+                bits & BIT_OFFSET
+            } else {
+                bits
+            };
+            let is_it = self.is(word(self.records, at)?, name);
+            is_it.then_some((bits, word(self.records, at + 4)?))
+        })
+    }
+
+    fn record(&self, at: usize) -> Option<Record> {
+        let info = word(self.records, at + 4)?;
+        Some(Record {
+            name: word(self.records, at)?,
+            kind: info >> 24 & 0x1f,
+            members: (info & 0xffff) as usize,
+            with_bit_fields: info >> 31 == 1,
+        })
+    }
+
+    fn is(&self, name: u32, wanted: &str) -> bool {
+        let rest = self.strings.get(name as usize..).unwrap_or_default();
+        rest.strip_prefix(wanted.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+}
+
+impl Record {
+    /// Bytes after the head. `None`: a kind that is not known.
+    fn tail(&self) -> Option<usize> {
+        Some(match self.kind {
+            // Pointer, forward, typedef, volatile, const, restrict, function, float, type tag.
+            2 | 7..=12 | 16 | 18 => 0,
+            // Integer, variable, declaration tag.
+            1 | 14 | 17 => 4,
+            // Array.
+            3 => 12,
+            STRUCT | UNION | 15 | 19 => self.members * 12,
+            // Enumeration, function prototype.
+            6 | 13 => self.members * 8,
+            _ => return None,
+        })
+    }
+}
+
+/// In the host's byte order, as the kernel writes it.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_type_information_is_refused() {
+        assert!(Types::parse(b"").is_none());
+        assert!(Types::parse(&[0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 255]).is_none());
+    }
+
+    #[test]
+    fn the_running_kernel_has_what_we_read() {
+        let backlog = offset("sock", &["sk_backlog"]).expect("a kernel with BTF");
+        let counter = offset("sock", &["sk_backlog", "rmem_alloc"]).expect("a kernel with BTF");
+        assert!(counter >= backlog && counter < 4096, "{backlog} {counter}");
+        let error = offset("sock", &["no_such_member"]).expect_err("no such member");
+        assert!(error.to_string().contains("sock.no_such_member"), "{error}");
+    }
+}

@@ -1,0 +1,178 @@
+//! Takes the agent out of a flow's way while its two sockets stay where they are.
+//!
+//! ```text
+//!   client app ══ queue ══► agent's socket ── relay ──► agent's other socket ══ queue ══► server app
+//!        ╚═════════════════════════ once everything sent so far has arrived ══════════════════▲
+//! ```
+//! A direction is handed over whenever the relay has nothing of it in its hands: then what its application sends next
+//! may overtake nothing. The kernel compares the byte count under the sender's lock, so an offer that comes too late is
+//! void. Ends and resets still come through the agent's sockets, behind the bytes. When the receiver's queue is full
+//! the kernel falls back to the relay, and that direction stays there.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::Context;
+use std::time::Duration;
+
+use shunt_core::flow::DataPath;
+use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::half::Half;
+use crate::account::Account;
+
+/// How often the bytes of a living flow are asked for.
+const COUNT: Duration = Duration::from_secs(8);
+
+/// See the head of this module.
+pub(crate) struct Shortcut<'a> {
+    accelerator: &'a dyn Accelerator,
+    /// `None`: one of the two applications is not accelerated, or was not found.
+    ends: Option<Ends>,
+    up: Leg,
+    down: Leg,
+    counting: Option<Pin<Box<Sleep>>>,
+}
+
+/// The applications' sockets.
+#[derive(Clone, Copy)]
+struct Ends {
+    client: SocketCookie,
+    server: SocketCookie,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Leg {
+    /// Bytes that the relay had moved at the last offer.
+    offered_at: Option<u64>,
+    /// The relay has it for good.
+    given_up: bool,
+    /// Counted so far.
+    moved: u64,
+}
+
+impl<'a> Shortcut<'a> {
+    /// `None`: neither side of this flow is accelerated. Whoever is, gets bytes past TCP and must be read accordingly,
+    /// also when there is nothing to hand over.
+    pub(crate) fn begin(
+        accelerator: &'a dyn Accelerator,
+        client: &TcpStream,
+        upstream: &TcpStream,
+    ) -> Option<Self> {
+        let far_end = |socket: &TcpStream| {
+            // Not knowing, the careful way.
+            told(accelerator.far_end(socket.as_fd())).unwrap_or(FarEnd::Unknown)
+        };
+        let ends = match (far_end(client), far_end(upstream)) {
+            (FarEnd::NotAccelerated, FarEnd::NotAccelerated) => return None,
+            (FarEnd::Found(client), FarEnd::Found(server)) => Some(Ends { client, server }),
+            _ => None,
+        };
+        Some(Self {
+            accelerator,
+            ends,
+            up: Leg::default(),
+            down: Leg::default(),
+            counting: None,
+        })
+    }
+
+    /// Offers what can be handed over now.
+    pub(super) fn offer(&mut self, to_upstream: &Half<'_>, to_client: &Half<'_>) {
+        let Some(Ends { client, server }) = self.ends else {
+            return;
+        };
+        self.up.offer(self.accelerator, to_upstream, client, server);
+        self.down.offer(self.accelerator, to_client, server, client);
+    }
+
+    /// Adds to the account what went past the agent. True: something did.
+    pub(super) fn count(&mut self, account: &mut Account) -> bool {
+        let Some(Ends { client, server }) = self.ends else {
+            return false;
+        };
+        let received = self.up.count(self.accelerator, client);
+        let sent = self.down.count(self.accelerator, server);
+        if received > 0 {
+            account.received(DataPath::Handoff, received);
+        }
+        if sent > 0 {
+            account.sent(DataPath::Handoff, sent);
+        }
+        received + sent > 0
+    }
+
+    /// Bytes that went past the agent, as counted last.
+    pub(super) fn moved(&self) -> u64 {
+        self.up.moved + self.down.moved
+    }
+
+    /// Counts now and then while the flow lives.
+    pub(super) fn poll_count(&mut self, cx: &mut Context<'_>, account: &mut Account) {
+        if self.up.offered_at.is_none() && self.down.offered_at.is_none() {
+            return;
+        }
+        let mut counting = self
+            .counting
+            .take()
+            .unwrap_or_else(|| Box::pin(sleep(COUNT)));
+        while counting.as_mut().poll(cx).is_ready() {
+            self.count(account);
+            counting.as_mut().reset(Instant::now() + COUNT);
+        }
+        self.counting = Some(counting);
+    }
+}
+
+impl Drop for Shortcut<'_> {
+    fn drop(&mut self) {
+        if let Some(Ends { client, server }) = self.ends {
+            self.accelerator.forget(client);
+            self.accelerator.forget(server);
+        }
+    }
+}
+
+impl Leg {
+    fn offer(
+        &mut self,
+        accelerator: &dyn Accelerator,
+        half: &Half<'_>,
+        from: SocketCookie,
+        to: SocketCookie,
+    ) {
+        if self.given_up || !half.is_drained() || self.offered_at == Some(half.moved) {
+            return;
+        }
+        // Bytes that come here after some went past us: the kernel fell back, and a new offer would forget its count.
+        let fell_back = self.offered_at.is_some() && told(accelerator.moved(from)) != Some(0);
+        let delivered = || told(accelerator.has_delivered(half.sink().as_fd(), half.moved));
+        if fell_back || delivered() != Some(true) {
+            self.given_up = true;
+            return;
+        }
+        self.given_up = told(accelerator.hand_over(from, to, half.moved)).is_none();
+        self.offered_at = Some(half.moved);
+    }
+
+    fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> u64 {
+        if self.offered_at.is_none() {
+            return 0;
+        }
+        let moved = told(accelerator.moved(from)).unwrap_or(self.moved);
+        let more = moved.saturating_sub(self.moved);
+        self.moved += more;
+        more
+    }
+}
+
+/// The kernel said why not: the flow goes on through the relay.
+fn told<T>(answer: io::Result<T>) -> Option<T> {
+    answer
+        .inspect_err(|error| tracing::debug!(%error, "a flow is not accelerated"))
+        .ok()
+}

@@ -1,0 +1,182 @@
+//! Finds the two ends of an accelerated connection when it is established, and makes both sockets ready for `sk_msg`.
+//!
+//! ```text
+//!  connecting end: established first, when SYN-ACK comes   -> into SOCKHASH, waits in MEETINGS
+//!  accepting end:  established when the last ACK comes     -> finds it there: into SOCKHASH, PEERS
+//! ```
+//! A socket enters here or never. Whoever is not found goes by TCP as if nothing had happened.
+
+use core::ptr::null_mut;
+
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock,
+};
+use aya_ebpf::helpers::bpf_sock_hash_update;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
+use aya_ebpf::programs::SockOpsContext;
+use shunt_ebpf_common::decision::Address;
+use shunt_ebpf_common::maps::{End, Event, Meeting, NetnsCookie, RuleKey, SocketCookie, Workload};
+
+use crate::maps::{
+    ADDRESSES, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS, count,
+};
+
+/// Is a connection from this namespace to that server one that both workloads want accelerated?
+#[inline(always)]
+pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
+    // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
+    unsafe {
+        let Some(client) = WORKLOADS.get(&from) else {
+            return false;
+        };
+        if !accelerates(client, port) {
+            return false;
+        }
+        let Some(owner) = ADDRESSES.get(server) else {
+            return false;
+        };
+        WORKLOADS
+            .get(owner)
+            .is_some_and(|server| accelerates(server, port))
+    }
+}
+
+#[inline(always)]
+fn accelerates(workload: &Workload, port: u16) -> bool {
+    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
+        let key = RuleKey::acceleration(workload.rules, port);
+        let key = aya_ebpf::maps::lpm_trie::Key::new(RuleKey::PORT_BITS, key);
+        if let Some(marks) = RULES.get(&key) {
+            return *marks != 0;
+        }
+    }
+    workload.flags & Workload::ACCELERATE != 0
+}
+
+/// The connecting end of a connection that is to be accelerated.
+#[inline(always)]
+pub fn connected(ctx: &SockOpsContext) {
+    let meeting = Meeting {
+        // SAFETY: the program's context.
+        from_connector: unsafe { (*ctx.ops).snd_nxt },
+        // SAFETY: as above.
+        from_acceptor: unsafe { (*ctx.ops).rcv_nxt },
+        connector_port: ctx.local_port() as u16,
+        acceptor_port: u32::from_be(ctx.remote_port()) as u16,
+        reserved: 0,
+    };
+    if let Some(cookie) = enter(ctx, 0, meeting) {
+        let _ = MEETINGS.insert(&meeting, &cookie, u64::from(BPF_ANY));
+    }
+}
+
+/// An accepting end: accelerated when the connecting one waits for it.
+#[inline(always)]
+pub fn accepted(ctx: &SockOpsContext) {
+    let meeting = Meeting {
+        // SAFETY: the program's context.
+        from_connector: unsafe { (*ctx.ops).rcv_nxt },
+        // SAFETY: as above.
+        from_acceptor: unsafe { (*ctx.ops).snd_nxt },
+        connector_port: u32::from_be(ctx.remote_port()) as u16,
+        acceptor_port: ctx.local_port() as u16,
+        reserved: 0,
+    };
+    // SAFETY: copied at once.
+    let Some(peer) = (unsafe { MEETINGS.get(&meeting) }).copied() else {
+        return;
+    };
+    if let Some(cookie) = enter(ctx, peer, meeting) {
+        let _ = PEERS.insert(&peer, &cookie, u64::from(BPF_ANY));
+    }
+    let _ = MEETINGS.remove(&meeting);
+}
+
+/// An accelerated socket has closed.
+#[inline(always)]
+pub fn left(ctx: &SockOpsContext) {
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: the verifier knows `sk` as a socket; without the flag nothing is made.
+    unsafe {
+        let sender = bpf_sk_storage_get(senders(), sk.cast(), null_mut(), 0).cast::<Sender>();
+        if sender.is_null() {
+            return;
+        }
+        let cookie = bpf_get_socket_cookie(ctx.ops.cast());
+        let meeting = (*sender).meeting;
+        let _ = QUEUES.remove(&cookie);
+        let _ = PEERS.remove(&cookie);
+        let _ = MEETINGS.remove(&meeting);
+    }
+}
+
+/// Puts a socket where it can be redirected to. `None`: it was there (these programs also run for an ancestor's
+/// cgroup), or there is no room.
+#[inline(always)]
+fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<SocketCookie> {
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the program's context.
+    let mut cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+    let mut end = End {
+        cookie,
+        peer,
+        ..End::default()
+    };
+    let mut sender = Sender {
+        target: peer,
+        queue: 0,
+        meeting,
+    };
+    let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+    // SAFETY: the map and the socket are the verifier's; what is pointed to lives across the calls.
+    let entered = unsafe {
+        if !bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).is_null() {
+            return None;
+        }
+        let end = bpf_sk_storage_get(ends(), sk.cast(), (&raw mut end).cast(), create);
+        let sender = bpf_sk_storage_get(senders(), sk.cast(), (&raw mut sender).cast(), create);
+        if end.is_null() || sender.is_null() {
+            count(Event::StorageFailed);
+            return None;
+        }
+        let address = sk as u64;
+        let sockhash = (&raw const SOCKHASH).cast_mut().cast();
+        QUEUES.insert(&cookie, &address, u64::from(BPF_ANY)).is_ok()
+            && bpf_sock_hash_update(
+                ctx.ops,
+                sockhash,
+                (&raw mut cookie).cast(),
+                u64::from(BPF_NOEXIST),
+            ) == 0
+    };
+    if !entered {
+        let _ = QUEUES.remove(&cookie);
+        count(Event::SocketsFull);
+        return None;
+    }
+    count(Event::SocketAccelerated);
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    Some(cookie)
+}
+
+#[inline(always)]
+fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+    // SAFETY: the program's context.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+#[inline(always)]
+pub fn ends() -> *mut core::ffi::c_void {
+    (&raw const ENDS).cast_mut().cast()
+}
+
+#[inline(always)]
+pub fn senders() -> *mut core::ffi::c_void {
+    (&raw const SENDERS).cast_mut().cast()
+}

@@ -1,0 +1,386 @@
+//! Same-node flows past the TCP stack: the same bytes, the same ends, told of as any other.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use shunt_tests::agent::{entry, signal};
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+
+/// Echoes nothing: each side of a connection sends `length` bytes of its own, in pieces and with pauses, ends its
+/// direction, and reads the other's to the end. The first nine bytes say which: a kind, a seed.
+const COMMON: &str = "
+import asyncio, hashlib, random, resource, socket, struct, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def plan(seed, side):
+    r = random.Random(seed * 2 + side)
+    data = r.randbytes(r.choice([0, 1, 1000, 70_000, 1_000_000, 3_000_000]))
+    pieces, at = [], 0
+    while at < len(data):
+        n = r.choice([1, 100, 4096, 65536, 200_000]); pieces.append((data[at:at + n], r.random() < 0.1)); at += n
+    return data, pieces
+async def talk(reader, writer, seed, side):
+    async def say():
+        for piece, pause in plan(seed, side)[1]:
+            writer.write(piece); await writer.drain()
+            if pause: await asyncio.sleep(0.001)
+        writer.write_eof()
+    async def hear():
+        heard = hashlib.sha256(); pauses = random.Random(seed)
+        while True:
+            some = await reader.read(pauses.choice([1000, 65536, 1 << 20]))
+            if not some: return heard.hexdigest()
+            heard.update(some)
+            if pauses.random() < 0.02: await asyncio.sleep(0.003)
+    heard = (await asyncio.gather(say(), hear()))[1]
+    writer.close()
+    assert heard == hashlib.sha256(plan(seed, 1 - side)[0]).hexdigest(), f'seed {seed}: side {side} heard something else'
+";
+
+/// A socket as event-driven programs use it. On blocking sockets acceleration shows: docs/semantics.md.
+const EVENTS: &str = "
+import hashlib, random, select, socket, struct, sys
+class Events:
+    def __init__(self, s): self.s = s; s.setblocking(False)
+    def recv(self, most):
+        while True:
+            select.select([self.s], [], [])
+            try: return self.s.recv(most)
+            except BlockingIOError: pass
+    def turn(self, bytes):
+        self.send(bytes); heard = b''
+        while len(heard) < len(bytes):
+            some = self.recv(len(bytes) - len(heard)); assert some; heard += some
+        assert heard == bytes
+    def send(self, bytes):
+        while bytes:
+            select.select([], [self.s], [])
+            try: bytes = bytes[self.s.send(bytes):]
+            except BlockingIOError: pass
+def call(host):
+    s = socket.create_connection((host, 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Events(s)
+";
+
+const SERVER: &str = "
+async def serve(reader, writer):
+    try: await talk(reader, writer, struct.unpack('!q', await reader.readexactly(8))[0], 1)
+    except Exception as error: print(repr(error), file=sys.stderr, flush=True)
+async def main():
+    async with await asyncio.start_server(serve, None, 7000, backlog=1000) as server: await server.serve_forever()
+asyncio.run(main())
+";
+
+const CLIENT: &str = "
+async def one(host, seed):
+    reader, writer = await asyncio.open_connection(host, 7000)
+    writer.write(struct.pack('!q', seed))
+    await talk(reader, writer, seed, 0)
+async def main():
+    await asyncio.gather(*[one(HOST, seed) for seed in range(40)])
+asyncio.run(main()); print('heard all')
+";
+
+struct Scene {
+    world: World,
+    client: Pod,
+    server: Pod,
+    _running: Running,
+}
+
+fn scene(server_script: &str) -> Scene {
+    require::everything();
+    let world = World::new();
+    let (client, server) = (world.pod(), world.pod());
+    let running = server.spawn("python3", &["-c", server_script]);
+    server.wait_for_listener(7000);
+    Scene {
+        world,
+        client,
+        server,
+        _running: running,
+    }
+}
+
+impl Scene {
+    fn agent(&self, client: &str, server: &str) -> Agent {
+        AgentBuilder::new(&self.world, "ebpf")
+            .enrol("client", &self.client, client)
+            .enrol("server", &self.server, server)
+            .start()
+    }
+
+    fn accelerated(&self) -> Agent {
+        self.agent("acceleration: always", "acceleration: always")
+    }
+}
+
+fn paths<'a>(lines: &'a [Value]) -> Vec<&'a str> {
+    let path = |line: &'a Value| line["path"].as_str().expect("a path");
+    lines.iter().map(path).collect()
+}
+
+#[test]
+fn forty_talks_both_ways_at_once() {
+    let scene = scene(&format!("{COMMON}{SERVER}"));
+    let agent = scene.accelerated();
+    // The server listens on `::`: IPv4 reaches it as a mapped address.
+    for host in [&scene.server.v4, &scene.server.v6] {
+        let script = format!("{COMMON}HOST = '{host}'\n{CLIENT}");
+        assert_eq!(scene.client.python(&script), "heard all");
+    }
+    let lines = agent.lines(80);
+    for line in &lines {
+        let moved: u64 = ["copy", "splice", "sockmap", "handoff", "direct"]
+            .iter()
+            .map(|path| line["bytes_by_path"][path].as_u64().expect("a count"))
+            .sum();
+        let told = |key: &str| line[key].as_u64().expect("a count");
+        assert_eq!(moved, told("bytes_received") + told("bytes_sent"), "{line}");
+        assert_eq!(line["close_reason"], "finished", "{line}");
+    }
+    let sizes = "
+for seed in range(40): print(8 + len(plan(seed, 0)[0]), len(plan(seed, 1)[0]))";
+    let sizes = scene.client.python(&format!("{COMMON}{sizes}"));
+    let mut planned: Vec<String> = sizes.lines().chain(sizes.lines()).map(Into::into).collect();
+    let told = |line: &Value| format!("{} {}", line["bytes_received"], line["bytes_sent"]);
+    let mut told: Vec<String> = lines.iter().map(told).collect();
+    planned.sort();
+    told.sort();
+    assert_eq!(told, planned);
+    let handed_over = paths(&lines)
+        .iter()
+        .filter(|path| **path == "handoff")
+        .count();
+    assert!(handed_over > 60, "{:?}", paths(&lines));
+}
+
+#[test]
+fn both_workloads_must_want_it() {
+    let scene = scene(&format!("{COMMON}{SERVER}"));
+    let script = format!(
+        "{COMMON}HOST = '{}'\n{}",
+        scene.server.v4,
+        CLIENT.replace("range(40)", "range(1)")
+    );
+    let cases = [
+        ("acceleration: always", "acceleration: always", "handoff"),
+        ("acceleration: always", "acceleration: off", "copy"),
+        ("acceleration: auto", "acceleration: always", "copy"),
+        (
+            "acceleration: {default: off, ports: {7000: always}}",
+            "acceleration: always",
+            "handoff",
+        ),
+        (
+            "acceleration: always",
+            "acceleration: {default: always, ports: {\"6999-7001\": off}}",
+            "copy",
+        ),
+    ];
+    let agent = scene.accelerated();
+    for (client, server, path) in cases {
+        agent.rewrite(&[
+            entry("client", &scene.client, client),
+            entry("server", &scene.server, server),
+        ]);
+        let what = format!("{client} and {server}: {path}");
+        wait::until(&what, Duration::from_secs(5), || {
+            let before = agent.access_log().len();
+            assert_eq!(scene.client.python(&script), "heard all");
+            let lines = agent.lines(before + 1);
+            let target = format!(
+                "/explain?workload=client&destination={}:7000",
+                scene.server.v4
+            );
+            let (code, told) = agent.admin("GET", &target, "");
+            assert_eq!(code, 200, "{told}");
+            let told: Value = serde_json::from_str(&told).expect("JSON");
+            (lines.last()?["path"] == path && told["path"] == path).then_some(())
+        });
+    }
+}
+
+/// Reads nothing until somebody connects to port 7001, then everything.
+const STALLED: &str = "
+l, told = socket.create_server(('', 7000)), socket.create_server(('127.0.0.1', 7001))
+s = Events(l.accept()[0])
+s.send(s.recv(5))
+told.accept()
+heard, length = hashlib.sha256(), 0
+while some := s.recv(1 << 16): heard.update(some); length += len(some)
+s.send(f'{length} {heard.hexdigest()}'.encode()); s.s.close()
+";
+
+#[test]
+fn a_stalled_reader_holds_its_writer_back() {
+    let scene = scene(&format!("{EVENTS}{STALLED}"));
+    let agent = scene.accelerated();
+    let script = format!(
+        "{EVENTS}
+s = call('{}')
+s.turn(b'hello')
+data = random.Random(1).randbytes(64 << 20); at = 0
+while select.select([], [s.s], [], 2)[1]: at += s.s.send(data[at:at + 65536])
+print(at, flush=True); sys.stdin.readline()
+s.send(data[at:]); s.s.shutdown(socket.SHUT_WR)
+answer = b''
+while some := s.recv(1000): answer += some
+assert answer.decode() == f'{{len(data)}} {{hashlib.sha256(data).hexdigest()}}', answer
+print('right')
+",
+        scene.server.v4
+    );
+    let mut client = scene
+        .client
+        .command("python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
+    let mut line = || says.next().expect("a line").expect("text");
+    let held: u64 = line().parse().expect("bytes");
+    assert!(
+        held < 12 << 20,
+        "{held} bytes wait for a reader that stalls"
+    );
+    scene
+        .server
+        .python("import socket; socket.create_connection(('127.0.0.1', 7001))");
+    drop(client.stdin.take());
+    assert_eq!(line(), "right");
+    assert!(client.wait().expect("ended").success());
+    assert_eq!(agent.lines(1)[0]["bytes_received"], (64_u64 << 20) + 5);
+}
+
+/// Answers, then waits for whatever ends the connection.
+const ANSWERING: &str = "
+l = socket.create_server(('', 7000))
+while True:
+    s = Events(l.accept()[0])
+    try:
+        while some := s.recv(1000): s.send(some)
+    except ConnectionResetError: pass
+    s.s.close()
+";
+
+#[test]
+fn a_reset_is_a_reset_and_a_living_flow_is_counted() {
+    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
+    let agent = scene.accelerated();
+    let script = format!(
+        "{EVENTS}
+s = call('{}')
+for _ in range(50): s.turn(b'x' * 100)
+sys.stdin.readline()
+s.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.s.close()
+",
+        scene.server.v4
+    );
+    let mut client = scene
+        .client
+        .command("python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    wait::until("bytes of a living flow", Duration::from_secs(12), || {
+        let bytes = &agent.workload("client")["bytes"];
+        // The first turns may have come before the agent was out of the way.
+        let (handoff, sockmap) = (bytes["handoff"].as_u64()?, bytes["sockmap"].as_u64()?);
+        (handoff > 0 && handoff + sockmap == 10_000).then_some(())
+    });
+    drop(client.stdin.take());
+    assert!(client.wait().expect("ended").success());
+    let line = agent.lines(1).remove(0);
+    assert_eq!(line["close_reason"], "client_reset", "{line}");
+    assert_eq!(line["bytes_received"], 5000, "{line}");
+    assert_eq!(line["bytes_sent"], 5000, "{line}");
+    assert_eq!(line["path"], "handoff", "{line}");
+}
+
+#[test]
+fn a_killed_data_plane_resets_and_its_successor_accelerates() {
+    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
+    let agent = scene.accelerated();
+    let call = format!(
+        "{EVENTS}
+s = call('{}')
+for _ in range(3): s.turn(b'x')
+",
+        scene.server.v4
+    );
+    let script = format!(
+        "{call}
+print('turned', flush=True)
+try: print('end' if not s.recv(1) else 'byte')
+except ConnectionResetError: print('reset')
+"
+    );
+    let mut client = scene
+        .client
+        .command("python3")
+        .args(["-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
+    let mut line = || says.next().expect("a line").expect("text");
+    assert_eq!(line(), "turned");
+    let first = agent.worker_pid().expect("a data plane");
+    signal("-KILL", first);
+    assert_eq!(line(), "reset");
+    assert!(client.wait().expect("ended").success());
+    wait::until("accelerated again", Duration::from_secs(10), || {
+        scene.client.python(&call);
+        let lines = agent.access_log();
+        (lines.last()?["path"] == "handoff").then_some(())
+    });
+}
+
+#[test]
+fn a_flow_outlives_its_enrolment_and_the_supervisor() {
+    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
+    let mut agent = scene.accelerated();
+    let script = format!(
+        "{EVENTS}
+s = call('{}')
+for line in sys.stdin: s.turn(b'x' * 50_000); print('turned', flush=True)
+s.s.shutdown(socket.SHUT_WR); assert s.recv(1) == b''; print('ended')
+",
+        scene.server.v4
+    );
+    let mut client = scene
+        .client
+        .command("python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let mut asks = client.stdin.take().expect("a pipe");
+    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
+    let mut line = || says.next().expect("a line").expect("text");
+    let mut turn = || {
+        writeln!(asks).expect("told");
+        assert_eq!(line(), "turned");
+    };
+    turn();
+    turn();
+    agent.rewrite(&[]);
+    wait::until("withdrawn", Duration::from_secs(5), || {
+        agent.status()["workloads"]
+            .as_array()?
+            .is_empty()
+            .then_some(())
+    });
+    turn();
+    agent.kill();
+    turn();
+    drop(asks);
+    assert_eq!(line(), "ended");
+    assert!(client.wait().expect("ended").success());
+}
