@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod agent;
 pub mod attachments;
+pub mod conform;
 pub mod kernel;
 pub mod load;
 pub mod prober;
