@@ -1,0 +1,99 @@
+//! The table of docs/semantics.md, which is what the tests assert.
+
+use std::collections::BTreeSet;
+
+use crate::{SCENES, Scene, expected};
+
+/// A line of the table.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    pub(crate) id: String,
+    pub(crate) row: Pattern,
+    paths: Vec<String>,
+    /// What is seen without us.
+    without: String,
+    pub(crate) with: String,
+}
+
+/// A row's name, or that and some words of its variants: `reset/blocking`.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern(pub(crate) String);
+
+impl Pattern {
+    pub(crate) fn covers(&self, variant: &str) -> bool {
+        let (mut words, all) = (self.0.split('/'), BTreeSet::from_iter(variant.split('/')));
+        let of_row = words.next() == variant.split('/').next();
+        of_row && words.all(|word| all.contains(word))
+    }
+}
+
+impl Difference {
+    pub(crate) fn applies(&self, scene: &Scene) -> bool {
+        let Some(mode) = scene.mode else {
+            return false;
+        };
+        let names = ["all", mode, scene.path, scene.name];
+        self.paths.iter().any(|path| names.contains(&path.as_str()))
+    }
+}
+
+/// All of the table.
+pub(crate) fn differences() -> Vec<Difference> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/semantics.md");
+    let text = std::fs::read_to_string(path).expect("docs/semantics.md");
+    let lines = text.lines().filter(|line| line.starts_with("| S-"));
+    lines.map(difference).collect()
+}
+
+fn difference(line: &str) -> Difference {
+    let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+    let [id, row, paths, without, with, _why] = cells[..] else {
+        panic!("six cells, not {}: {line}", cells.len());
+    };
+    let quoted = |cell: &str| {
+        let inner = cell
+            .strip_prefix('`')
+            .and_then(|cell| cell.strip_suffix('`'));
+        inner
+            .unwrap_or_else(|| panic!("{cell} in {line}"))
+            .to_owned()
+    };
+    Difference {
+        id: id.to_owned(),
+        row: Pattern(quoted(row)),
+        paths: paths.split(", ").map(str::to_owned).collect(),
+        without: quoted(without),
+        with: quoted(with),
+    }
+}
+
+/// The document says what the tests know: of rows and paths that there are, and what is seen without us.
+#[test]
+fn the_document_is_right() {
+    let differences = differences();
+    let ids: BTreeSet<&str> = differences.iter().map(|line| line.id.as_str()).collect();
+    assert_eq!(ids.len(), differences.len(), "an id twice");
+    for line in &differences {
+        let row = line.row.0.as_str();
+        assert_eq!(
+            expected::plain(row),
+            Some(line.without.as_str()),
+            "{}: {row}",
+            line.id
+        );
+        assert_ne!(line.without, line.with, "{}: no difference", line.id);
+        for path in &line.paths {
+            let of = |scene: &Scene| {
+                scene.mode.is_some()
+                    && [
+                        "all",
+                        scene.name,
+                        scene.path,
+                        scene.mode.unwrap_or_default(),
+                    ]
+                    .contains(&path.as_str())
+            };
+            assert!(SCENES.iter().any(of), "{}: no scene of {path}", line.id);
+        }
+    }
+}
