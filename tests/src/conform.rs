@@ -34,11 +34,12 @@ use crate::world::Pod;
 /// A side that takes longer hangs. Rows take some 100 ms; a busy machine may stop all of us for a while.
 const LONGEST: Duration = Duration::from_secs(8);
 /// The same for rows that move many bytes, or wait for the kernel's own timers.
-const LONGEST_OF_LONG: Duration = Duration::from_secs(18);
+const LONGEST_OF_LONG: Duration = Duration::from_secs(15);
 /// Rows at once. Most of a row is waiting.
 const AT_ONCE: usize = 16;
-/// Rows are begun no later than this: a path on which all hang must still be told of.
-const SUITE: Duration = Duration::from_secs(40);
+/// No more rows are begun when so many hang, or after this: a path on which all hang must still be told of.
+const HUNG: usize = 20;
+const SUITE: Duration = Duration::from_secs(30);
 /// Words exchanged before a warm row, and the rest before the last two: a path that is chosen late is chosen in it.
 const WORDS: usize = 5;
 const REST: Duration = Duration::from_millis(20);
@@ -105,7 +106,7 @@ fn serve(control: &Path) -> Result<()> {
         }
     });
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    wait::until("all rows end", LONGEST_OF_LONG * 2, || {
+    wait::until("all rows end", 2 * LONGEST_OF_LONG, || {
         (busy.load(Ordering::SeqCst) == 0).then_some(())
     });
     Ok(())
@@ -143,19 +144,22 @@ fn call(control: &Path, server: [SocketAddr; 2], only: &str) -> Result<()> {
     let wanted: Vec<Variant> = all
         .filter(|variant| variant.to_string().contains(only))
         .collect();
-    let (next, begun) = (AtomicUsize::new(0), Instant::now());
+    let (next, hung, begun) = (AtomicUsize::new(0), AtomicUsize::new(0), Instant::now());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(variant) = wanted.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    if begun.elapsed() > SUITE {
-                        say(
-                            *variant,
-                            !variant.turned,
-                            "not run: the others took too long",
-                        );
-                    } else if let Err(error) = call_one(*variant, control, server) {
-                        say(*variant, !variant.turned, &format!("not run: {error:#}"));
+                    let late = begun.elapsed() > SUITE || hung.load(Ordering::SeqCst) > HUNG;
+                    let ended = match late {
+                        true => Err(anyhow::anyhow!("too many hang")),
+                        false => call_one(*variant, control, server),
+                    };
+                    match ended {
+                        Ok(true) => {}
+                        Ok(false) => drop(hung.fetch_add(1, Ordering::SeqCst)),
+                        Err(error) => {
+                            say(*variant, !variant.turned, &format!("not run: {error:#}"))
+                        }
                     }
                 }
             });
@@ -164,14 +168,15 @@ fn call(control: &Path, server: [SocketAddr; 2], only: &str) -> Result<()> {
     Ok(())
 }
 
-fn call_one(variant: Variant, control: &Path, server: [SocketAddr; 2]) -> Result<()> {
+/// False when it hangs.
+fn call_one(variant: Variant, control: &Path, server: [SocketAddr; 2]) -> Result<bool> {
     let stream = UnixStream::connect(control).context("the control socket")?;
     let mut link = Link::new(stream)?;
     link.tell(&variant.to_string()).map_err(gone)?;
     let port: u16 = link.hear().map_err(gone)?.parse()?;
     let [v4, v6] = server.map(|at| SocketAddr::new(at.ip(), port));
     let nonblocking = variant.nonblocking;
-    report(variant, !variant.turned, move || match variant.row.sides {
+    let ended = report(variant, !variant.turned, move || match variant.row.sides {
         Sides::Call { caller, .. } => caller(Caller {
             link,
             v4,
@@ -180,7 +185,7 @@ fn call_one(variant: Variant, control: &Path, server: [SocketAddr; 2]) -> Result
         }),
         Sides::Pair { .. } => play(variant, TcpStream::connect(v4)?, link, !variant.turned),
     });
-    Ok(())
+    Ok(ended)
 }
 
 fn gone(fault: Fault) -> anyhow::Error {
@@ -223,8 +228,8 @@ fn warm(wire: &Wire, speaks_first: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Runs a side and says what it saw, also if it comes to no end.
-fn report(variant: Variant, is_near: bool, side: impl FnOnce() -> Seen + Send + 'static) {
+/// Runs a side and says what it saw, also if it comes to no end: then false.
+fn report(variant: Variant, is_near: bool, side: impl FnOnce() -> Seen + Send + 'static) -> bool {
     let (told, result) = mpsc::channel();
     std::thread::spawn(move || {
         let seen = side().unwrap_or_else(|fault| fault.to_string());
@@ -236,14 +241,14 @@ fn report(variant: Variant, is_near: bool, side: impl FnOnce() -> Seen + Send + 
     } else {
         LONGEST
     };
-    let seen = result.recv_timeout(longest).unwrap_or_else(|error| {
-        match error {
-            mpsc::RecvTimeoutError::Timeout => "hangs",
-            mpsc::RecvTimeoutError::Disconnected => "panics",
-        }
-        .to_owned()
-    });
-    say(variant, is_near, &seen);
+    let result = result.recv_timeout(longest);
+    let seen = match &result {
+        Ok(seen) => seen,
+        Err(mpsc::RecvTimeoutError::Timeout) => "hangs",
+        Err(mpsc::RecvTimeoutError::Disconnected) => "panics",
+    };
+    say(variant, is_near, seen);
+    result.is_ok()
 }
 
 fn say(variant: Variant, is_near: bool, seen: &str) {
