@@ -7,6 +7,7 @@ pub mod attachments;
 pub mod conform;
 pub mod kernel;
 pub mod load;
+pub mod postgres;
 pub mod prober;
 pub mod require;
 pub mod router;
