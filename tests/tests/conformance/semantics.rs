@@ -1,6 +1,7 @@
 //! The table of docs/semantics.md, which is what the tests assert.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::{SCENES, Scene, expected};
 
@@ -37,10 +38,14 @@ impl Difference {
     }
 }
 
+fn document() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/semantics.md");
+    std::fs::read_to_string(path).expect("docs/semantics.md")
+}
+
 /// All of the table.
 pub(crate) fn differences() -> Vec<Difference> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/semantics.md");
-    let text = std::fs::read_to_string(path).expect("docs/semantics.md");
+    let text = document();
     let lines = text.lines().filter(|line| line.starts_with("| S-"));
     lines.map(difference).collect()
 }
@@ -95,5 +100,31 @@ fn the_document_is_right() {
             };
             assert!(SCENES.iter().any(of), "{}: no scene of {path}", line.id);
         }
+    }
+}
+
+/// Tests that the document names are there.
+#[test]
+fn tests_of_their_own_exist() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut sources = String::new();
+    let mut folders = vec![tests];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            match entry.path() {
+                path if path.is_dir() => folders.push(path),
+                path => sources += &std::fs::read_to_string(path).expect("text"),
+            }
+        }
+    }
+    let text = document();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| T-"))
+        .collect();
+    assert!(!lines.is_empty(), "the table is gone");
+    for line in lines {
+        let test = line.split('`').nth(1).expect("a test's name");
+        assert!(sources.contains(&format!("fn {test}(")), "{line}");
     }
 }

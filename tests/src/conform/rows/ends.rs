@@ -214,7 +214,8 @@ fn closes_at_once(end: End) -> Seen {
 fn sends_into_reset(mut end: End) -> Seen {
     end.wire.pour(0, 5000)?;
     end.link.meet()?;
-    wait::pause(SETTLE);
+    end.wire
+        .events(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP)?;
     let (first, second) = (sending(&end.wire), sending(&end.wire));
     Ok(format!("{first}, then {second}"))
 }

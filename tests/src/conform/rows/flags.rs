@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{self, MsgFlags};
+use nix::unistd::{Pid, gettid};
 
 use super::SETTLE;
 use crate::conform::raw::{Thread, take_signals};
@@ -152,16 +153,28 @@ fn socket_more() -> MsgFlags {
     MsgFlags::from_bits_retain(libc::MSG_MORE)
 }
 
+/// Waits until a thread of ours is in recv, or for a second.
+fn wait_for_recv(thread: Pid) {
+    let file = format!("/proc/self/task/{thread}/syscall");
+    for _ in 0..200 {
+        let call = std::fs::read_to_string(&file).unwrap_or_default();
+        if call.split(' ').next() == Some(&libc::SYS_recvfrom.to_string()) {
+            return;
+        }
+        wait::pause(Duration::from_millis(5));
+    }
+}
+
 /// A signal while the thread is in recv; what it waits for comes later.
 fn signalled(mut end: End, signal: i32) -> Seen {
     take_signals();
     let (wire, link) = (&end.wire, &mut end.link);
-    let reader = Thread::current();
+    let (reader, id) = (Thread::current(), gettid());
     std::thread::scope(|scope| {
         let sender = scope.spawn(move || {
-            wait::pause(SETTLE);
+            wait_for_recv(id);
             let sent = reader.signal(signal);
-            wait::pause(SETTLE / 2);
+            wait::pause(SETTLE);
             sent.is_ok() && link.meet().is_ok()
         });
         let mut buffer = [0; 2000];

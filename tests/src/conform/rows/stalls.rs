@@ -8,7 +8,6 @@ use nix::poll::PollTimeout;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{self, MsgFlags};
 
-use super::SETTLE;
 use crate::conform::raw::ask;
 use crate::conform::row::Sockets::{Blocking, Both, NonBlocking};
 use crate::conform::row::{End, Fault, Row, Seen, pair};
@@ -38,8 +37,9 @@ pub(super) const ROWS: &[Row] = &[
 const BUFFER: usize = 64 << 10;
 /// More is not offered: what a proxy's sockets may hold by themselves (tcp_rmem, tcp_wmem) is less.
 const MOST: u64 = 96 << 20;
-/// No room for this long: it stalls.
-const STALL: Duration = Duration::from_millis(300);
+/// No room for this long: it stalls, and is not just slow.
+const STALL: Duration = Duration::from_millis(800);
+const TIMEOUT: Duration = Duration::from_millis(300);
 /// More than the reader's buffer, less than the sender's own.
 const SOME: u64 = 400_000;
 const LINGER: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ fn reads_it_all(mut end: End) -> Seen {
 
 fn sends_until_timeout(mut end: End) -> Seen {
     end.wire.options().set_send_buffer_size(BUFFER)?;
-    end.wire.socket.set_write_timeout(Some(STALL))?;
+    end.wire.socket.set_write_timeout(Some(TIMEOUT))?;
     end.link.meet()?;
     let mut at = 0;
     let error = loop {
@@ -148,24 +148,27 @@ fn reads_when_met(mut end: End) -> Seen {
     })
 }
 
-fn send_some(end: &mut End) -> Result<(), Fault> {
+/// Sends some bytes; true when all have been acknowledged within a while.
+fn is_acknowledged(end: &mut End) -> Result<bool, Fault> {
     end.link.meet()?;
     end.wire.pour(0, SOME)?;
-    wait::pause(SETTLE);
-    Ok(())
+    let begun = Instant::now();
+    while ask(&end.wire.socket, libc::TIOCOUTQ)? > 0 {
+        if begun.elapsed() > LINGER {
+            return Ok(false);
+        }
+        wait::pause(Duration::from_millis(5));
+    }
+    Ok(true)
 }
 
 /// Bytes that the other end has not acknowledged: without a proxy, the other program's host.
 fn asks_what_is_unacknowledged(mut end: End) -> Seen {
-    send_some(&mut end)?;
-    let left = ask(&end.wire.socket, libc::TIOCOUTQ)?;
+    let all = is_acknowledged(&mut end)?;
     end.link.meet()?;
     end.wire.socket.shutdown(Shutdown::Write)?;
     let seen = end.wire.drink();
-    Ok(format!(
-        "{}; {seen}",
-        if left == 0 { "all" } else { "not all" }
-    ))
+    Ok(format!("{}; {seen}", if all { "all" } else { "not all" }))
 }
 
 fn reads_late(mut end: End) -> Seen {
@@ -175,9 +178,9 @@ fn reads_late(mut end: End) -> Seen {
     Ok(end.wire.drink())
 }
 
-/// Close waits for the other end's acknowledgement.
+/// Close waits for acknowledgements that have not come yet.
 fn lingers(mut end: End) -> Seen {
-    send_some(&mut end)?;
+    is_acknowledged(&mut end)?;
     end.wire.options().set_linger(Some(LINGER))?;
     let begun = Instant::now();
     drop(end.wire);
