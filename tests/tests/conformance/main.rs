@@ -87,29 +87,33 @@ fn faults(
             .iter()
             .filter(|difference| difference.applies(scene) && difference.row.covers(variant))
             .collect();
-        let (wanted, source) = match (&listed[..], expected::plain(variant)) {
-            ([difference], _) => (difference.with.as_str(), difference.id.as_str()),
-            ([], Some(plain)) => (plain, "as without us"),
-            ([], None) => ("a line in expected.rs", "it has none"),
-            (many, _) => return Some(format!("{variant}: listed more than once: {many:?}")),
+        let plain = expected::plain(variant);
+        let (right, wanted) = match &listed[..] {
+            [] => (plain == Some(seen), format!("{plain:?}, as without us")),
+            [line] => (line.allows(seen), format!("{:?}, {}", line.with, line.id)),
+            many => (false, format!("listed once, not by {many:?}")),
         };
-        (seen != wanted).then(|| format!("{variant}\n  {seen}\n  and not: {wanted} ({source})"))
+        (!right).then(|| format!("{variant}\n  {seen}\n  and not: {wanted}"))
     };
     seen.iter().filter_map(wrong).collect()
 }
 
-/// Lines that nothing has been measured against.
+/// Lines of which nothing has been seen: rows that are not there, differences that are no more.
 fn unseen(
     scene: &Scene,
     seen: &BTreeMap<String, String>,
     differences: &[Difference],
 ) -> Vec<String> {
+    let rows = expected::rows().filter(|row| !seen.keys().any(|variant| row.covers(variant)));
+    let rows = rows.map(|row| format!("{}: no such row, or not run", row.0));
+    let differs = |line: &&Difference| {
+        let mut covered = seen.iter().filter(|(variant, _)| line.row.covers(variant));
+        covered.any(|(variant, seen)| expected::plain(variant) != Some(seen))
+    };
     let listed = differences.iter().filter(|line| line.applies(scene));
-    let wanted = listed.map(|line| line.row.clone()).chain(expected::rows());
-    let unseen = wanted.filter(|row| !seen.keys().any(|variant| row.covers(variant)));
-    unseen
-        .map(|row| format!("{}: no such row, or not run", row.0))
-        .collect()
+    let vanished = listed.filter(|line| !differs(line));
+    let vanished = vanished.map(|line| format!("{}: a listed difference that is no more", line.id));
+    rows.chain(vanished).collect()
 }
 
 /// Else the scene has judged another path than it says.
