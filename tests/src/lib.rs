@@ -4,9 +4,11 @@
 pub mod admin;
 pub mod agent;
 pub mod attachments;
+pub mod conform;
 pub mod kernel;
 pub mod load;
 pub mod mayfly;
+pub mod postgres;
 pub mod prober;
 pub mod require;
 pub mod router;

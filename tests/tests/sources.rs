@@ -1,12 +1,10 @@
 //! The application sees the client's own address, whoever the client is; where that cannot be had, it is said.
 
 use std::fs;
-use std::os::unix::fs::chown;
-use std::process::Command;
 use std::time::Duration;
 
 use shunt_tests::router::distant_pod;
-use shunt_tests::{AgentBuilder, Pod, Running, World, in_both_modes, require, wait};
+use shunt_tests::{AgentBuilder, Pod, World, in_both_modes, postgres, require, wait};
 
 in_both_modes!(
     near_and_far_clients_are_seen,
@@ -66,86 +64,11 @@ fn near_and_far_clients_are_seen(mode: &str) {
     agent.lines(count + 2);
 }
 
-/// Where Debian keeps the newest PostgreSQL's programs.
-fn postgres_program(name: &str) -> String {
-    let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-    let newest = versions.flatten().map(|entry| entry.path()).max();
-    newest
-        .expect("a version")
-        .join("bin")
-        .join(name)
-        .display()
-        .to_string()
-}
-
-/// A server that lets in only `friend`'s addresses. PostgreSQL refuses to run as root.
-fn postgres(world: &World, pod: &Pod, friend: &Pod) -> Running {
-    let dir = world.dir.path().join("postgres");
-    fs::create_dir_all(&dir).expect("a directory");
-    open_to_others(world);
-    let id = |what: &str| -> u32 {
-        let id = Command::new("id")
-            .args([what, "postgres"])
-            .output()
-            .expect("`id` runs");
-        String::from_utf8_lossy(&id.stdout)
-            .trim()
-            .parse()
-            .expect("the package's user")
-    };
-    chown(&dir, Some(id("-u")), Some(id("-g"))).expect("given away");
-    let (data, at) = (dir.join("data"), dir.display().to_string());
-    let data = data.display().to_string();
-    let initdb = [
-        &postgres_program("initdb"),
-        "-D",
-        &data,
-        "-A",
-        "trust",
-        "-N",
-        "-E",
-        "UTF8",
-    ];
-    pod.says(
-        "runuser",
-        &[&["-u", "postgres", "--"], &initdb[..]].concat(),
-    );
-    let rules = format!(
-        "host all all {}/32 trust\nhost all all {}/128 trust\nhost all all all reject\n",
-        friend.v4, friend.v6
-    );
-    fs::write(format!("{data}/pg_hba.conf"), rules).expect("written");
-    let server = postgres_program("postgres");
-    let words = [
-        "-u",
-        "postgres",
-        "--",
-        &server,
-        "-D",
-        &data,
-        "-k",
-        &at,
-        "-c",
-        "listen_addresses=*",
-        "-c",
-        "fsync=off",
-    ];
-    let running = pod.spawn("runuser", &words);
-    pod.wait_for_listener(5432);
-    running
-}
-
-/// The test's directory is root's alone.
-fn open_to_others(world: &World) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).expect("permitted");
-}
-
 fn pg_hba_judges_by_the_clients_address(mode: &str) {
     require::everything();
     let world = World::new();
     let (server, friend, other) = (world.pod(), world.pod(), world.pod());
-    let _postgres = postgres(&world, &server, &friend);
+    let _postgres = postgres::start(&world, &server, &friend);
     let psql = |pod: &Pod, host: &str| {
         let words = [
             "-h",

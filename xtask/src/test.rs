@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 16] = [
+const NEEDED: [(&str, &str); 20] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -25,6 +25,10 @@ const NEEDED: [(&str, &str); 16] = [
     ("nginx", "nginx-light"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
+    ("wrk", "wrk"),
+    ("haproxy", "haproxy"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
     ("iperf3", "iperf3"),
     ("socat", "socat"),
     ("bpftool", "bpftool"),

@@ -1,0 +1,143 @@
+//! Differences that need an outage to be seen, so that they are no rows: each is listed in docs/semantics.md too.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use shunt_tests::{AgentBuilder, Pod, World, agent, in_both_modes, require};
+
+in_both_modes!(a_dead_peer_is_not_noticed, a_reset_before_the_agent_accepts);
+
+/// A Python program in a pod that says lines and hears lines.
+struct Script {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Script {
+    fn start(pod: &Pod, script: &str, args: &[&str]) -> Self {
+        let mut command = pod.command("python3");
+        command
+            .args(["-c", script])
+            .args(args)
+            .stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+        Self {
+            stdin: child.stdin.take().expect("a pipe"),
+            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
+            child,
+        }
+    }
+
+    fn says(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("text");
+        line.trim().to_owned()
+    }
+
+    fn go_on(&mut self) {
+        writeln!(self.stdin).expect("it reads");
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const SERVER: &str = "
+import socket
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 9)); l.listen(); l.settimeout(5)
+print('listening', flush=True)
+while True:
+    n = 0; input()
+    try:
+        c, _ = l.accept(); c.settimeout(15)
+        while b := c.recv(65536): n += len(b); print(n, 'bytes', flush=True)
+        print('end', flush=True)
+    except socket.timeout: print('not called', flush=True)
+    except ConnectionResetError: print('ECONNRESET', flush=True)
+";
+
+/// Sends until `TCP_USER_TIMEOUT` says that nobody acknowledges, for six seconds at most.
+const CAREFUL: &str = "
+import errno, socket, sys, time
+s = socket.create_connection((sys.argv[1], 9), 5); s.setsockopt(socket.IPPROTO_TCP, 18, 1000); s.sendall(b'x')
+print('connected', flush=True); input(); end = time.monotonic() + 6
+try:
+    while time.monotonic() < end: s.sendall(b'x'); time.sleep(.05)
+    print('nothing', flush=True)
+except OSError as e: print(errno.errorcode[e.errno], flush=True)
+";
+
+fn a_dead_peer_is_not_noticed(mode: &str) {
+    require::everything();
+    let world = World::new();
+    let (client, server) = (world.pod(), world.pod());
+    let mut listener = Script::start(&server, SERVER, &[]);
+    assert_eq!(listener.says(), "listening");
+    let lose = |when: &str| {
+        let mut careful = Script::start(&client, CAREFUL, &[&server.v4]);
+        assert_eq!(careful.says(), "connected", "{when}");
+        let link = |what| {
+            let words = ["-n", &server.netns, "link", "set", "eth0", what];
+            let done = Command::new("ip").args(words).status();
+            assert!(done.expect("`ip` runs").success());
+        };
+        link("down");
+        careful.go_on();
+        let said = careful.says();
+        link("up");
+        said
+    };
+    // The agent first: its flow is its own affair when the link is up again.
+    let agent = AgentBuilder::new(&world, mode)
+        .enrol("client", &client, "")
+        .start();
+    assert_eq!(lose("with us"), "nothing");
+    drop(agent);
+    drop(listener);
+    let mut listener = Script::start(&server, SERVER, &[]);
+    assert_eq!(listener.says(), "listening");
+    assert_eq!(lose("without us"), "ETIMEDOUT");
+}
+
+const HASTY: &str = "
+import socket, struct, sys
+s = socket.create_connection((sys.argv[1], 9), 5); s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+s.sendall(b'x' * 1000); s.close()
+";
+
+fn a_reset_before_the_agent_accepts(mode: &str) {
+    require::everything();
+    let world = World::new();
+    let (client, server) = (world.pod(), world.pod());
+    let mut listener = Script::start(&server, SERVER, &[]);
+    assert_eq!(listener.says(), "listening");
+    let mut hasty = |before: &dyn Fn(), after: &dyn Fn()| {
+        before();
+        client.says("python3", &["-c", HASTY, &server.v4]);
+        after();
+        listener.go_on();
+        let mut said = vec![listener.says()];
+        if said[0] == "1000 bytes" {
+            said.push(listener.says());
+        }
+        said.join(", ")
+    };
+    assert_eq!(hasty(&|| {}, &|| {}), "1000 bytes, ECONNRESET");
+    let agent = AgentBuilder::new(&world, mode)
+        .enrol("client", &client, "")
+        .enrol("server", &server, "")
+        .start();
+    let worker = agent.worker_pid().expect("a data plane");
+    let signal = |name| move || agent::signal(name, worker);
+    let seen = hasty(&signal("-STOP"), &signal("-CONT"));
+    let expected = match mode {
+        "ebpf" => "1000 bytes, ECONNRESET",
+        _ => "not called",
+    };
+    assert_eq!(seen, expected);
+}

@@ -1,0 +1,275 @@
+//! Programs that people run, with data and counts that are checked, between enrolled pods.
+
+mod languages;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use shunt_tests::{
+    Agent, AgentBuilder, Pod, Running, World, in_both_modes, postgres, require, wait,
+};
+
+in_both_modes!(
+    redis_counts_every_command,
+    wrk_gets_the_right_answer_each_time,
+    pgbench_balances,
+    ssh_moves_files_both_ways,
+    haproxy_splices_between_us,
+    iperf3_moves_many_bytes,
+);
+
+struct Scene {
+    world: World,
+    client: Pod,
+    server: Pod,
+}
+
+fn scene() -> Scene {
+    require::everything();
+    let world = World::new();
+    let (client, server) = (world.pod(), world.pod());
+    Scene {
+        world,
+        client,
+        server,
+    }
+}
+
+impl Scene {
+    fn agent(&self, mode: &str) -> Agent {
+        AgentBuilder::new(&self.world, mode)
+            .enrol("client", &self.client, "")
+            .enrol("server", &self.server, "")
+            .start()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.world.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    }
+
+    /// Four megabytes that nginx has as `/big`.
+    fn big(&self, of: &Pod) -> PathBuf {
+        self.path(&of.netns).join("big")
+    }
+}
+
+/// The program has gone through the agent, and nothing of it went wrong there.
+fn passed(agent: &Agent, at_least: u64) {
+    let total = agent.workload("client")["connections"]["total"].clone();
+    assert!(total.as_u64() >= Some(at_least), "{total} connections");
+    for line in agent.access_log() {
+        let reason = line["close_reason"].as_str().expect("text");
+        let in_order = ["finished", "client_reset", "upstream_reset"].contains(&reason);
+        assert!(in_order, "{line:#}");
+    }
+}
+
+fn same(one: &Path, other: &Path) {
+    let compared = Command::new("cmp").args([one, other]).output();
+    let compared = compared.expect("cmp runs");
+    assert!(compared.status.success(), "{compared:?}");
+}
+
+fn redis_counts_every_command(mode: &str) {
+    let scene = scene();
+    let any = ["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
+    let _redis = scene.server.spawn("redis-server", &any);
+    scene.server.wait_for_listener(6379);
+    let agent = scene.agent(mode);
+    let host = ["-h", &scene.server.v4];
+    let cli = |words: &[&str]| scene.client.says("redis-cli", &[&host, words].concat());
+    let load = [
+        "-n", "20000", "-c", "20", "-P", "4", "-t", "set,get", "-r", "1000", "-q",
+    ];
+    scene
+        .client
+        .says("redis-benchmark", &[&host, &load[..]].concat());
+    let stats = cli(&["info", "commandstats"]);
+    for command in ["set", "get"] {
+        let counted = format!("cmdstat_{command}:calls=20000,");
+        assert!(stats.contains(&counted), "{counted} in {stats}");
+    }
+    let long = "0123456789".repeat(10_000);
+    assert_eq!(cli(&["set", "long", &long]), "OK");
+    assert!(cli(&["get", "long"]) == long, "another value");
+    // A client that waits, in recv, for what another one does later.
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cli(&["blpop", "list", "15"]));
+        wait::until("a client waits", Duration::from_secs(10), || {
+            let clients = cli(&["info", "clients"]);
+            clients.contains("blocked_clients:1").then_some(())
+        });
+        cli(&["rpush", "list", "word"]);
+        waiting.join().expect("an answer")
+    });
+    assert_eq!(waiting, "list\nword");
+    passed(&agent, 26);
+}
+
+/// wrk looks at each answer: nginx's `$remote_addr`, so the client's own address.
+const WRK: &str = "
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init(args) expected, right, wrong = args[1], 0, 0 end
+function response(status, headers, body)
+  if status == 200 and body == expected then right = right + 1 else wrong = wrong + 1 end
+end
+function done(summary, latency, requests)
+  local right, wrong, e = 0, 0, summary.errors
+  for _, thread in ipairs(threads) do right = right + thread:get('right'); wrong = wrong + thread:get('wrong') end
+  print('result ' .. right .. ' ' .. wrong .. ' ' .. (e.connect + e.read + e.write + e.status + e.timeout))
+end
+";
+
+fn wrk_gets_the_right_answer_each_time(mode: &str) {
+    let scene = scene();
+    let _nginx = scene.server.nginx(&scene.world);
+    let agent = scene.agent(mode);
+    let script = scene.write("answers.lua", WRK);
+    let url = format!("http://{}/", scene.server.v4);
+    let words = [
+        "-t",
+        "2",
+        "-c",
+        "20",
+        "-d",
+        "1s",
+        "-s",
+        &script,
+        &url,
+        "--",
+        &scene.client.v4,
+    ];
+    let said = scene.client.says("wrk", &words);
+    let result = said.lines().find_map(|line| line.strip_prefix("result "));
+    let numbers: Vec<u64> = result
+        .expect("a result")
+        .split(' ')
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+    assert!(numbers[0] > 100 && numbers[1..] == [0, 0], "{said}");
+    passed(&agent, 20);
+}
+
+fn pgbench_balances(mode: &str) {
+    let scene = scene();
+    let _postgres = postgres::start(&scene.world, &scene.server, &scene.client);
+    let agent = scene.agent(mode);
+    let to = ["-h", &scene.server.v4, "-U", "postgres"];
+    let bench = |words: &[&str]| scene.client.says("pgbench", &[&to, words].concat());
+    bench(&["-i", "-q", "postgres"]);
+    for protocol in ["simple", "prepared"] {
+        let said = bench(&["-n", "-c", "4", "-t", "100", "-M", protocol, "postgres"]);
+        assert!(said.contains("actually processed: 400/400"), "{said}");
+    }
+    let sums = "select (select count(*) from pgbench_history) || ' ' || ((select sum(delta) from pgbench_history) = all \
+        (array[(select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches), \
+        (select sum(tbalance) from pgbench_tellers)]))";
+    let said = scene
+        .client
+        .says("psql", &[&to[..], &["-Atc", sums, "postgres"]].concat());
+    assert_eq!(said, "800 true");
+    passed(&agent, 10);
+}
+
+fn ssh_moves_files_both_ways(mode: &str) {
+    let scene = scene();
+    let keygen = |name: &str| {
+        let file = scene.path(name).display().to_string();
+        scene.client.says(
+            "ssh-keygen",
+            &["-q", "-t", "ed25519", "-N", "", "-f", &file],
+        );
+        file
+    };
+    let (host, user) = (keygen("host"), keygen("user"));
+    let config = format!(
+        "Port 2222\nHostKey {host}\nAuthorizedKeysFile {user}.pub\nPidFile none\nStrictModes no\nUsePAM no\n\
+         PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    );
+    let config = scene.write("sshd.conf", &config);
+    // sshd wants a directory of its own under /run; the pod's commands have mounts of their own.
+    let start = "mount -t tmpfs none /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -f \"$0\"";
+    let _sshd = scene.server.spawn("sh", &["-c", start, &config]);
+    scene.server.wait_for_listener(2222);
+    let agent = scene.agent(mode);
+    let known: Vec<u8> = (0..3_000_000_u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let (there, back) = (scene.path("there"), scene.path("back"));
+    fs::write(scene.path("known"), known).expect("written");
+    let ssh = format!(
+        "ssh -F none -p 2222 -i {user} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR root@{}",
+        scene.server.v4
+    );
+    let (known, sent, got) = (scene.path("known"), there.display(), back.display());
+    let script = format!(
+        "{ssh} 'cat > {sent}' < {} && {ssh} cat {sent} > {got}",
+        known.display()
+    );
+    scene.client.says("sh", &["-c", &script]);
+    same(&known, &there);
+    same(&known, &back);
+    passed(&agent, 2);
+}
+
+/// client -> haproxy, which splices -> nginx: haproxy's sockets are ours at both ends.
+fn haproxy_splices_between_us(mode: &str) {
+    let scene = scene();
+    let middle = scene.world.pod();
+    let _nginx = scene.server.nginx(&scene.world);
+    let config = format!(
+        "global\n maxpipes 64\ndefaults\n timeout connect 5s\n timeout client 15s\n timeout server 15s\n option splice-request\n option splice-response\n\
+         listen http\n mode http\n bind :8080\n server nginx {server}:80\n\
+         listen tcp\n mode tcp\n bind :8081\n server nginx {server}:80\n",
+        server = scene.server.v4
+    );
+    let config = scene.write("haproxy.cfg", &config);
+    let _haproxy: Running = middle.spawn("haproxy", &["-db", "-f", &config]);
+    middle.wait_for_listener(8081);
+    let agent = AgentBuilder::new(&scene.world, mode)
+        .enrol("client", &scene.client, "")
+        .enrol("middle", &middle, "")
+        .enrol("server", &scene.server, "")
+        .start();
+    for (number, port) in [8080, 8081].into_iter().cycle().take(6).enumerate() {
+        let got = scene.path(&format!("got{number}"));
+        let (file, url) = (
+            got.display().to_string(),
+            format!("http://{}:{port}/big", middle.v4),
+        );
+        scene.client.says("curl", &["-sS", "-o", &file, &url]);
+        same(&got, &scene.big(&scene.server));
+    }
+    passed(&agent, 6);
+}
+
+fn iperf3_moves_many_bytes(mode: &str) {
+    let scene = scene();
+    let _iperf = scene.server.spawn("iperf3", &["-s"]);
+    scene.server.wait_for_listener(5201);
+    let agent = scene.agent(mode);
+    for more in [&["-P", "4"][..], &["-P", "4", "-R"]] {
+        let words = [&["-c", &scene.server.v4, "-n", "100M", "-J"], more].concat();
+        let report: Value =
+            serde_json::from_str(&scene.client.says("iperf3", &words)).expect("JSON");
+        let bytes = |what: &str| report["end"][what]["bytes"].as_u64().expect("a number");
+        let (sent, received) = (bytes("sum_sent"), bytes("sum_received"));
+        // It looks when the last byte is sent, and then there are some on their way.
+        assert!(
+            sent >= 100 << 20 && received > 50 << 20 && received <= sent,
+            "{}",
+            report["end"]
+        );
+    }
+    passed(&agent, 10);
+}
