@@ -86,6 +86,12 @@ pub static PEERS: HashMap<SocketCookie, SocketCookie> =
 pub static QUEUES: HashMap<SocketCookie, u64> =
     HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
 
+/// Sockets that were closed with bytes in their queue. Written by `pairing`, read by the data plane, which resets the
+/// flow: by TCP their close would have been a reset.
+#[map(name = "SHUNT_CUT")]
+pub static CUT: HashMap<SocketCookie, u32> =
+    HashMap::with_max_entries(capacity::SOCKETS, BPF_F_NO_PREALLOC);
+
 /// Written by the data plane and `sk_msg`.
 #[map(name = "SHUNT_HANDOFFS")]
 pub static HANDOFFS: HashMap<SocketCookie, Handoff> =

@@ -4,22 +4,36 @@
 //!  connecting end: established first, when SYN-ACK comes   -> into SOCKHASH, waits in MEETINGS
 //!  accepting end:  established when the last ACK comes     -> finds it there: into SOCKHASH, PEERS
 //! ```
-//! A socket enters here or never. Whoever is not found goes by TCP as if nothing had happened.
+//! A socket enters here or never. Whoever is not found, or has begun to send, goes by TCP as if nothing had happened.
 
-use core::ptr::null_mut;
+use core::ffi::c_void;
+use core::ptr::{null_mut, read_volatile};
 
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock,
 };
 use aya_ebpf::helpers::bpf_sock_hash_update;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_sk_storage_get,
+};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{End, Event, Meeting, NetnsCookie, RuleKey, SocketCookie, Workload};
 
 use crate::maps::{
-    ADDRESSES, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS, count,
+    ADDRESSES, CUT, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS,
+    count,
 };
+use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
+
+/// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
+/// number of the next byte to be written; set from the kernel's BTF when the programs are loaded.
+#[unsafe(no_mangle)]
+pub static USER_DATA_OFFSET: u32 = 0;
+#[unsafe(no_mangle)]
+pub static WRITERS_OFFSET: u32 = 0;
+#[unsafe(no_mangle)]
+pub static WRITTEN_OFFSET: u32 = 0;
 
 /// Is a connection from this namespace to that server one that both workloads want accelerated?
 #[inline(always)]
@@ -92,6 +106,55 @@ pub fn accepted(ctx: &SockOpsContext) {
     let _ = MEETINGS.remove(&meeting);
 }
 
+/// An application ends its direction, or closes its socket.
+#[inline(always)]
+pub fn ending(ctx: &SockOpsContext) {
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: the verifier knows `sk` as a socket; without the flag nothing is made. It is locked.
+    let cookie = unsafe {
+        let end = bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).cast::<End>();
+        if end.is_null() {
+            return;
+        }
+        // Only TCP knows that it may not send any more.
+        (*end).state = End::TCP;
+        (*end).cookie
+    };
+    // A socket that is being closed has left the socket hash just before; one that is shut down stays there.
+    let closes = read(&cookie, &raw const USER_DATA_OFFSET).unwrap_or(1_u64) == 0;
+    if closes && read(&cookie, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(0_u32) > 0 {
+        let _ = CUT.insert(&cookie, &1, u64::from(BPF_ANY));
+    }
+}
+
+/// Has a connecting socket sent anything yet, or is somebody about to, in a call that began before it was connected
+/// (`MSG_FASTOPEN`)? Those bytes go by TCP, and nothing may overtake them.
+#[inline(always)]
+fn has_begun(ctx: &SockOpsContext, cookie: &SocketCookie) -> bool {
+    // SAFETY: the program's context.
+    let next = unsafe { (*ctx.ops).snd_nxt };
+    let written = read(cookie, &raw const WRITTEN_OFFSET).unwrap_or(!next);
+    let writers = read(cookie, &raw const WRITERS_OFFSET).unwrap_or(1_i32);
+    written != next || writers != 0
+}
+
+/// Something of a socket that is in `QUEUES`, as the kernel keeps it.
+#[inline(always)]
+fn read<T: Copy + Default>(cookie: &SocketCookie, offset: *const u32) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
+    // that fails when there is none.
+    unsafe {
+        let from = QUEUES.get(cookie)? + u64::from(read_volatile(offset));
+        let size = size_of::<T>() as u32;
+        let failed = bpf_probe_read_kernel((&raw mut value).cast(), size, from as *const c_void);
+        (failed == 0).then_some(value)
+    }
+}
+
 /// An accelerated socket has closed.
 #[inline(always)]
 pub fn left(ctx: &SockOpsContext) {
@@ -147,7 +210,14 @@ fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<S
         }
         let address = sk as u64;
         let sockhash = (&raw const SOCKHASH).cast_mut().cast();
-        QUEUES.insert(&cookie, &address, u64::from(BPF_ANY)).is_ok()
+        if QUEUES.insert(&cookie, &address, u64::from(BPF_ANY)).is_ok()
+            && peer == 0
+            && has_begun(ctx, &cookie)
+        {
+            let _ = QUEUES.remove(&cookie);
+            return None;
+        }
+        QUEUES.get(&cookie).is_some()
             && bpf_sock_hash_update(
                 ctx.ops,
                 sockhash,

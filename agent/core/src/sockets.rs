@@ -131,8 +131,14 @@ pub trait Accelerator: std::fmt::Debug + Send + Sync {
     /// The kernel does not tell.
     fn moved(&self, from: SocketCookie) -> io::Result<u64>;
 
+    /// Was this socket closed with bytes in its queue? By TCP its close would have been a reset.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn was_cut(&self, far_end: SocketCookie) -> io::Result<bool>;
+
     /// The flow has ended.
-    fn forget(&self, from: SocketCookie);
+    fn forget(&self, far_end: SocketCookie);
 }
 
 #[derive(Debug, Error)]

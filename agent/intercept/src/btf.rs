@@ -2,7 +2,6 @@
 //!
 //! The format is that of the kernel's documentation, Documentation/bpf/btf.rst.
 
-use std::path::Path;
 use std::{fs, io};
 
 use crate::InterceptError;
@@ -10,22 +9,34 @@ use crate::InterceptError;
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u32 = 0xeb9f;
 
-/// Bytes from the start of `structure` to a member, named by a path through the structures in it.
-///
-/// # Errors
-/// The kernel has no type information (`CONFIG_DEBUG_INFO_BTF`), or no such member.
-pub(crate) fn offset(structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
-    let io = |error| InterceptError::io("read the kernel's types from", VMLINUX, error);
-    let bytes = fs::read(Path::new(VMLINUX)).map_err(io)?;
-    let missing = || {
-        let path = members.join(".");
-        InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
-    };
-    let types = Types::parse(&bytes).ok_or_else(|| {
-        let what = "not in the format that is known";
-        io(io::Error::new(io::ErrorKind::InvalidData, what))
-    })?;
-    types.offset(structure, members).ok_or_else(missing)
+/// The types of the running kernel, some megabytes.
+pub(crate) struct Kernel(Vec<u8>);
+
+impl Kernel {
+    /// # Errors
+    /// The kernel has no type information (`CONFIG_DEBUG_INFO_BTF`).
+    pub(crate) fn read() -> Result<Self, InterceptError> {
+        fs::read(VMLINUX).map(Self).map_err(unreadable)
+    }
+
+    /// Bytes from the start of `structure` to a member, named by a path through the structures in it.
+    ///
+    /// # Errors
+    /// There is no such member.
+    pub(crate) fn offset(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
+        let types = Types::parse(&self.0).ok_or_else(|| {
+            let what = "not in the format that is known";
+            unreadable(io::Error::new(io::ErrorKind::InvalidData, what))
+        })?;
+        types.offset(structure, members).ok_or_else(|| {
+            let path = members.join(".");
+            InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
+        })
+    }
+}
+
+fn unreadable(error: io::Error) -> InterceptError {
+    InterceptError::io("read the kernel's types from", VMLINUX, error)
 }
 
 const STRUCT: u32 = 4;
@@ -161,10 +172,12 @@ mod tests {
 
     #[test]
     fn the_running_kernel_has_what_we_read() {
-        let backlog = offset("sock", &["sk_backlog"]).expect("a kernel with BTF");
-        let counter = offset("sock", &["sk_backlog", "rmem_alloc"]).expect("a kernel with BTF");
+        let kernel = Kernel::read().expect("a kernel with BTF");
+        let offset = |members: &[&str]| kernel.offset("sock", members);
+        let backlog = offset(&["sk_backlog"]).expect("a member");
+        let counter = offset(&["sk_backlog", "rmem_alloc"]).expect("a member of a member");
         assert!(counter >= backlog && counter < 4096, "{backlog} {counter}");
-        let error = offset("sock", &["no_such_member"]).expect_err("no such member");
+        let error = offset(&["no_such_member"]).expect_err("no such member");
         assert!(error.to_string().contains("sock.no_such_member"), "{error}");
     }
 }

@@ -75,15 +75,13 @@ pub(crate) async fn relay(
     let end = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
-        let way = match shortcut {
-            Some(_) => Way::Queues,
-            None => Way::Tcp {
-                splice_after: rules.splice_after,
-            },
+        let by_tcp = Way::Tcp {
+            splice_after: rules.splice_after,
         };
-        let half = |read, write| Half::new(read, write, &pools.turns, way);
-        let mut to_upstream = half(client_read, upstream_write);
-        let mut to_client = half(upstream_read, client_write);
+        let [up, down] = shortcut.as_ref().map_or([by_tcp; 2], Shortcut::ways);
+        let half = |read, write, way| Half::new(read, write, &pools.turns, way);
+        let mut to_upstream = half(client_read, upstream_write, up);
+        let mut to_client = half(upstream_read, client_write, down);
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {

@@ -39,6 +39,7 @@ scenes! {
     ebpf_copy: Some("ebpf"), "splice_after: off", "", "copy";
     ebpf_splice: Some("ebpf"), "splice_after: 0", "", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
+    ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: always", "handoff";
     iptables_splice: Some("iptables"), "splice_after: 0", "", "splice";
 }
 

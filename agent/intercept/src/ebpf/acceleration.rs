@@ -20,6 +20,7 @@ pub(super) struct Acceleration {
     addresses: HashMap<MapData, Address, NetnsCookie>,
     handoffs: HashMap<MapData, SocketCookie, Handoff>,
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
+    cut: HashMap<MapData, SocketCookie, u32>,
     ends: MapData,
     _sockets: SockHash<MapData, SocketCookie>,
 }
@@ -28,7 +29,7 @@ impl Acceleration {
     /// # Errors
     /// This kernel cannot do it; everything else works.
     pub(super) fn load(object: &mut Object) -> Result<Self, InterceptError> {
-        std::mem::replace(&mut object.queue, Ok(()))?;
+        std::mem::replace(&mut object.offsets, Ok(()))?;
         let sockets: SockHash<MapData, SocketCookie> = object.map("SHUNT_SOCKHASH")?;
         let name = "shunt_message";
         let program = object.main.program_mut(name);
@@ -43,6 +44,7 @@ impl Acceleration {
             addresses: object.map("SHUNT_ADDRESSES")?,
             handoffs: object.map("SHUNT_HANDOFFS")?,
             peers: object.map("SHUNT_PEERS")?,
+            cut: object.map("SHUNT_CUT")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
             _sockets: sockets,
         })
@@ -50,7 +52,12 @@ impl Acceleration {
 
     /// What the data plane needs, in the order of [`super::Shortcuts::from_fds`].
     pub(super) fn fds(&self) -> std::io::Result<Vec<OwnedFd>> {
-        let maps = [&self.ends, self.peers.map(), self.handoffs.map()];
+        let maps = [
+            &self.ends,
+            self.peers.map(),
+            self.handoffs.map(),
+            self.cut.map(),
+        ];
         let clone = |map: &MapData| map.fd().as_fd().try_clone_to_owned();
         maps.into_iter().map(clone).collect()
     }
@@ -60,6 +67,10 @@ impl Acceleration {
         let known: Vec<SocketCookie> = self.handoffs.keys().filter_map(Result::ok).collect();
         for cookie in known {
             let _ = self.handoffs.remove(&cookie);
+        }
+        let known: Vec<SocketCookie> = self.cut.keys().filter_map(Result::ok).collect();
+        for cookie in known {
+            let _ = self.cut.remove(&cookie);
         }
     }
 

@@ -27,7 +27,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 18] = [
+const SHARED: [&str; 19] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -42,6 +42,7 @@ const SHARED: [&str; 18] = [
     "SHUNT_MEETINGS",
     "SHUNT_PEERS",
     "SHUNT_QUEUES",
+    "SHUNT_CUT",
     "SHUNT_HANDOFFS",
     "SHUNT_ENDS",
     "SHUNT_SENDERS",
@@ -56,8 +57,8 @@ pub(super) struct Object {
     loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
-    /// Is it known where a socket counts the bytes of its receive queue?
-    pub(super) queue: Result<(), InterceptError>,
+    /// Is it known where the kernel keeps what acceleration reads of sockets?
+    pub(super) offsets: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -73,9 +74,9 @@ impl std::fmt::Debug for Logger {
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let queue = btf::offset("sock", &["sk_backlog", "rmem_alloc"]);
+        let offsets = Offsets::of_the_kernel();
         let mut loader = loader(&bpffs);
-        let instance = Instance::Main(*queue.as_ref().unwrap_or(&0));
+        let instance = Instance::Main(*offsets.as_ref().unwrap_or(&Offsets::default()));
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
@@ -87,7 +88,7 @@ impl Object {
             loader,
             main,
             destinations,
-            queue: queue.map(|_| ()),
+            offsets: offsets.map(|_| ()),
             logger: Logger(logger),
         })
     }
@@ -242,10 +243,41 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
 
 /// What the programs of one load of the object are told.
 enum Instance {
-    /// Where a socket counts the bytes of its receive queue.
-    Main(u32),
+    Main(Offsets),
     /// The namespace whose connections it picks.
     Inbound(NetnsCookie),
+}
+
+/// Where the running kernel keeps what acceleration reads of sockets, in the order of [`Offsets::MEMBERS`].
+#[derive(Clone, Copy, Default)]
+struct Offsets([u32; Self::MEMBERS.len()]);
+
+impl Offsets {
+    /// By the name of the programs' static: the structure and the path of members in it.
+    const MEMBERS: [(&str, &str, &[&str]); 4] = [
+        (
+            "RECEIVE_QUEUE_OFFSET",
+            "sock",
+            &["sk_backlog", "rmem_alloc"],
+        ),
+        ("USER_DATA_OFFSET", "sock", &["sk_user_data"]),
+        ("WRITERS_OFFSET", "sock", &["sk_write_pending"]),
+        ("WRITTEN_OFFSET", "tcp_sock", &["write_seq"]),
+    ];
+
+    fn of_the_kernel() -> Result<Self, InterceptError> {
+        let types = btf::Kernel::read()?;
+        let mut offsets = Self::default();
+        for (place, (_, structure, members)) in offsets.0.iter_mut().zip(Self::MEMBERS) {
+            *place = types.offset(structure, members)?;
+        }
+        Ok(offsets)
+    }
+
+    fn statics(self) -> impl Iterator<Item = (&'static str, u32)> {
+        let names = Self::MEMBERS.into_iter().map(|(name, _, _)| name);
+        names.zip(self.0)
+    }
 }
 
 /// Bytes that may wait for an application before its sender feels back-pressure.
@@ -267,16 +299,18 @@ fn load(
     marks: Marks,
     instance: Instance,
 ) -> Result<Ebpf, InterceptError> {
-    let (queue, netns) = match instance {
-        Instance::Main(queue) => (queue, 0),
-        Instance::Inbound(netns) => (0, netns),
+    let (offsets, netns) = match instance {
+        Instance::Main(offsets) => (offsets, 0),
+        Instance::Inbound(netns) => (Offsets::default(), netns),
     };
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
     set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
     set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
     set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
-    set(&mut object, "RECEIVE_QUEUE_OFFSET", &queue.to_ne_bytes())?;
+    for (name, offset) in offsets.statics() {
+        set(&mut object, name, &offset.to_ne_bytes())?;
+    }
     let limit = RECEIVE_QUEUE_LIMIT.to_ne_bytes();
     set(&mut object, "RECEIVE_QUEUE_LIMIT", &limit)?;
     let loaded = loader.load(&object);

@@ -16,16 +16,18 @@ pub struct Shortcuts {
     ends: Elements<i32, End>,
     peers: Elements<SocketCookie, SocketCookie>,
     handoffs: Elements<SocketCookie, Handoff>,
+    cut: Elements<SocketCookie, u32>,
 }
 
 impl Shortcuts {
     /// `maps` as [`super::EbpfBackend::shortcut_fds`] gave them. `None`: they are not that many.
     pub fn from_fds(maps: Vec<OwnedFd>) -> Option<Self> {
-        let [ends, peers, handoffs] = maps.try_into().ok()?;
+        let [ends, peers, handoffs, cut] = maps.try_into().ok()?;
         Some(Self {
             ends: Elements::from_fd(ends),
             peers: Elements::from_fd(peers),
             handoffs: Elements::from_fd(handoffs),
+            cut: Elements::from_fd(cut),
         })
     }
 
@@ -69,8 +71,13 @@ impl Accelerator for Shortcuts {
         Ok(handoff.map_or(0, |handoff| handoff.bytes))
     }
 
-    fn forget(&self, from: SocketCookie) {
-        // It fails when it was never handed over.
-        let _ = self.handoffs.remove(&from);
+    fn was_cut(&self, far_end: SocketCookie) -> io::Result<bool> {
+        Ok(self.cut.get(&far_end)?.is_some())
+    }
+
+    fn forget(&self, far_end: SocketCookie) {
+        // It fails when it was never handed over, or not cut.
+        let _ = self.handoffs.remove(&far_end);
+        let _ = self.cut.remove(&far_end);
     }
 }

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 
 use shunt_core::counters::AgentCounters;
 use shunt_core::flow::DataPath;
+use shunt_core::sockets::{Accelerator, SocketCookie};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -43,27 +44,45 @@ pub(super) struct Half<'a> {
     splice_after: u64,
     spliced: bool,
     turn: Turn,
-    way: Way,
+    way: Way<'a>,
     /// The source had nothing more when it was asked last, and everything before that is written.
     drained: bool,
 }
 
 /// How bytes come to the agent's sockets and leave them.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Way {
+pub(super) enum Way<'a> {
     /// Splices after this many; `None`: never.
     Tcp { splice_after: Option<u64> },
     /// Through receive queues past TCP, which splice(2) does not see, and from which a short read does not mean that
-    /// there is nothing more.
-    Queues,
+    /// there is nothing more. `None`: the application at the source's far end is not known.
+    Queues(Option<Source<'a>>),
 }
 
-impl Way {
+/// The application's socket from which bytes come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<'a> {
+    pub(super) accelerator: &'a dyn Accelerator,
+    pub(super) cookie: SocketCookie,
+}
+
+impl Way<'_> {
+    /// The source has ended its direction: in order?
+    fn end(self) -> io::Result<()> {
+        match self {
+            Self::Queues(Some(Source {
+                accelerator,
+                cookie,
+            })) if accelerator.was_cut(cookie)? => Err(io::ErrorKind::ConnectionReset.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// What copying is called there.
     fn path(self) -> DataPath {
         match self {
             Self::Tcp { .. } => DataPath::Copy,
-            Self::Queues => DataPath::Sockmap,
+            Self::Queues(_) => DataPath::Sockmap,
         }
     }
 }
@@ -93,10 +112,15 @@ pub(super) enum Side {
 }
 
 impl<'a> Half<'a> {
-    pub(super) fn new(read: ReadHalf<'a>, write: WriteHalf<'a>, turns: &Turns, way: Way) -> Self {
+    pub(super) fn new(
+        read: ReadHalf<'a>,
+        write: WriteHalf<'a>,
+        turns: &Turns,
+        way: Way<'a>,
+    ) -> Self {
         let splice_after = match way {
             Way::Tcp { splice_after } => splice_after,
-            Way::Queues => None,
+            Way::Queues(_) => None,
         };
         Self {
             read,
@@ -155,6 +179,7 @@ impl<'a> Half<'a> {
                     let taken = self.poll_take(cx, pools, agent, left);
                     self.drained = taken.is_pending();
                     if ready!(taken).map_err(Side::Read)? == 0 {
+                        self.way.end().map_err(Side::Read)?;
                         self.state = State::Ending;
                     }
                 }
@@ -256,7 +281,7 @@ impl<'a> Half<'a> {
                 ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
                 buffer.filled().len()
             }
-            Way::Queues => ready!(self.poll_receive(cx, lease.bytes()))?,
+            Way::Queues(_) => ready!(self.poll_receive(cx, lease.bytes()))?,
         };
         if to == lease.bytes().len() {
             self.size.grow();

@@ -21,7 +21,7 @@ use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::half::Half;
+use super::half::{Half, Source, Way};
 use crate::account::Account;
 
 /// How often the bytes of a living flow are asked for.
@@ -30,18 +30,12 @@ const COUNT: Duration = Duration::from_secs(8);
 /// See the head of this module.
 pub(crate) struct Shortcut<'a> {
     accelerator: &'a dyn Accelerator,
-    /// `None`: one of the two applications is not accelerated, or was not found.
-    ends: Option<Ends>,
+    /// The applications' sockets, as far as they are accelerated and were found.
+    client: FarEnd,
+    server: FarEnd,
     up: Leg,
     down: Leg,
     counting: Option<Pin<Box<Sleep>>>,
-}
-
-/// The applications' sockets.
-#[derive(Clone, Copy)]
-struct Ends {
-    client: SocketCookie,
-    server: SocketCookie,
 }
 
 /// One direction.
@@ -67,23 +61,44 @@ impl<'a> Shortcut<'a> {
             // Not knowing, the careful way.
             told(accelerator.far_end(socket.as_fd())).unwrap_or(FarEnd::Unknown)
         };
-        let ends = match (far_end(client), far_end(upstream)) {
-            (FarEnd::NotAccelerated, FarEnd::NotAccelerated) => return None,
-            (FarEnd::Found(client), FarEnd::Found(server)) => Some(Ends { client, server }),
-            _ => None,
-        };
-        Some(Self {
+        let (client, server) = (far_end(client), far_end(upstream));
+        let none = FarEnd::NotAccelerated;
+        ((client, server) != (none, none)).then(|| Self {
             accelerator,
-            ends,
+            client,
+            server,
             up: Leg::default(),
             down: Leg::default(),
             counting: None,
         })
     }
 
+    /// How bytes come from the client, and from the server.
+    pub(super) fn ways(&self) -> [Way<'a>; 2] {
+        let accelerator = self.accelerator;
+        [self.client, self.server].map(|far_end| {
+            let found = match far_end {
+                FarEnd::Found(cookie) => Some(cookie),
+                FarEnd::NotAccelerated | FarEnd::Unknown => None,
+            };
+            Way::Queues(found.map(|cookie| Source {
+                accelerator,
+                cookie,
+            }))
+        })
+    }
+
+    /// The applications' sockets, if both are there.
+    fn ends(&self) -> Option<(SocketCookie, SocketCookie)> {
+        match (self.client, self.server) {
+            (FarEnd::Found(client), FarEnd::Found(server)) => Some((client, server)),
+            _ => None,
+        }
+    }
+
     /// Offers what can be handed over now.
     pub(super) fn offer(&mut self, to_upstream: &Half<'_>, to_client: &Half<'_>) {
-        let Some(Ends { client, server }) = self.ends else {
+        let Some((client, server)) = self.ends() else {
             return;
         };
         self.up.offer(self.accelerator, to_upstream, client, server);
@@ -92,7 +107,7 @@ impl<'a> Shortcut<'a> {
 
     /// Adds to the account what went past the agent. True: something did.
     pub(super) fn count(&mut self, account: &mut Account) -> bool {
-        let Some(Ends { client, server }) = self.ends else {
+        let Some((client, server)) = self.ends() else {
             return false;
         };
         let received = self.up.count(self.accelerator, client);
@@ -130,9 +145,10 @@ impl<'a> Shortcut<'a> {
 
 impl Drop for Shortcut<'_> {
     fn drop(&mut self) {
-        if let Some(Ends { client, server }) = self.ends {
-            self.accelerator.forget(client);
-            self.accelerator.forget(server);
+        for far_end in [self.client, self.server] {
+            if let FarEnd::Found(cookie) = far_end {
+                self.accelerator.forget(cookie);
+            }
         }
     }
 }
