@@ -304,9 +304,9 @@ fn resets_when_met(mut end: End) -> Seen {
 /// The error is there for whoever asks, once.
 fn ready_reset(mut end: End) -> Seen {
     end.link.meet()?;
-    let seen = end
-        .wire
-        .events(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP)?;
+    // All of them: the kernel sets one after the other.
+    let all = EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP | EpollFlags::EPOLLRDHUP;
+    let seen = end.wire.events(all)?;
     let ask = || -> Result<String, Fault> {
         let error = end.wire.socket.take_error()?;
         let errno = error.map(crate::conform::wire::errno);
