@@ -7,6 +7,7 @@ mod cases;
 mod flood;
 mod load;
 mod memory;
+mod patient;
 mod report;
 mod stage;
 

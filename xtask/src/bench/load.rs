@@ -10,6 +10,7 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shunt_tests::load::pattern::{PERIOD, is_pattern, pattern};
 
+use super::patient::Patient;
 use super::{Figures, flood};
 use crate::run::answer;
 
@@ -85,8 +86,8 @@ pub fn load(args: &LoadArgs) -> Result<()> {
 }
 
 fn hold(host: &str, count: usize) -> Result<()> {
-    let open = |()| -> Result<TcpStream> {
-        let mut stream = TcpStream::connect((host, ECHO_PORT))?;
+    let open = |()| -> Result<Patient> {
+        let mut stream = Patient(TcpStream::connect((host, ECHO_PORT))?);
         let (message, mut got) = ([1; SMALL], [0; SMALL]);
         stream.write_all(&message)?;
         stream.read_exact(&mut got)?;
@@ -115,10 +116,11 @@ fn serve() -> Result<()> {
     std::thread::spawn(move || echo(echoes));
     std::thread::spawn(move || {
         for stream in sinks.incoming().flatten() {
-            std::thread::spawn(move || sink(stream));
+            std::thread::spawn(move || sink(Patient(stream)));
         }
     });
-    for mut stream in bind(CONNECT_PORT)?.incoming().flatten() {
+    for stream in bind(CONNECT_PORT)?.incoming().flatten() {
+        let mut stream = Patient(stream);
         let mut request = [0; SMALL];
         // A client that fails says so itself.
         let _ = stream
@@ -175,7 +177,7 @@ fn bounce(stream: &mut mio::net::TcpStream, buffer: &mut [u8]) -> io::Result<()>
 }
 
 /// Checks every byte; answers with how many were right.
-fn sink(mut stream: TcpStream) -> io::Result<()> {
+fn sink(mut stream: Patient) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let expected = pattern(buffer.len());
     let mut total = 0_u64;
@@ -255,8 +257,8 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
 }
 
 fn ping_pong(to: SocketAddr, size: usize, time: Duration) -> Result<Vec<Duration>> {
-    let mut stream = TcpStream::connect(to)?;
-    stream.set_nodelay(true)?;
+    let mut stream = Patient(TcpStream::connect(to)?);
+    stream.0.set_nodelay(true)?;
     let (mut message, mut got) = (vec![0; size], vec![0; size]);
     let mut samples = Vec::new();
     let start = Instant::now();
@@ -318,7 +320,7 @@ pub(super) fn bulk(
     mut goes_on: impl FnMut(u64) -> bool,
 ) -> Result<f64> {
     let pattern = pattern(size);
-    let mut stream = TcpStream::connect(to)?;
+    let mut stream = Patient(TcpStream::connect(to)?);
     let start = Instant::now();
     let mut sent = 0_u64;
     while goes_on(sent) {
@@ -326,7 +328,7 @@ pub(super) fn bulk(
         stream.write_all(&pattern[from..from + size])?;
         sent += size as u64;
     }
-    stream.shutdown(Shutdown::Write)?;
+    stream.0.shutdown(Shutdown::Write)?;
     let mut checked = [0; 8];
     stream
         .read_exact(&mut checked)
@@ -345,7 +347,7 @@ fn short(to: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
     let start = Instant::now();
     while start.elapsed() < time {
         let begun = Instant::now();
-        let mut stream = TcpStream::connect(to)?;
+        let mut stream = Patient(TcpStream::connect(to)?);
         stream.write_all(&message)?;
         let mut got = Vec::with_capacity(SMALL);
         stream.read_to_end(&mut got)?;
