@@ -99,6 +99,7 @@ impl EbpfBackend {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;
         let acceleration = Acceleration::load(&mut object).map_err(|error| error.chain());
+        kernel::give_memory_back();
         Ok(Self {
             acceleration,
             workloads: object.map("SHUNT_WORKLOADS")?,

@@ -176,6 +176,16 @@ fn info_of(object: BorrowedFd<'_>, info: &mut [u32]) -> io::Result<()> {
     bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(|_| ())
 }
 
+/// The kernel's types have been read, some ten megabytes of small pieces, and are needed no more. The allocator keeps
+/// what is below a piece that is still in use.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointer into what is given back is alive: only free memory is.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
