@@ -68,7 +68,8 @@ async def serve(reader, writer):
     try: await talk(reader, writer, struct.unpack('!q', await reader.readexactly(8))[0], 1)
     except Exception as error: print(repr(error), file=sys.stderr, flush=True)
 async def main():
-    async with await asyncio.start_server(serve, None, 7000, backlog=1000) as server: await server.serve_forever()
+    both = socket.create_server(('::', 7000), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1000)
+    async with await asyncio.start_server(serve, sock=both) as server: await server.serve_forever()
 asyncio.run(main())
 ";
 

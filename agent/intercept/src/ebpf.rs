@@ -157,6 +157,8 @@ impl EbpfBackend {
     }
 
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        // First what costs little to miss: it is tried again and again.
+        let cgroup = cgroup_of(enrolment)?;
         let cookie = enrolment.netns.cookie();
         let rules_set = self.next_rules;
         self.next_rules += 1;
@@ -184,7 +186,6 @@ impl EbpfBackend {
         let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
         let pins = self.pins.as_ref().filter(|_| pinned);
         let inbound = self.object.attach_sk_lookup(enrolment, pins)?;
-        let cgroup = cgroup_of(enrolment)?;
         self.hooks.attach(enrolment.id, &cgroup, pins)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
