@@ -188,6 +188,25 @@ fn killed_together(mode: &str) {
     });
 }
 
+/// A process, also when its number is somebody else's meanwhile.
+#[derive(PartialEq, Eq)]
+struct Process {
+    pid: u32,
+    /// When it began, in clock ticks: the 22nd field of proc(5)'s `stat`.
+    began: String,
+}
+
+impl Process {
+    /// `None`: it has ended.
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is a name in brackets, which may have blanks; the third says whether it is a zombie.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let began = fields.split(' ').nth(19)?.to_owned();
+        (!fields.starts_with('Z')).then_some(Self { pid, began })
+    }
+}
+
 /// What a death may do to transfers under way.
 #[derive(PartialEq, Eq)]
 enum Cuts {
@@ -212,7 +231,7 @@ fn under_load(mode: &str, cuts: Cuts, die: impl Fn(&mut Agent, &mut Chance)) {
         chance.pause(1000);
         let lines = agent.access_log().len();
         dead.push(agent.pid());
-        orphans.extend(agent.worker_pid());
+        orphans.extend(agent.worker_pid().and_then(Process::of));
         note(&format!("round {round}"));
         die(&mut agent, &mut chance);
         wait::until("captures again", Duration::from_secs(10), || {
@@ -239,16 +258,11 @@ fn under_load(mode: &str, cuts: Cuts, die: impl Fn(&mut Agent, &mut Chance)) {
         cut > 0 || cuts == Cuts::Nothing,
         "no kill met a transfer: this test could not fail"
     );
-    // An agent that stops leaves alone what a dead one's data plane still needs; the next start after that one's end
-    // removes it.
-    assert!(agent.terminate().success(), "{}", agent.log());
-    for pid in orphans {
-        if fs::metadata(format!("/proc/{pid}")).is_ok() {
-            note(&format!("data plane {pid} outlived its supervisor"));
-            signal("-KILL", pid);
-        }
-    }
-    agent.restart();
+    // An agent that stops leaves alone what a dead one's data plane still needs.
+    wait::until("the orphans end", Duration::from_secs(20), || {
+        orphans.retain(|orphan| Process::of(orphan.pid).as_ref() == Some(orphan));
+        orphans.is_empty().then_some(())
+    });
     assert!(agent.terminate().success(), "{}", agent.log());
     assert_eq!(scene.states(), before);
     assert_eq!(links(&scene.pods()), [] as [Value; 0]);
