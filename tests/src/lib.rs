@@ -8,10 +8,12 @@ pub mod conform;
 pub mod kernel;
 pub mod load;
 pub mod mayfly;
+pub mod pair;
 pub mod postgres;
 pub mod prober;
 pub mod require;
 pub mod router;
+pub mod script;
 pub mod wait;
 pub mod world;
 
@@ -20,7 +22,9 @@ use std::str::FromStr;
 pub use agent::{Agent, AgentBuilder};
 pub use load::Load;
 pub use mayfly::Mayfly;
+pub use pair::Pair;
 pub use prober::Prober;
+pub use script::Script;
 pub use world::{Pod, Running, World};
 
 /// What an environment variable says, else `default`: how stress tests are enlarged.

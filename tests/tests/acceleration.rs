@@ -1,12 +1,10 @@
 //! Same-node flows past the TCP stack: the same bytes, the same ends, told of as any other.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 use shunt_tests::agent::{entry, signal};
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+use shunt_tests::{Agent, Pair, Running, Script, wait};
 
 /// Echoes nothing: each side of a connection sends `length` bytes of its own, in pieces and with pauses, ends its
 /// direction, and reads the other's to the end. The first nine bytes say which: a kind, a seed.
@@ -83,49 +81,23 @@ async def main():
 asyncio.run(main()); print('heard all')
 ";
 
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
-    _running: Running,
+/// The pods, the agent, and the server as long as it is to run.
+fn scene(server_script: &str) -> (Pair, Agent, Running) {
+    let scene = Pair::new();
+    let running = scene.server.spawn("python3", &["-c", server_script]);
+    scene.server.wait_for_listener(7000);
+    let agent = scene.both("ebpf", "acceleration: always").start();
+    (scene, agent, running)
 }
 
-fn scene(server_script: &str) -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    let running = server.spawn("python3", &["-c", server_script]);
-    server.wait_for_listener(7000);
-    Scene {
-        world,
-        client,
-        server,
-        _running: running,
-    }
-}
-
-impl Scene {
-    fn agent(&self, client: &str, server: &str) -> Agent {
-        AgentBuilder::new(&self.world, "ebpf")
-            .enrol("client", &self.client, client)
-            .enrol("server", &self.server, server)
-            .start()
-    }
-
-    fn accelerated(&self) -> Agent {
-        self.agent("acceleration: always", "acceleration: always")
-    }
-}
-
-fn paths<'a>(lines: &'a [Value]) -> Vec<&'a str> {
-    let path = |line: &'a Value| line["path"].as_str().expect("a path");
-    lines.iter().map(path).collect()
+fn paths(lines: &[Value]) -> Vec<&str> {
+    let path = |line| Value::as_str(line).expect("a path");
+    lines.iter().map(|line| path(&line["path"])).collect()
 }
 
 #[test]
 fn forty_talks_both_ways_at_once() {
-    let scene = scene(&format!("{COMMON}{SERVER}"));
-    let agent = scene.accelerated();
+    let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
     // The server listens on `::`: IPv4 reaches it as a mapped address.
     for host in [&scene.server.v4, &scene.server.v6] {
         let script = format!("{COMMON}HOST = '{host}'\n{CLIENT}");
@@ -159,7 +131,7 @@ for seed in range(40): print(8 + len(plan(seed, 0)[0]), len(plan(seed, 1)[0]))";
 
 #[test]
 fn both_workloads_must_want_it() {
-    let scene = scene(&format!("{COMMON}{SERVER}"));
+    let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
     let script = format!(
         "{COMMON}HOST = '{}'\n{}",
         scene.server.v4,
@@ -180,7 +152,6 @@ fn both_workloads_must_want_it() {
             "copy",
         ),
     ];
-    let agent = scene.accelerated();
     for (client, server, path) in cases {
         agent.rewrite(&[
             entry("client", &scene.client, client),
@@ -216,8 +187,7 @@ s.send(f'{length} {heard.hexdigest()}'.encode()); s.s.close()
 
 #[test]
 fn a_stalled_reader_holds_its_writer_back() {
-    let scene = scene(&format!("{EVENTS}{STALLED}"));
-    let agent = scene.accelerated();
+    let (scene, agent, _server) = scene(&format!("{EVENTS}{STALLED}"));
     let script = format!(
         "{EVENTS}
 s = call('{}')
@@ -233,17 +203,8 @@ print('right')
 ",
         scene.server.v4
     );
-    let mut client = scene
-        .client
-        .command("python3")
-        .args(["-c", &script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3");
-    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
-    let mut line = || says.next().expect("a line").expect("text");
-    let held: u64 = line().parse().expect("bytes");
+    let mut client = Script::start(&scene.client, &script, &[]);
+    let held: u64 = client.says().parse().expect("bytes");
     assert!(
         held < 12 << 20,
         "{held} bytes wait for a reader that stalls"
@@ -251,9 +212,9 @@ print('right')
     scene
         .server
         .python("import socket; socket.create_connection(('127.0.0.1', 7001))");
-    drop(client.stdin.take());
-    assert_eq!(line(), "right");
-    assert!(client.wait().expect("ended").success());
+    client.told_all();
+    assert_eq!(client.says(), "right");
+    client.succeeds();
     assert_eq!(agent.lines(1)[0]["bytes_received"], (64_u64 << 20) + 5);
 }
 
@@ -270,8 +231,7 @@ while True:
 
 #[test]
 fn a_reset_is_a_reset_and_a_living_flow_is_counted() {
-    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
-    let agent = scene.accelerated();
+    let (scene, agent, _server) = scene(&format!("{EVENTS}{ANSWERING}"));
     let script = format!(
         "{EVENTS}
 s = call('{}')
@@ -281,21 +241,15 @@ s.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.
 ",
         scene.server.v4
     );
-    let mut client = scene
-        .client
-        .command("python3")
-        .args(["-c", &script])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("python3");
+    let mut client = Script::start(&scene.client, &script, &[]);
     wait::until("bytes of a living flow", Duration::from_secs(12), || {
         let bytes = &agent.workload("client")["bytes"];
         // The first turns may have come before the agent was out of the way.
         let (handoff, sockmap) = (bytes["handoff"].as_u64()?, bytes["sockmap"].as_u64()?);
         (handoff > 0 && handoff + sockmap == 10_000).then_some(())
     });
-    drop(client.stdin.take());
-    assert!(client.wait().expect("ended").success());
+    client.told_all();
+    client.succeeds();
     let line = agent.lines(1).remove(0);
     assert_eq!(line["close_reason"], "client_reset", "{line}");
     assert_eq!(line["bytes_received"], 5000, "{line}");
@@ -305,8 +259,7 @@ s.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.
 
 #[test]
 fn a_killed_data_plane_resets_and_its_successor_accelerates() {
-    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
-    let agent = scene.accelerated();
+    let (scene, agent, _server) = scene(&format!("{EVENTS}{ANSWERING}"));
     let call = format!(
         "{EVENTS}
 s = call('{}')
@@ -321,20 +274,12 @@ try: print('end' if not s.recv(1) else 'byte')
 except ConnectionResetError: print('reset')
 "
     );
-    let mut client = scene
-        .client
-        .command("python3")
-        .args(["-c", &script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3");
-    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
-    let mut line = || says.next().expect("a line").expect("text");
-    assert_eq!(line(), "turned");
+    let mut client = Script::start(&scene.client, &script, &[]);
+    assert_eq!(client.says(), "turned");
     let first = agent.worker_pid().expect("a data plane");
     signal("-KILL", first);
-    assert_eq!(line(), "reset");
-    assert!(client.wait().expect("ended").success());
+    assert_eq!(client.says(), "reset");
+    client.succeeds();
     wait::until("accelerated again", Duration::from_secs(10), || {
         scene.client.python(&call);
         let lines = agent.access_log();
@@ -344,8 +289,7 @@ except ConnectionResetError: print('reset')
 
 #[test]
 fn a_flow_outlives_its_enrolment_and_the_supervisor() {
-    let scene = scene(&format!("{EVENTS}{ANSWERING}"));
-    let mut agent = scene.accelerated();
+    let (scene, mut agent, _server) = scene(&format!("{EVENTS}{ANSWERING}"));
     let script = format!(
         "{EVENTS}
 s = call('{}')
@@ -354,23 +298,13 @@ s.s.shutdown(socket.SHUT_WR); assert s.recv(1) == b''; print('ended')
 ",
         scene.server.v4
     );
-    let mut client = scene
-        .client
-        .command("python3")
-        .args(["-c", &script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3");
-    let mut asks = client.stdin.take().expect("a pipe");
-    let mut says = BufReader::new(client.stdout.take().expect("a pipe")).lines();
-    let mut line = || says.next().expect("a line").expect("text");
-    let mut turn = || {
-        writeln!(asks).expect("told");
-        assert_eq!(line(), "turned");
+    let mut client = Script::start(&scene.client, &script, &[]);
+    let turn = |client: &mut Script| {
+        client.tell("");
+        assert_eq!(client.says(), "turned");
     };
-    turn();
-    turn();
+    turn(&mut client);
+    turn(&mut client);
     agent.rewrite(&[]);
     wait::until("withdrawn", Duration::from_secs(5), || {
         agent.status()["workloads"]
@@ -378,10 +312,10 @@ s.s.shutdown(socket.SHUT_WR); assert s.recv(1) == b''; print('ended')
             .is_empty()
             .then_some(())
     });
-    turn();
+    turn(&mut client);
     agent.kill();
-    turn();
-    drop(asks);
-    assert_eq!(line(), "ended");
-    assert!(client.wait().expect("ended").success());
+    turn(&mut client);
+    client.told_all();
+    assert_eq!(client.says(), "ended");
+    client.succeeds();
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, in_both_modes, require, wait};
+use shunt_tests::{Pair, Running, in_both_modes, wait};
 
 in_both_modes!(
     dns_over_udp_goes_directly_and_over_tcp_through_us,
@@ -39,53 +39,27 @@ for first in range(0, 3200, 16):
 print(head.decode())
 ";
 
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
-}
-
-fn scene() -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    Scene {
-        world,
-        client,
-        server,
-    }
-}
-
-impl Scene {
-    fn agent(&self, mode: &str) -> Agent {
-        AgentBuilder::new(&self.world, mode)
-            .enrol("client", &self.client, "")
-            .enrol("dns", &self.server, "")
-            .start()
-    }
-
-    /// A resolver with one name; its long text does not fit a small datagram.
-    fn dnsmasq(&self) -> Running {
-        let mut args: Vec<String> = ["-k", "-h", "-R", "--conf-file=/dev/null", "--pid-file"]
-            .map(str::to_owned)
-            .into();
-        args.push("--user=root".into());
-        args.push("--host-record=web.test,192.0.2.7,2001:db8::7".into());
-        args.push(format!(
-            "--txt-record=long.test{}",
-            ",0123456789012345678901234567890123456789".repeat(40)
-        ));
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let running = self.server.spawn("dnsmasq", &args);
-        self.server.wait_for_listener(53);
-        running
-    }
+/// A resolver with one name; its long text does not fit a small datagram.
+fn dnsmasq(scene: &Pair) -> Running {
+    let mut args: Vec<String> = ["-k", "-h", "-R", "--conf-file=/dev/null", "--pid-file"]
+        .map(str::to_owned)
+        .into();
+    args.push("--user=root".into());
+    args.push("--host-record=web.test,192.0.2.7,2001:db8::7".into());
+    args.push(format!(
+        "--txt-record=long.test{}",
+        ",0123456789012345678901234567890123456789".repeat(40)
+    ));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let running = scene.server.spawn("dnsmasq", &args);
+    scene.server.wait_for_listener(53);
+    running
 }
 
 fn dns_over_udp_goes_directly_and_over_tcp_through_us(mode: &str) {
-    let scene = scene();
-    let _dns = scene.dnsmasq();
-    let agent = scene.agent(mode);
+    let scene = Pair::new();
+    let _dns = dnsmasq(&scene);
+    let agent = scene.both(mode, "").start();
     let mut over_tcp = 0;
     for server in [&scene.server.v4, &scene.server.v6] {
         let at = format!("@{server}");
@@ -119,7 +93,7 @@ fn dns_over_udp_goes_directly_and_over_tcp_through_us(mode: &str) {
 }
 
 fn udp_sockets_are_as_without_us(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _echo = scene.server.spawn("python3", &["-c", ECHO]);
     wait::until("the echo", Duration::from_secs(5), || {
         let sockets = scene.server.says("ss", &["-Hlun"]);
@@ -131,7 +105,7 @@ fn udp_sockets_are_as_without_us(mode: &str) {
     };
     let direct = bulk();
     assert!(direct[0].ends_with(&scene.client.v4), "{direct:?}");
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     assert_eq!(bulk(), direct);
     assert_eq!(agent.access_log().len(), 0);
     for pod in [&scene.client, &scene.server] {
@@ -153,7 +127,7 @@ fn udp_sockets_are_as_without_us(mode: &str) {
 }
 
 fn multicast_broadcast_and_ping_work(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let listen = "
 import socket, struct
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 5353))
@@ -195,7 +169,7 @@ ask(socket.AF_INET6, ('ff15::7', 5353), device)
         assert!(ping.contains(" 0% packet loss"), "{ping}");
     };
     let direct = scene.client.python(&ask);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     assert_eq!(scene.client.python(&ask), direct);
     ping(&scene.server.v4);
     ping(&scene.server.v6);

@@ -5,9 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use shunt_tests::load::{list, program};
-use shunt_tests::{
-    Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, number, require, wait,
-};
+use shunt_tests::{Agent, AgentBuilder, Load, Pair, Pod, Running, in_both_modes, number, wait};
 
 in_both_modes!(
     short_connections_reach_what_they_dialled,
@@ -19,70 +17,52 @@ in_both_modes!(
 /// Nobody else answers this.
 const TOKEN: &str = "shunt-destinations";
 const PORT: u16 = 7000;
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
+/// An agent that captures, with the number of connections that it took to see that.
+fn agent(scene: &Pair, mode: &str) -> (Agent, u64) {
+    let agent = AgentBuilder::new(&scene.world, mode)
+        .set("limits: {connections: 100000, connections_per_workload: 100000}")
+        .enrol("client", &scene.client, "")
+        .start();
+    let captured = wait::until("captured", Duration::from_secs(5), || {
+        scene
+            .client
+            .run("curl", &["-s", "-m", "1", "http://10.66.0.250/"]);
+        agent.workload("client")["connections"]["total"]
+            .as_u64()
+            .filter(|total| *total > 0)
+    });
+    (agent, captured)
 }
 
-fn scene() -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    Scene {
-        world,
-        client,
-        server,
-    }
-}
-
-impl Scene {
-    /// An agent that captures, with the number of connections that it took to see that.
-    fn agent(&self, mode: &str) -> (Agent, u64) {
-        let agent = AgentBuilder::new(&self.world, mode)
-            .set("limits: {connections: 100000, connections_per_workload: 100000}")
-            .enrol("client", &self.client, "")
-            .start();
-        let captured = wait::until("captured", Duration::from_secs(5), || {
-            self.client
-                .run("curl", &["-s", "-m", "1", "http://10.66.0.250/"]);
-            agent.workload("client")["connections"]["total"]
-                .as_u64()
-                .filter(|total| *total > 0)
-        });
-        (agent, captured)
-    }
-
-    /// `addresses` of each family, `ports` on each.
-    fn destinations(&self, addresses: u8, ports: u16) -> Vec<SocketAddr> {
-        let mut all = Vec::new();
-        for host in 100..100 + addresses {
-            let v4 = IpAddr::from(Ipv4Addr::new(10, 66, 0, host));
-            let v6 = IpAddr::from(Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 1, u16::from(host)));
-            for address in [v4, v6] {
-                self.server.add_address(address);
-                all.extend((PORT..PORT + ports).map(|port| SocketAddr::new(address, port)));
-            }
+/// `addresses` of each family, `ports` on each.
+fn destinations(scene: &Pair, addresses: u8, ports: u16) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    for host in 100..100 + addresses {
+        let v4 = IpAddr::from(Ipv4Addr::new(10, 66, 0, host));
+        let v6 = IpAddr::from(Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 1, u16::from(host)));
+        for address in [v4, v6] {
+            scene.server.add_address(address);
+            all.extend((PORT..PORT + ports).map(|port| SocketAddr::new(address, port)));
         }
-        all
     }
+    all
+}
 
-    fn serve(&self, ports: u16, more: &[&str]) -> Running {
-        let (first, count) = (PORT.to_string(), ports.to_string());
-        let args = [
-            "server", "--token", TOKEN, "--port", &first, "--ports", &count,
-        ];
-        let running = self.server.spawn(&program(), &[&args[..], more].concat());
-        self.server.wait_for_listener(PORT);
-        running
-    }
+fn serve(scene: &Pair, ports: u16, more: &[&str]) -> Running {
+    let (first, count) = (PORT.to_string(), ports.to_string());
+    let args = [
+        "server", "--token", TOKEN, "--port", &first, "--ports", &count,
+    ];
+    let running = scene.server.spawn(&program(), &[&args[..], more].concat());
+    scene.server.wait_for_listener(PORT);
+    running
+}
 
-    fn load(&self, to: &[SocketAddr], count: usize, more: &[&str]) -> serde_json::Value {
-        let (to, count) = (list(to), count.to_string());
-        let args = ["client", "--token", TOKEN, "--to", &to, "--count", &count];
-        let load = Load::start(&self.client, &[&args[..], more].concat());
-        load.report(Duration::from_secs(170))
-    }
+fn load(scene: &Pair, to: &[SocketAddr], count: usize, more: &[&str]) -> serde_json::Value {
+    let (to, count) = (list(to), count.to_string());
+    let args = ["client", "--token", TOKEN, "--to", &to, "--count", &count];
+    let load = Load::start(&scene.client, &[&args[..], more].concat());
+    load.report(Duration::from_secs(170))
 }
 
 #[track_caller]
@@ -96,7 +76,7 @@ fn assert_all_arrived(report: &serde_json::Value, count: usize) {
     );
 }
 
-/// None went past the agent, beside those that [`Scene::agent`] made.
+/// None went past the agent, beside those that [`agent`] made.
 #[track_caller]
 fn assert_captured(agent: &Agent, count: usize, before: u64) {
     let total = agent.workload("client")["connections"]["total"].as_u64();
@@ -106,14 +86,19 @@ fn assert_captured(agent: &Agent, count: usize, before: u64) {
 
 /// `SHUNT_CONNECTIONS=200000 SHUNT_RATE=5000` for the whole load.
 fn short_connections_reach_what_they_dialled(mode: &str) {
-    let scene = scene();
-    let to = scene.destinations(5, 5);
-    let _server = scene.serve(5, &[]);
-    let (agent, before) = scene.agent(mode);
+    let scene = Pair::new();
+    let to = destinations(&scene, 5, 5);
+    let _server = serve(&scene, 5, &[]);
+    let (agent, before) = agent(&scene, mode);
     let count = number("SHUNT_CONNECTIONS", 12_000_usize);
     let rate = number("SHUNT_RATE", 1500_u32).to_string();
     // Late is not lost: how late depends on what else this machine does.
-    let report = scene.load(&to, count, &["--rate", &rate, "--timeout-ms", "20000"]);
+    let report = load(
+        &scene,
+        &to,
+        count,
+        &["--rate", &rate, "--timeout-ms", "20000"],
+    );
     assert_all_arrived(&report, count);
     assert_captured(&agent, count, before);
 }
@@ -121,13 +106,13 @@ fn short_connections_reach_what_they_dialled(mode: &str) {
 /// Each port is used again, for another destination, while the agent's end of its last connection is in TIME_WAIT.
 /// There a SYN whose timestamp looks old is not answered, and the next comes a second later.
 fn a_port_in_time_wait_is_no_stall(mode: &str) {
-    let scene = scene();
-    let to = scene.destinations(5, 2);
-    let _server = scene.serve(2, &[]);
+    let scene = Pair::new();
+    let to = destinations(&scene, 5, 2);
+    let _server = serve(&scene, 2, &[]);
     let range = "net.ipv4.ip_local_port_range=40000 40399";
     scene.client.says("sysctl", &["-qw", range]);
-    let (agent, before) = scene.agent(mode);
-    let report = scene.load(&to, 4000, &["--rate", "800"]);
+    let (agent, before) = agent(&scene, mode);
+    let report = load(&scene, &to, 4000, &["--rate", "800"]);
     assert_all_arrived(&report, 4000);
     assert_captured(&agent, 4000, before);
     let longest = report["connect_max_ms"].as_f64().expect("a number");
@@ -206,10 +191,10 @@ fn pairs(client: &Pod, hosts: [&str; 2], line: &str) -> (u64, u64, Vec<serde_jso
 /// Two connections from one port become one tuple where only the destination's port is left of it. Netfilter drops
 /// one of two SYNs that come at the same moment, and it takes a second until the next.
 fn envoy_15305_tuple_clash(mode: &str) {
-    let scene = scene();
-    let _server = scene.serve(1, &["--hold"]);
+    let scene = Pair::new();
+    let _server = serve(&scene, 1, &["--hold"]);
     let stranger = scene.world.pod();
-    scene.destinations(2, 1);
+    destinations(&scene, 2, 1);
     let hosts = ["10.66.0.100", "10.66.0.101"];
     if mode == "iptables" {
         // As Envoy's users have it: one port of loopback for all.
@@ -222,7 +207,7 @@ fn envoy_15305_tuple_clash(mode: &str) {
         assert!(bad.is_empty(), "{bad:#?}");
         assert!(slow > 0, "no clash seen: this test could not fail");
     }
-    let (agent, before) = scene.agent(mode);
+    let (agent, before) = agent(&scene, mode);
     let (dialled, slow, bad) = pairs(&scene.client, hosts, &format!("{TOKEN} {{}}:7000\n"));
     assert!(bad.is_empty(), "{bad:#?}");
     assert_captured(&agent, dialled as usize, before);
@@ -236,17 +221,17 @@ fn envoy_15305_tuple_clash(mode: &str) {
 /// two descriptors: 4,800 with a range of 1,000. With `SHUNT_AT_ONCE=35000`, as it is on hosts. In iptables mode the
 /// tuple is the dialled one; where the one port of loopback makes two the same, netfilter takes another source port.
 fn more_at_once_than_loopback_has_ports(mode: &str) {
-    let scene = scene();
-    let to = scene.destinations(5, 5);
-    let _server = scene.serve(5, &["--hold"]);
+    let scene = Pair::new();
+    let to = destinations(&scene, 5, 5);
+    let _server = serve(&scene, 5, &["--hold"]);
     let count = number("SHUNT_AT_ONCE", 4800_usize);
     if count < 28_000 {
         let range = "net.ipv4.ip_local_port_range=40000 40999";
         scene.client.says("sysctl", &["-qw", range]);
     }
-    let (agent, before) = scene.agent(mode);
+    let (agent, before) = agent(&scene, mode);
     let more = ["--hold", "--rate", "2000", "--timeout-ms", "30000"];
-    let report = scene.load(&to, count, &more);
+    let report = load(&scene, &to, count, &more);
     assert_eq!(report["held"], count, "{report:#}");
     // Each answered when it was made, and again when all were open.
     assert_all_arrived(&report, 2 * count);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shunt_tests::agent::{binary, entry, signal};
-use shunt_tests::{AgentBuilder, Pod, World, in_both_modes, require, wait};
+use shunt_tests::{AgentBuilder, Pair, in_both_modes, wait};
 
 in_both_modes!(
     stopping_leaves_nothing_and_waits_for_flows,
@@ -18,37 +18,13 @@ in_both_modes!(
     cleanup_spares_flows_that_live,
 );
 
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
-}
-
-fn scene() -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    Scene {
-        world,
-        client,
-        server,
-    }
-}
-
-impl Scene {
-    fn both<'a>(&'a self, mode: &str, more: &str) -> AgentBuilder<'a> {
-        AgentBuilder::new(&self.world, mode)
-            .enrol("client", &self.client, more)
-            .enrol("web", &self.server, more)
-    }
-
-    fn curl(&self, seconds: &str) -> bool {
-        let url = format!("http://{}/", self.server.v4);
-        self.client
-            .run("curl", &["-sS", "-m", seconds, &url])
-            .status
-            .success()
-    }
+fn curl(scene: &Pair, seconds: &str) -> bool {
+    let url = format!("http://{}/", scene.server.v4);
+    scene
+        .client
+        .run("curl", &["-sS", "-m", seconds, &url])
+        .status
+        .success()
 }
 
 /// The kernel's objects of a kind (prog, map, link) that a process holds, by id.
@@ -79,7 +55,7 @@ fn in_the_kernel(kind: &str) -> BTreeSet<u64> {
 }
 
 fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let before = [scene.client.state(), scene.server.state()];
     let mut agent = scene.both(mode, "").start();
@@ -113,11 +89,11 @@ fn stopping_leaves_nothing_and_waits_for_flows(mode: &str) {
         });
         left.next().is_none().then_some(())
     });
-    assert!(scene.curl("5"), "direct again");
+    assert!(curl(&scene, "5"), "direct again");
 }
 
 fn a_killed_data_plane_refuses_nobody(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.both(mode, "").start();
     let first = agent.worker_pid().expect("a data plane");
@@ -131,7 +107,7 @@ fn a_killed_data_plane_refuses_nobody(mode: &str) {
     });
     signal("-KILL", first);
     assert!(
-        scene.curl("2"),
+        curl(&scene, "2"),
         "a connection made while there is no data plane"
     );
     let second = wait::until("a new data plane", Duration::from_secs(5), || {
@@ -145,7 +121,7 @@ fn a_killed_data_plane_refuses_nobody(mode: &str) {
         "interception by the new data plane",
         Duration::from_secs(5),
         || {
-            scene.curl("5");
+            curl(&scene, "5");
             (!agent.access_log().is_empty()).then_some(())
         },
     );
@@ -157,18 +133,18 @@ fn a_killed_data_plane_refuses_nobody(mode: &str) {
 }
 
 fn a_killed_supervisor_opens_within_two_seconds(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let before = [scene.client.state(), scene.server.state()];
     let mut agent = scene.both(mode, "").start();
-    assert!(scene.curl("5"));
+    assert!(curl(&scene, "5"));
     agent.lines(1);
     agent.kill();
     let killed = Instant::now();
     while killed.elapsed() < Duration::from_secs(4) {
         let begun = killed.elapsed();
         let lines = agent.access_log().len();
-        let served = scene.curl("2");
+        let served = curl(&scene, "2");
         assert!(
             served || begun < Duration::from_secs(2),
             "cut off {begun:?} after the supervisor's death"
@@ -193,14 +169,14 @@ fn a_killed_supervisor_opens_within_two_seconds(mode: &str) {
         "{cleaned:?}"
     );
     agent.restart();
-    assert!(scene.curl("5"));
+    assert!(curl(&scene, "5"));
     let ended = agent.terminate();
     assert!(ended.success(), "{ended} {}", agent.log());
     assert_eq!([scene.client.state(), scene.server.state()], before);
 }
 
 fn a_stopped_worker_opens_within_two_seconds(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.both(mode, "").start();
     let worker = agent.worker_pid().expect("a data plane");
@@ -209,7 +185,7 @@ fn a_stopped_worker_opens_within_two_seconds(mode: &str) {
     signal("-STOP", worker);
     // Half a second for a machine that runs other tests too.
     wait::pause(Duration::from_millis(2500));
-    let direct = scene.curl("3");
+    let direct = curl(&scene, "3");
     signal("-CONT", worker);
     assert!(direct, "still captured by a stopped data plane");
     if mode == "ebpf" {
@@ -220,22 +196,22 @@ fn a_stopped_worker_opens_within_two_seconds(mode: &str) {
 }
 
 fn closed_means_refused(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = AgentBuilder::new(&scene.world, mode)
         .enrol("client", &scene.client, "on_failure: closed")
         .start();
-    assert!(scene.curl("5"));
+    assert!(curl(&scene, "5"));
     let worker = agent.worker_pid().expect("a data plane");
     signal("-STOP", worker);
     wait::pause(Duration::from_millis(2100));
-    let leaked = scene.curl("1");
+    let leaked = curl(&scene, "1");
     signal("-CONT", worker);
     assert!(!leaked, "went past a dead agent");
 }
 
 fn workloads_change_while_connections_go_on(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let agent = scene.both(mode, "").start();
     let file = scene.world.dir.path().join("slow");
@@ -262,7 +238,7 @@ fn workloads_change_while_connections_go_on(mode: &str) {
     wait::until("web is withdrawn", Duration::from_secs(5), || {
         (agent.status()["workloads"].as_array().map(Vec::len) == Some(1)).then_some(())
     });
-    assert!(scene.curl("5"));
+    assert!(curl(&scene, "5"));
     assert_eq!(agent.access_log().len(), 0, "{:#?}", agent.access_log());
     // Over the admin socket: gone, and back.
     assert_eq!(
@@ -279,7 +255,7 @@ fn workloads_change_while_connections_go_on(mode: &str) {
     wait::until("enrolled again", Duration::from_secs(5), || {
         (agent.workload("client")["state"] == "ready").then_some(())
     });
-    assert!(scene.curl("5"));
+    assert!(curl(&scene, "5"));
     assert!(
         slow.0.wait().expect("ended").success(),
         "the old connection was cut off"
@@ -291,12 +267,12 @@ fn workloads_change_while_connections_go_on(mode: &str) {
 /// An inbound flow with the client's own address needs the namespace's return path: also when its workload was
 /// withdrawn, or the supervisor is dead.
 fn cleanup_spares_flows_that_live(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let stranger = scene.world.pod();
     let _nginx = scene.server.nginx(&scene.world);
     let before = scene.server.state();
     let mut agent = AgentBuilder::new(&scene.world, mode)
-        .enrol("web", &scene.server, "")
+        .enrol("server", &scene.server, "")
         .start();
     let slow = |name: &str| {
         let file = scene.world.dir.path().join(name).display().to_string();
@@ -311,9 +287,12 @@ fn cleanup_spares_flows_that_live(mode: &str) {
     };
     let mut withdrawn = slow("withdrawn");
     wait::until("the transfer runs", Duration::from_secs(5), || {
-        (agent.workload("web")["connections"]["active"] == 1).then_some(())
+        (agent.workload("server")["connections"]["active"] == 1).then_some(())
     });
-    assert_eq!(agent.admin("DELETE", "/workloads/default/web", "").0, 200);
+    assert_eq!(
+        agent.admin("DELETE", "/workloads/default/server", "").0,
+        200
+    );
     // Its listeners close within a fraction of a second; the flow takes four.
     wait::pause(Duration::from_millis(700));
     cleanup();
@@ -325,7 +304,7 @@ fn cleanup_spares_flows_that_live(mode: &str) {
     agent.restart();
     let mut orphaned = slow("orphaned");
     wait::until("the transfer runs", Duration::from_secs(5), || {
-        (agent.workload("web")["connections"]["active"] == 1).then_some(())
+        (agent.workload("server")["connections"]["active"] == 1).then_some(())
     });
     agent.kill();
     cleanup();

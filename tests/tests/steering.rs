@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, World, in_both_modes, require, wait};
+use shunt_tests::{AgentBuilder, Pair, in_both_modes, wait};
 
 in_both_modes!(
     curl_reaches_nginx,
@@ -17,36 +17,10 @@ in_both_modes!(
     the_agents_own_ports_are_refused,
 );
 
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
-}
-
-fn scene() -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    Scene {
-        world,
-        client,
-        server,
-    }
-}
-
-impl Scene {
-    fn agent(&self, mode: &str) -> Agent {
-        AgentBuilder::new(&self.world, mode)
-            .enrol("client", &self.client, "")
-            .enrol("web", &self.server, "")
-            .start()
-    }
-}
-
 fn curl_reaches_nginx(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let urls = [
         format!("http://{}/", scene.server.v4),
         format!("http://[{}]/", scene.server.v6),
@@ -84,14 +58,14 @@ fn curl_reaches_nginx(mode: &str) {
         );
         assert!(
             line["workload"].to_string().contains("client")
-                && line["peer_workload"].to_string().contains("web")
+                && line["peer_workload"].to_string().contains("server")
         );
         assert_eq!(
             (line["path"].as_str(), line["close_reason"].as_str()),
             (Some("copy"), Some("finished"))
         );
     }
-    for name in ["client", "web"] {
+    for name in ["client", "server"] {
         let workload = agent.workload(name);
         assert_eq!(
             (&workload["mode"], &workload["state"]),
@@ -114,10 +88,10 @@ fn curl_reaches_nginx(mode: &str) {
 }
 
 fn a_not_enrolled_client_is_seen_and_kept(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let stranger = scene.world.pod();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     for (own, theirs) in [
         (&stranger.v4, scene.server.v4.clone()),
         (&stranger.v6, format!("[{}]", scene.server.v6)),
@@ -147,7 +121,7 @@ fn a_not_enrolled_client_is_seen_and_kept(mode: &str) {
 }
 
 fn addresses_are_as_without_us(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let script = format!(
         "import socket\n\
@@ -158,13 +132,13 @@ fn addresses_are_as_without_us(mode: &str) {
         v6 = scene.server.v6
     );
     let direct = scene.client.python(&script);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     assert_eq!(scene.client.python(&script), direct);
     agent.lines(3);
 }
 
 fn the_server_may_speak_first(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _server = scene.server.spawn(
         "socat",
         &[
@@ -173,7 +147,7 @@ fn the_server_may_speak_first(mode: &str) {
         ],
     );
     scene.server.wait_for_listener(7);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let script = format!(
         "import socket\ns = socket.create_connection(('{}', 7)); f = s.makefile('rw')\n\
          print(f.readline().strip()); f.write('ping\\n'); f.flush(); print(f.readline().strip())",
@@ -184,7 +158,7 @@ fn the_server_may_speak_first(mode: &str) {
 }
 
 fn ends_and_resets_pass(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     // A server which reads to the end and only then answers; on port 9 it resets after the first bytes.
     let server = "import socket, struct, threading\n\
         def serve(port, work):\n    l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', port)); l.listen()\n    while True:\n        c, _ = l.accept(); work(c); c.close()\n\
@@ -194,7 +168,7 @@ fn ends_and_resets_pass(mode: &str) {
     let _server = scene.server.spawn("python3", &["-c", server]);
     scene.server.wait_for_listener(9);
     scene.server.wait_for_listener(8);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let half_close = format!(
         "import socket\ns = socket.create_connection(('{}', 8)); s.sendall(b'y' * 3000000); s.shutdown(socket.SHUT_WR)\n\
          d = b''\n\
@@ -218,7 +192,7 @@ fn ends_and_resets_pass(mode: &str) {
 }
 
 fn some_things_are_never_captured(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
     let _own = scene.client.nginx(&scene.world);
     let agent = AgentBuilder::new(&scene.world, mode)
@@ -250,7 +224,7 @@ fn some_things_are_never_captured(mode: &str) {
 }
 
 fn real_programs_work(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _redis = scene.server.spawn(
         "redis-server",
         &[
@@ -267,7 +241,7 @@ fn real_programs_work(mode: &str) {
     let _nginx = scene.server.nginx(&scene.world);
     scene.server.wait_for_listener(6379);
     scene.server.wait_for_listener(5201);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let redis = |args: &[&str]| {
         scene
             .client
@@ -310,9 +284,9 @@ fn real_programs_work(mode: &str) {
 
 /// A file large enough, there and back; the same with splicing switched off while the agent runs.
 fn bulk_is_spliced(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let known = scene.world.dir.path().join(&scene.server.netns).join("big");
     let fetch = |name: &str| {
         let file = scene.world.dir.path().join(name);
@@ -335,7 +309,7 @@ fn bulk_is_spliced(mode: &str) {
     assert!(copy > 1 << 20 && splice > 1 << 20, "{line:#}");
     let moved = number(&line["bytes_received"]) + number(&line["bytes_sent"]);
     assert_eq!(copy + splice, moved, "{line:#}");
-    for name in ["client", "web"] {
+    for name in ["client", "server"] {
         let bytes = agent.workload(name)["bytes"].clone();
         assert_eq!(by_path(&bytes), (copy, splice), "{name}");
     }
@@ -357,8 +331,8 @@ fn bulk_is_spliced(mode: &str) {
 }
 
 fn the_agents_own_ports_are_refused(mode: &str) {
-    let scene = scene();
-    let agent = scene.agent(mode);
+    let scene = Pair::new();
+    let agent = scene.both(mode, "").start();
     let mut urls = vec![
         "http://127.0.0.1:15001/".to_owned(),
         "http://[::1]:15001/".to_owned(),

@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 20] = [
+const NEEDED: [(&str, &str); 22] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -38,6 +38,8 @@ const NEEDED: [(&str, &str); 20] = [
     ("psql", "postgresql-client"),
     ("pg_lsclusters", "postgresql"),
     ("faketime", "faketime"),
+    ("node", "nodejs"),
+    ("javac", "default-jdk-headless"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

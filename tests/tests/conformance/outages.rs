@@ -1,51 +1,10 @@
 //! Differences that need an outage to be seen, so that they are no rows: each is listed in docs/semantics.md too.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
-use shunt_tests::{AgentBuilder, Pod, World, agent, in_both_modes, require};
+use shunt_tests::{AgentBuilder, Script, World, agent, in_both_modes, require};
 
 in_both_modes!(a_dead_peer_is_not_noticed, a_reset_before_the_agent_accepts);
-
-/// A Python program in a pod that says lines and hears lines.
-struct Script {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Script {
-    fn start(pod: &Pod, script: &str, args: &[&str]) -> Self {
-        let mut command = pod.command("python3");
-        command
-            .args(["-c", script])
-            .args(args)
-            .stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
-        Self {
-            stdin: child.stdin.take().expect("a pipe"),
-            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
-            child,
-        }
-    }
-
-    fn says(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).expect("text");
-        line.trim().to_owned()
-    }
-
-    fn go_on(&mut self) {
-        writeln!(self.stdin).expect("it reads");
-    }
-}
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 const SERVER: &str = "
 import socket
@@ -87,7 +46,7 @@ fn a_dead_peer_is_not_noticed(mode: &str) {
             assert!(done.expect("`ip` runs").success());
         };
         link("down");
-        careful.go_on();
+        careful.tell("");
         let said = careful.says();
         link("up");
         said
@@ -120,7 +79,7 @@ fn a_reset_before_the_agent_accepts(mode: &str) {
         before();
         client.says("python3", &["-c", HASTY, &server.v4]);
         after();
-        listener.go_on();
+        listener.tell("");
         let mut said = vec![listener.says()];
         if said[0] == "1000 bytes" {
             said.push(listener.says());

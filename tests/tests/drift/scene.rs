@@ -1,10 +1,10 @@
 //! A client that is enrolled and a server that is not.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, wait};
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, World, wait};
 
 /// What the agent promises, two seconds, and one for a machine that runs other tests too.
 pub const WITHIN: Duration = Duration::from_secs(3);
@@ -197,11 +197,7 @@ impl Load {
 }
 
 /// A captured connection on which something is always said.
-pub struct Echo {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
+pub struct Echo(Script);
 
 impl Echo {
     pub fn start(scene: &Scene) -> Self {
@@ -213,31 +209,18 @@ impl Echo {
              if select.select([sys.stdin], [], [], 0.01)[0]: break\nprint(said)",
             scene.server.v4
         );
-        let mut command = scene.client.command("python3");
-        let command = command
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut child = command.spawn().expect("python3 runs");
-        let to = child.stdin.take().expect("piped");
-        let mut from = BufReader::new(child.stdout.take().expect("piped"));
-        let mut line = String::new();
-        from.read_line(&mut line).expect("text");
-        assert_eq!(line, "on\n");
-        Self { child, to, from }
+        let mut script = Script::start(&scene.client, &script, &[]);
+        assert_eq!(script.says(), "on");
+        Self(script)
     }
 
     /// It went on until now, without a gap.
     #[track_caller]
     pub fn goes_on(mut self) {
-        let _ = self.to.write_all(b"\n");
-        let mut said = String::new();
-        self.from.read_line(&mut said).expect("text");
-        assert!(
-            self.child.wait().expect("ended").success(),
-            "the connection broke"
-        );
-        assert!(said.trim().parse::<u32>().expect("a number") > 20, "{said}");
+        self.0.told_all();
+        let said = self.0.says();
+        self.0.succeeds();
+        assert!(said.parse::<u32>().expect("a number") > 20, "{said}");
     }
 }
 

@@ -1,21 +1,14 @@
 //! What languages make of sockets: blocking, with an event loop, in threads.
 
-use shunt_tests::{Pod, in_both_modes};
+use shunt_tests::{Pair, in_both_modes};
 
-use crate::{passed, scene};
+use crate::{passed, write};
 
 in_both_modes!(
     python_blocking_and_asyncio,
     node_streams,
     java_blocking_and_channels,
 );
-
-/// Is a program there that the tests can do without?
-fn is_found(pod: &Pod, program: &str) -> bool {
-    pod.run("sh", &["-c", &format!("command -v {program}")])
-        .status
-        .success()
-}
 
 /// An echo of each kind.
 const PYTHON_SERVER: &str = "
@@ -53,11 +46,11 @@ for port in 7001, 7002:
 ";
 
 fn python_blocking_and_asyncio(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _server = scene.server.spawn("python3", &["-c", PYTHON_SERVER]);
     scene.server.wait_for_listener(7001);
     scene.server.wait_for_listener(7002);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let said = scene
         .client
         .says("python3", &["-c", PYTHON_CLIENT, &scene.server.v4]);
@@ -76,15 +69,11 @@ for (let i = 0; i < 20; i++) {
   s.end(known);
 }";
 
-/// Only where Node is installed.
 fn node_streams(mode: &str) {
-    let scene = scene();
-    if !is_found(&scene.client, "node") {
-        return;
-    }
+    let scene = Pair::new();
     let _server = scene.server.spawn("node", &["-e", NODE_SERVER]);
     scene.server.wait_for_listener(7003);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let said = scene
         .client
         .says("node", &["-e", NODE_CLIENT, &scene.server.v4]);
@@ -125,18 +114,14 @@ public class Echo {
   }
 }";
 
-/// Only where a JDK is installed: it is larger than everything else together.
 fn java_blocking_and_channels(mode: &str) {
-    let scene = scene();
-    if !is_found(&scene.client, "javac") {
-        return;
-    }
-    let source = scene.write("Echo.java", JAVA);
+    let scene = Pair::new();
+    let source = write(&scene, "Echo.java", JAVA);
     let classes = scene.world.dir.path().display().to_string();
     scene.client.says("javac", &["-d", &classes, &source]);
     let _server = scene.server.spawn("java", &["-cp", &classes, "Echo"]);
     scene.server.wait_for_listener(7004);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let said = scene
         .client
         .says("java", &["-cp", &classes, "Echo", &scene.server.v4]);

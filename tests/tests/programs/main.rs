@@ -8,9 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use shunt_tests::{
-    Agent, AgentBuilder, Pod, Running, World, in_both_modes, postgres, require, wait,
-};
+use shunt_tests::{Agent, AgentBuilder, Pair, Pod, Running, in_both_modes, postgres, wait};
 
 in_both_modes!(
     redis_counts_every_command,
@@ -21,45 +19,19 @@ in_both_modes!(
     iperf3_moves_many_bytes,
 );
 
-struct Scene {
-    world: World,
-    client: Pod,
-    server: Pod,
+fn path(scene: &Pair, name: &str) -> PathBuf {
+    scene.world.dir.path().join(name)
 }
 
-fn scene() -> Scene {
-    require::everything();
-    let world = World::new();
-    let (client, server) = (world.pod(), world.pod());
-    Scene {
-        world,
-        client,
-        server,
-    }
+fn write(scene: &Pair, name: &str, text: &str) -> String {
+    let path = path(scene, name);
+    fs::write(&path, text).expect("written");
+    path.display().to_string()
 }
 
-impl Scene {
-    fn agent(&self, mode: &str) -> Agent {
-        AgentBuilder::new(&self.world, mode)
-            .enrol("client", &self.client, "")
-            .enrol("server", &self.server, "")
-            .start()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.world.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.path(name);
-        fs::write(&path, text).expect("written");
-        path.display().to_string()
-    }
-
-    /// Four megabytes that nginx has as `/big`.
-    fn big(&self, of: &Pod) -> PathBuf {
-        self.path(&of.netns).join("big")
-    }
+/// Four megabytes that nginx has as `/big`.
+fn big(scene: &Pair, of: &Pod) -> PathBuf {
+    path(scene, &of.netns).join("big")
 }
 
 /// The program has gone through the agent, and nothing of it went wrong there.
@@ -80,11 +52,11 @@ fn same(one: &Path, other: &Path) {
 }
 
 fn redis_counts_every_command(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let any = ["--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
     let _redis = scene.server.spawn("redis-server", &any);
     scene.server.wait_for_listener(6379);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let host = ["-h", &scene.server.v4];
     let cli = |words: &[&str]| scene.client.says("redis-cli", &[&host, words].concat());
     let load = [
@@ -131,10 +103,10 @@ end
 ";
 
 fn wrk_gets_the_right_answer_each_time(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _nginx = scene.server.nginx(&scene.world);
-    let agent = scene.agent(mode);
-    let script = scene.write("answers.lua", WRK);
+    let agent = scene.both(mode, "").start();
+    let script = write(&scene, "answers.lua", WRK);
     let url = format!("http://{}/", scene.server.v4);
     let words = [
         "-t",
@@ -161,9 +133,9 @@ fn wrk_gets_the_right_answer_each_time(mode: &str) {
 }
 
 fn pgbench_balances(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _postgres = postgres::start(&scene.world, &scene.server, &scene.client);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let to = ["-h", &scene.server.v4, "-U", "postgres"];
     let bench = |words: &[&str]| scene.client.says("pgbench", &[&to, words].concat());
     bench(&["-i", "-q", "postgres"]);
@@ -182,9 +154,9 @@ fn pgbench_balances(mode: &str) {
 }
 
 fn ssh_moves_files_both_ways(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let keygen = |name: &str| {
-        let file = scene.path(name).display().to_string();
+        let file = path(&scene, name).display().to_string();
         scene.client.says(
             "ssh-keygen",
             &["-q", "-t", "ed25519", "-N", "", "-f", &file],
@@ -196,22 +168,22 @@ fn ssh_moves_files_both_ways(mode: &str) {
         "Port 2222\nHostKey {host}\nAuthorizedKeysFile {user}.pub\nPidFile none\nStrictModes no\nUsePAM no\n\
          PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
     );
-    let config = scene.write("sshd.conf", &config);
+    let config = write(&scene, "sshd.conf", &config);
     // sshd wants a directory of its own under /run; the pod's commands have mounts of their own.
     let start = "mount -t tmpfs none /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -f \"$0\"";
     let _sshd = scene.server.spawn("sh", &["-c", start, &config]);
     scene.server.wait_for_listener(2222);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     let known: Vec<u8> = (0..3_000_000_u32)
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect();
-    let (there, back) = (scene.path("there"), scene.path("back"));
-    fs::write(scene.path("known"), known).expect("written");
+    let (there, back) = (path(&scene, "there"), path(&scene, "back"));
+    fs::write(path(&scene, "known"), known).expect("written");
     let ssh = format!(
         "ssh -F none -p 2222 -i {user} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR root@{}",
         scene.server.v4
     );
-    let (known, sent, got) = (scene.path("known"), there.display(), back.display());
+    let (known, sent, got) = (path(&scene, "known"), there.display(), back.display());
     let script = format!(
         "{ssh} 'cat > {sent}' < {} && {ssh} cat {sent} > {got}",
         known.display()
@@ -224,7 +196,7 @@ fn ssh_moves_files_both_ways(mode: &str) {
 
 /// client -> haproxy, which splices -> nginx: haproxy's sockets are ours at both ends.
 fn haproxy_splices_between_us(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let middle = scene.world.pod();
     let _nginx = scene.server.nginx(&scene.world);
     let config = format!(
@@ -233,7 +205,7 @@ fn haproxy_splices_between_us(mode: &str) {
          listen tcp\n mode tcp\n bind :8081\n server nginx {server}:80\n",
         server = scene.server.v4
     );
-    let config = scene.write("haproxy.cfg", &config);
+    let config = write(&scene, "haproxy.cfg", &config);
     let _haproxy: Running = middle.spawn("haproxy", &["-db", "-f", &config]);
     middle.wait_for_listener(8081);
     let agent = AgentBuilder::new(&scene.world, mode)
@@ -242,22 +214,22 @@ fn haproxy_splices_between_us(mode: &str) {
         .enrol("server", &scene.server, "")
         .start();
     for (number, port) in [8080, 8081].into_iter().cycle().take(6).enumerate() {
-        let got = scene.path(&format!("got{number}"));
+        let got = path(&scene, &format!("got{number}"));
         let (file, url) = (
             got.display().to_string(),
             format!("http://{}:{port}/big", middle.v4),
         );
         scene.client.says("curl", &["-sS", "-o", &file, &url]);
-        same(&got, &scene.big(&scene.server));
+        same(&got, &big(&scene, &scene.server));
     }
     passed(&agent, 6);
 }
 
 fn iperf3_moves_many_bytes(mode: &str) {
-    let scene = scene();
+    let scene = Pair::new();
     let _iperf = scene.server.spawn("iperf3", &["-s"]);
     scene.server.wait_for_listener(5201);
-    let agent = scene.agent(mode);
+    let agent = scene.both(mode, "").start();
     for more in [&["-P", "4"][..], &["-P", "4", "-R"]] {
         let words = [&["-c", &scene.server.v4, "-n", "100M", "-J"], more].concat();
         let report: Value =
