@@ -18,7 +18,7 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use shunt_ebpf_common::maps::{Event, Handshake, OwnFlow};
 
-use crate::connect::is_own_mark;
+use crate::connect::{is_own_mark, is_upstream_mark};
 use crate::handshake::{local_address, remote_address};
 use crate::maps::{ACCEPTED, HANDSHAKES, OWN_FLOWS, count};
 use crate::pairing;
@@ -73,17 +73,18 @@ fn accepted(ctx: &SockOpsContext) {
     }
 }
 
+/// Deliveries have a client past which there is no way: they are not accelerated.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
     // SAFETY: the program's context; the socket is checked for null.
-    let own = unsafe {
+    let upstream = unsafe {
         let sk = (*ctx.ops).__bindgen_anon_2.sk;
-        !sk.is_null() && is_own_mark((*sk).mark)
+        !sk.is_null() && is_upstream_mark((*sk).mark)
     };
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     let port = u32::from_be(ctx.remote_port()) as u16;
-    if own && pairing::is_wanted(netns, &remote_address(ctx), port) {
+    if upstream && pairing::is_wanted(netns, &remote_address(ctx), port) {
         pairing::connected(ctx);
     }
 }

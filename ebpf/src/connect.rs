@@ -48,11 +48,14 @@ pub enum Outcome {
 
 #[inline(always)]
 pub fn is_own_mark(mark: u32) -> bool {
-    // SAFETY: reading our own statics; volatile since the loader changes them.
-    unsafe {
-        mark == read_volatile(&raw const MARK_UPSTREAM)
-            || mark == read_volatile(&raw const MARK_DELIVERY)
-    }
+    // SAFETY: reading our own static; volatile since the loader changes it.
+    is_upstream_mark(mark) || mark == unsafe { read_volatile(&raw const MARK_DELIVERY) }
+}
+
+#[inline(always)]
+pub fn is_upstream_mark(mark: u32) -> bool {
+    // SAFETY: as above.
+    mark == unsafe { read_volatile(&raw const MARK_UPSTREAM) }
 }
 
 /// `address` is canonical: IPv4 in its mapped form, also when the socket is an IPv6 one.

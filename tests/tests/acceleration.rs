@@ -130,6 +130,16 @@ for seed in range(40): print(8 + len(plan(seed, 0)[0]), len(plan(seed, 1)[0]))";
 }
 
 #[test]
+fn who_is_not_enrolled_is_served_without() {
+    let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
+    let script = format!("{COMMON}HOST = '{}'\n{CLIENT}", scene.server.v4);
+    assert_eq!(scene.world.pod().python(&script), "heard all");
+    let lines = agent.lines(40);
+    assert!(lines.iter().all(|line| line["direction"] == "inbound"));
+    assert!(!paths(&lines).contains(&"sockmap"), "{:?}", paths(&lines));
+}
+
+#[test]
 fn both_workloads_must_want_it() {
     let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
     let script = format!(

@@ -78,9 +78,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                         timeouts: snapshot.timeouts,
                         splice_after: snapshot.splice_after,
                     };
-                    let accelerator = local.context.shortcuts.get().map(Box::as_ref);
-                    let shortcut =
-                        accelerator.and_then(|kernel| Shortcut::begin(kernel, &client, &upstream));
+                    // Only flows that the connect hook steered can be accelerated.
+                    let hooked = listener.steering == Steering::ConnectHook;
+                    let kernel = local.context.shortcuts.get().filter(|_| hooked);
+                    let shortcut = kernel
+                        .and_then(|kernel| Shortcut::begin(kernel.as_ref(), &client, &upstream));
                     let end = relay(
                         client,
                         upstream,

@@ -30,6 +30,10 @@ fn ask(
     backend.explain(enrolment, &inquiry).expect("an answer")
 }
 
+fn outbound(backend: &IptablesBackend, enrolment: &Enrolment, destination: &str) -> Explanation {
+    ask(backend, enrolment, Direction::Outbound, destination, None)
+}
+
 fn policy(ports: [&str; 2], nets: [&str; 2]) -> CapturePolicy {
     let words = |text: &str| {
         text.split_whitespace()
@@ -100,63 +104,39 @@ fn agree(variant: &str, dead_man: DeadMan) {
         POD[1],
     ];
     let (mut asked, mut captured) = (0, 0);
-    for outbound in policies() {
-        enrolment.spec.outbound = outbound.clone();
+    for policy in policies() {
+        enrolment.spec.outbound = policy.clone();
         enrolment.spec.inbound = CapturePolicy {
             include_cidrs: vec![],
             exclude_cidrs: vec![],
-            ..outbound
+            ..policy
         };
         backend.update(&enrolment).expect("updates");
         for port in PORTS {
             backend.keep_alive();
-            for remote in remotes {
-                let destination = at(remote, port);
-                let answer = ask(
-                    &backend,
-                    &enrolment,
-                    Direction::Outbound,
-                    &destination,
-                    None,
-                );
-                let happened = match world.pod.ask(&destination) {
-                    text if text.starts_with("agent") => Outcome::Captured,
+            let outbound = remotes.map(|remote| (remote, None, &world.pod));
+            let inbound = [
+                (POD[0], Some(PEER[0]), &world.peer),
+                (POD[1], Some(PEER[1]), &world.peer),
+            ];
+            for (to, client, from) in outbound.into_iter().chain(inbound) {
+                let direction = match client {
+                    None => Direction::Outbound,
+                    Some(_) => Direction::Inbound,
+                };
+                let destination = at(to, port);
+                let answer = ask(&backend, &enrolment, direction, &destination, client);
+                let happened = match from.ask(&destination) {
+                    text if text.starts_with("agent") && client.is_none() => Outcome::Captured,
+                    text if text.starts_with("inbound") && client.is_some() => Outcome::Captured,
                     text if text.starts_with("direct") => Outcome::Direct,
                     other => panic!("{destination}: {other}"),
                 };
                 assert_eq!(answer.outcome, happened, "{destination} {answer:#?}");
-                assert!(
-                    answer.drift.is_empty() && answer.doubts.is_empty(),
-                    "{answer:#?}"
-                );
-                (asked, captured) = (
-                    asked + 1,
-                    captured + u32::from(happened == Outcome::Captured),
-                );
-            }
-            for (own, client) in POD.into_iter().zip(PEER) {
-                let destination = at(own, port);
-                let answer = ask(
-                    &backend,
-                    &enrolment,
-                    Direction::Inbound,
-                    &destination,
-                    Some(client),
-                );
-                let happened = match world.peer.ask(&destination) {
-                    text if text.starts_with("inbound") => Outcome::Captured,
-                    text if text.starts_with("direct") => Outcome::Direct,
-                    other => panic!("{destination}: {other}"),
-                };
-                assert_eq!(answer.outcome, happened, "{destination} {answer:#?}");
-                assert!(
-                    answer.drift.is_empty() && answer.doubts.is_empty(),
-                    "{answer:#?}"
-                );
-                (asked, captured) = (
-                    asked + 1,
-                    captured + u32::from(happened == Outcome::Captured),
-                );
+                let sure = answer.drift.is_empty() && answer.doubts.is_empty();
+                assert!(sure, "{answer:#?}");
+                asked += 1;
+                captured += u32::from(happened == Outcome::Captured);
             }
         }
     }
@@ -179,9 +159,7 @@ fn the_gate_is_told(dead_man: DeadMan) {
     let enrolment = world.enrolment(OnFailure::Open);
     backend.install(&enrolment).expect("installs");
     let destination = at(PEER[0], PEER_PORT);
-    let explained = |backend: &IptablesBackend| {
-        ask(backend, &enrolment, Direction::Outbound, &destination, None)
-    };
+    let explained = |backend: &IptablesBackend| outbound(backend, &enrolment, &destination);
     let never = explained(&backend);
     assert_eq!(
         (never.rule.as_str(), never.outcome),
@@ -227,13 +205,7 @@ fn what_others_did_to_the_rules_is_told() {
     let destination = at(PEER[0], PEER_PORT);
     let mut explained = || {
         backend.keep_alive();
-        ask(
-            &backend,
-            &enrolment,
-            Direction::Outbound,
-            &destination,
-            None,
-        )
+        outbound(&backend, &enrolment, &destination)
     };
     assert_eq!(explained().outcome, Outcome::Captured);
 
@@ -289,13 +261,7 @@ fn without_its_listener_a_redirect_refuses() {
         .push(shunt_intercept::Listener { spec, sockets });
     backend.install(&enrolment).expect("installs");
     let destination = at(PEER[0], PEER_PORT);
-    let answer = ask(
-        &backend,
-        &enrolment,
-        Direction::Outbound,
-        &destination,
-        None,
-    );
+    let answer = outbound(&backend, &enrolment, &destination);
     assert_eq!(
         (answer.rule.as_str(), answer.outcome),
         (rule::GATE_STALE, Outcome::Refused),
@@ -303,26 +269,14 @@ fn without_its_listener_a_redirect_refuses() {
     );
     assert_eq!(world.pod.ask(&destination), "ConnectionRefused");
     backend.keep_alive();
-    let answer = ask(
-        &backend,
-        &enrolment,
-        Direction::Outbound,
-        &destination,
-        None,
-    );
+    let answer = outbound(&backend, &enrolment, &destination);
     assert_eq!(
         (answer.outcome, answer.gate.holds),
         (Outcome::Captured, Some(true)),
         "{answer:#?}"
     );
     enrolment.listeners[0].sockets.clear();
-    let answer = ask(
-        &backend,
-        &enrolment,
-        Direction::Outbound,
-        &destination,
-        None,
-    );
+    let answer = outbound(&backend, &enrolment, &destination);
     assert_eq!(
         (answer.rule.as_str(), answer.outcome),
         (rule::LISTENER_GONE, Outcome::Refused)
