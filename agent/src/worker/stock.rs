@@ -94,11 +94,8 @@ impl Stock {
                 want,
                 count,
             };
-            if self.requests.send(request).is_err() {
-                shelf.coming = 0;
-                shelf.failure = Some("the supervisor is gone".into());
-                shelf.changed.notify_waiters();
-            }
+            // Without a supervisor nobody waits for the answer.
+            let _ = self.requests.send(request);
         }
         socket.ok_or_else(|| Arc::clone(&shelf.changed))
     }
@@ -130,8 +127,12 @@ impl SocketSupply for Stock {
                 if let Ok(socket) = self.try_take(want) {
                     return Ok(socket);
                 }
-                if !self.requests.is_closed() {
-                    notified.await;
+                tokio::select! {
+                    () = notified => {}
+                    // Nobody makes sockets any more, whatever was asked for before.
+                    () = self.requests.closed() => {
+                        return Err(io::Error::other("no socket: the supervisor is gone"));
+                    }
                 }
                 if let Some(error) = self.failure(want) {
                     return Err(io::Error::other(format!(
@@ -206,6 +207,34 @@ mod tests {
             stock.put(WANT, Vec::new());
             let error = waiting.await.expect("no panic").expect_err("an error");
             assert!(error.to_string().contains("descriptor"), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_supervisor_nobody_waits_for_what_it_was_asked() {
+        let (requests, mut asked) = mpsc::unbounded_channel();
+        let stock = Stock::new(0, requests);
+        let (tell, told) = std::sync::mpsc::channel();
+        // On a thread of its own: what does not yield cannot be interrupted.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            runtime.expect("a runtime").block_on(async {
+                let waiting = tokio::spawn({
+                    let stock = stock.clone();
+                    async move { stock.take(WANT).await }
+                });
+                asked.recv().await.expect("a request");
+                drop(asked);
+                let later = stock.take(WANT).await;
+                let _ = tell.send([waiting.await.expect("no panic"), later]);
+            });
+        });
+        let answers = told.recv_timeout(Duration::from_secs(5)).expect("answers");
+        for answer in answers {
+            let error = answer.expect_err("no socket");
+            assert!(error.to_string().contains("supervisor is gone"), "{error}");
         }
     }
 
