@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::PolicyRule;
+use crate::service::Service;
 use crate::workload::{ModeSetting, WorkloadSpec};
 
 /// Everything the configuration file and the flags say.
@@ -27,6 +29,8 @@ pub struct Config {
     pub limits: Limits,
     /// A direction of a connection splices once it has moved this many bytes; `None`: never.
     pub splice_after: Option<u64>,
+    pub services: Vec<Service>,
+    pub policy: Vec<PolicyRule>,
     pub workloads: Vec<WorkloadSpec>,
 }
 
@@ -108,6 +112,8 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             splice_after: Some(Self::SPLICE_AFTER),
+            services: Vec::new(),
+            policy: Vec::new(),
             workloads: Vec::new(),
         }
     }

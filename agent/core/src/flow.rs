@@ -22,11 +22,19 @@ pub enum DataPath {
     Sockmap,
     /// From one application's socket into the other's queue, past the agent.
     Handoff,
+    /// Decided in the kernel when the application connected; its own socket goes to the destination.
+    Direct,
 }
 
 impl DataPath {
     /// Each is faster than the one before.
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Splice, Self::Sockmap, Self::Handoff];
+    pub const ALL: [Self; 5] = [
+        Self::Copy,
+        Self::Splice,
+        Self::Sockmap,
+        Self::Handoff,
+        Self::Direct,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,6 +42,7 @@ impl DataPath {
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
             Self::Handoff => "handoff",
+            Self::Direct => "direct",
         }
     }
 }
@@ -56,13 +65,15 @@ pub enum CloseReason {
     OriginalDstMissing,
     /// The destination is the agent's own listener.
     Loop,
+    /// A rule of `policy` denies it.
+    PolicyDenied,
     /// A connection limit was reached.
     Limit,
     InternalError,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Finished,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -73,6 +84,7 @@ impl CloseReason {
         Self::Drained,
         Self::OriginalDstMissing,
         Self::Loop,
+        Self::PolicyDenied,
         Self::Limit,
         Self::InternalError,
     ];
@@ -89,6 +101,7 @@ impl CloseReason {
             Self::Drained => "drained",
             Self::OriginalDstMissing => "original_dst_missing",
             Self::Loop => "loop",
+            Self::PolicyDenied => "policy_denied",
             Self::Limit => "limit",
             Self::InternalError => "internal_error",
         }
@@ -104,6 +117,8 @@ impl CloseReason {
             Self::HalfCloseTimeout | Self::IdleTimeout => "SI",
             Self::Drained => "LR",
             Self::OriginalDstMissing | Self::Loop => "NR",
+            // Envoy has no flag for a connection that its RBAC filter closed; this is the one for "not allowed".
+            Self::PolicyDenied => "UAEX",
             Self::Limit => "UO",
             Self::InternalError => "LR",
         }

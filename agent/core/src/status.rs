@@ -85,6 +85,7 @@ impl BytesByPath {
             DataPath::Splice => self.splice += bytes,
             DataPath::Sockmap => self.sockmap += bytes,
             DataPath::Handoff => self.handoff += bytes,
+            DataPath::Direct => self.direct += bytes,
         }
     }
 }

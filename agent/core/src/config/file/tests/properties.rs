@@ -91,6 +91,8 @@ prop_compose! {
         }
         let [connect, idle, half_close, drain] = millis.map(Duration::from_millis);
         Config {
+            services: Vec::new(),
+            policy: Vec::new(),
             mode: ModeSetting::Auto,
             concurrency,
             ports: Ports { outbound, inbound: if outbound == 1 { 2 } else { 1 } },
