@@ -3,6 +3,7 @@
 //! ```text
 //! not TCP, not enrolled, part of MPTCP, agent's own mark, rules say no -> ALLOW
 //! rewritten a moment ago by a hook of a nearer cgroup -> ALLOW
+//! nothing needs the proxy                             -> note it on the socket, ALLOW
 //! gate stale, listener gone                           -> ALLOW, or REFUSE when the workload fails closed
 //! else: note the destination on the socket            -> REWRITE
 //! ```
@@ -23,6 +24,7 @@ use aya_log_ebpf::debug;
 use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
 use shunt_ebpf_common::maps::{Destination, Event, Workload};
 
+use crate::direct::{self, Route};
 use crate::maps::{SOCKETS, SocketNote, WORKLOADS, count, gate_is_fresh};
 use crate::rules::WorkloadRules;
 
@@ -44,6 +46,8 @@ pub enum Outcome {
     Rewrite {
         port: u16,
     },
+    /// Go there without the agent.
+    Direct(Route),
 }
 
 #[inline(always)]
@@ -85,13 +89,34 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
     }
     match choose(ctx, sk, workload, address, port) {
         Outcome::Rewrite { port: listener } => {
-            if remember(sk, address, port) {
+            let note = SocketNote {
+                destination: place(address, port),
+                state: SocketNote::CAPTURED,
+                ..SocketNote::EMPTY
+            };
+            if remember(sk, note) {
                 count(Event::OutboundCaptured);
                 Outcome::Rewrite { port: listener }
             } else {
                 count(Event::StorageFailed);
                 Outcome::Return(ALLOW)
             }
+        }
+        Outcome::Direct(route) => {
+            let note = SocketNote {
+                destination: place(address, port),
+                upstream: route.upstream,
+                state: SocketNote::DIRECT,
+                workload: workload.id,
+                peer: route.peer,
+                ..SocketNote::EMPTY
+            };
+            if remember(sk, note) {
+                count(Event::OutboundDirect);
+            } else {
+                count(Event::StorageFailed);
+            }
+            Outcome::Direct(route)
         }
         other => {
             forget(sk);
@@ -123,12 +148,6 @@ fn is_rewritten(sk: *mut bpf_sock, workload: &Workload, port: u16) -> bool {
         && (0..Workload::OUTBOUND_PORTS).any(|index| port == listeners.at(index))
 }
 
-/// Where a socket wants to go.
-struct Place {
-    address: Address,
-    port: u16,
-}
-
 /// The ports of the listeners of one family.
 #[derive(Clone, Copy)]
 struct Ports([u16; Workload::OUTBOUND_PORTS]);
@@ -155,7 +174,12 @@ fn listener_ports(workload: &Workload, address: &Address) -> Ports {
 /// The destination's own listener. A socket that has a local port already may have the next one: two destinations
 /// from one port are two connections only as long as they differ on loopback too.
 #[inline(always)]
-fn listener_port(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, ports: Ports, to: &Place) -> u16 {
+fn listener_port(
+    ctx: *mut bpf_sock_addr,
+    sk: *mut bpf_sock,
+    ports: Ports,
+    to: &Destination,
+) -> u16 {
     let own = Workload::spread(&to.address, to.port);
     // SAFETY: the verifier knows `sk` as a socket.
     let source_port = unsafe { (*sk).src_port } as u16;
@@ -237,7 +261,14 @@ fn choose(
         count(Event::OutboundBypassed);
         return Outcome::Return(ALLOW);
     }
-    if !gate_is_fresh() {
+    let is_fresh = gate_is_fresh();
+    // What the maps decide needs no living agent, unless nothing may happen without one.
+    if is_fresh || workload.flags & Workload::FAIL_CLOSED == 0 {
+        if let Some(route) = direct::route(workload, place(address, port)) {
+            return Outcome::Direct(route);
+        }
+    }
+    if !is_fresh {
         count(Event::GateStale);
         // Read when the agent is back.
         debug!(
@@ -246,7 +277,7 @@ fn choose(
         );
         return failed(workload);
     }
-    let listener = listener_port(ctx, sk, ports, &Place { address, port });
+    let listener = listener_port(ctx, sk, ports, &place(address, port));
     if !listener_is_there(ctx, address.is_v4(), listener) {
         count(Event::ListenerGone);
         return failed(workload);
@@ -312,17 +343,16 @@ fn look_up(ctx: *mut bpf_sock_addr, tuple: &mut bpf_sock_tuple, v4: bool) -> Opt
 }
 
 #[inline(always)]
-fn remember(sk: *mut bpf_sock, address: Address, port: u16) -> bool {
-    let destination = Destination {
+fn place(address: Address, port: u16) -> Destination {
+    Destination {
         address,
         port,
         reserved: [0; 3],
-    };
-    let mut note = SocketNote {
-        destination,
-        state: SocketNote::CAPTURED,
-        workload: 0,
-    };
+    }
+}
+
+#[inline(always)]
+fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
     unsafe {

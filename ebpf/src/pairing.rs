@@ -18,12 +18,13 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{End, Event, Meeting, NetnsCookie, RuleKey, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, NetnsCookie, SocketCookie, Workload};
 
 use crate::maps::{
-    ADDRESSES, CUT, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS,
+    ADDRESSES, CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, WORKLOADS,
     count,
 };
+use crate::rules::acceleration;
 use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
 
 /// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
@@ -57,19 +58,20 @@ pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
 
 #[inline(always)]
 fn accelerates(workload: &Workload, port: u16) -> bool {
-    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
-        let key = RuleKey::acceleration(workload.rules, port);
-        let key = aya_ebpf::maps::lpm_trie::Key::new(RuleKey::PORT_BITS, key);
-        if let Some(marks) = RULES.get(&key) {
-            return *marks != 0;
-        }
-    }
-    workload.flags & Workload::ACCELERATE != 0
+    acceleration(workload, port) & Workload::ACCELERATE != 0
+}
+
+/// Whose sockets the two ends of a connection are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Between {
+    AgentAndApplication,
+    /// What one sends may go to the other from the first byte on.
+    Applications,
 }
 
 /// The connecting end of a connection that is to be accelerated.
 #[inline(always)]
-pub fn connected(ctx: &SockOpsContext) {
+pub fn connected(ctx: &SockOpsContext, between: Between) {
     let meeting = Meeting {
         // SAFETY: the program's context.
         from_connector: unsafe { (*ctx.ops).snd_nxt },
@@ -80,6 +82,9 @@ pub fn connected(ctx: &SockOpsContext) {
         reserved: 0,
     };
     if let Some(cookie) = enter(ctx, 0, meeting) {
+        if between == Between::Applications {
+            send_directly(&cookie, 0);
+        }
         let _ = MEETINGS.insert(&meeting, &cookie, u64::from(BPF_ANY));
     }
 }
@@ -101,9 +106,34 @@ pub fn accepted(ctx: &SockOpsContext) {
         return;
     };
     if let Some(cookie) = enter(ctx, peer, meeting) {
+        if is_direct(&peer) {
+            send_directly(&cookie, peer);
+            send_directly(&peer, cookie);
+        }
         let _ = PEERS.insert(&peer, &cookie, u64::from(BPF_ANY));
     }
     let _ = MEETINGS.remove(&meeting);
+}
+
+/// What is sent on this socket goes to that one; 0: it is not known yet.
+#[inline(always)]
+fn send_directly(from: &SocketCookie, to: SocketCookie) {
+    let handoff = Handoff {
+        to,
+        at: 0,
+        bytes: 0,
+        messages: 0,
+        flags: Handoff::DIRECT,
+        reserved: 0,
+    };
+    // Without room the bytes go the same way, but are counted nowhere.
+    let _ = HANDOFFS.insert(from, &handoff, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+fn is_direct(connector: &SocketCookie) -> bool {
+    // SAFETY: copied at once.
+    unsafe { HANDOFFS.get(connector) }.is_some_and(|handoff| handoff.flags & Handoff::DIRECT != 0)
 }
 
 /// An application ends its direction, or closes its socket.

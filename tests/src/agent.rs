@@ -101,7 +101,10 @@ impl<'a> AgentBuilder<'a> {
     /// Enrols a namespace without saying a cgroup.
     #[must_use]
     pub fn enrol_without_cgroup(mut self, name: &str, pod: &Pod) -> Self {
-        let line = format!("  - {{name: {name}, netns: {}}}\n", pod.netns);
+        let line = format!(
+            "  - {{name: {name}, netns: {}, {THROUGH_THE_AGENT}}}\n",
+            pod.netns
+        );
         self.workloads.push(line);
         self
     }
@@ -150,15 +153,18 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-/// A line of the list of workloads.
+/// Most tests are about connections that the agent carries.
+const THROUGH_THE_AGENT: &str = "acceleration: off";
+
+/// A line of the list of workloads. Unless `more` says something of acceleration, it is off.
 pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
-    let more = if more.is_empty() {
-        String::new()
-    } else {
-        format!(", {more}")
-    };
+    let mut fields = Vec::from_iter((!more.is_empty()).then_some(more));
+    if !more.contains("acceleration") {
+        fields.push(THROUGH_THE_AGENT);
+    }
+    let more = fields.join(", ");
     format!(
-        "  - {{name: {name}, netns: {}, cgroup: {}{more}}}\n",
+        "  - {{name: {name}, netns: {}, cgroup: {}, {more}}}\n",
         pod.netns,
         pod.cgroup.display()
     )

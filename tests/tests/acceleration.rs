@@ -36,6 +36,9 @@ async def talk(reader, writer, seed, side):
     assert heard == hashlib.sha256(plan(seed, 1 - side)[0]).hexdigest(), f'seed {seed}: side {side} heard something else'
 ";
 
+/// Always, but by the agent.
+const HANDED_OVER: &str = "acceleration: {default: always, direct: false}";
+
 /// A socket as event-driven programs use it. On blocking sockets acceleration shows: docs/semantics.md.
 const EVENTS: &str = "
 import hashlib, random, select, socket, struct, sys
@@ -86,7 +89,7 @@ fn scene(server_script: &str) -> (Pair, Agent, Running) {
     let scene = Pair::new();
     let running = scene.server.spawn("python3", &["-c", server_script]);
     scene.server.wait_for_listener(7000);
-    let agent = scene.both("ebpf", "acceleration: always").start();
+    let agent = scene.both("ebpf", HANDED_OVER).start();
     (scene, agent, running)
 }
 
@@ -147,20 +150,26 @@ fn both_workloads_must_want_it() {
         scene.server.v4,
         CLIENT.replace("range(40)", "range(1)")
     );
+    let always = "acceleration: always";
     let cases = [
-        ("acceleration: always", "acceleration: always", "handoff"),
-        ("acceleration: always", "acceleration: off", "copy"),
-        ("acceleration: auto", "acceleration: always", "copy"),
+        (HANDED_OVER, always, "handoff"),
+        (HANDED_OVER, "acceleration: off", "copy"),
+        ("acceleration: {direct: false}", always, "copy"),
         (
-            "acceleration: {default: off, ports: {7000: always}}",
-            "acceleration: always",
+            "acceleration: {default: off, direct: false, ports: {7000: always}}",
+            always,
             "handoff",
         ),
         (
-            "acceleration: always",
+            HANDED_OVER,
             "acceleration: {default: always, ports: {\"6999-7001\": off}}",
             "copy",
         ),
+        ("acceleration: auto", "acceleration: auto", "direct"),
+        (always, always, "direct"),
+        (always, HANDED_OVER, "handoff"),
+        ("acceleration: auto", "acceleration: off", "copy"),
+        ("acceleration: {ports: {7000: off}}", always, "copy"),
     ];
     for (client, server, path) in cases {
         agent.rewrite(&[

@@ -6,6 +6,7 @@
 mod acceleration;
 mod clock;
 mod destinations;
+mod direct_events;
 mod element;
 mod explain;
 pub(crate) mod foreign;
@@ -14,15 +15,17 @@ mod inspection;
 mod kernel;
 mod listening_ports;
 mod object;
+mod offsets;
 mod pins;
 mod probe;
+mod sharing;
 mod shortcuts;
 mod trie;
 mod value;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +39,7 @@ use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
+pub use self::direct_events::DirectEvents;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::object::{Inbound, Object};
@@ -65,6 +69,7 @@ pub struct EbpfBackend {
     listening: ListeningPorts,
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
+    direct_events: MapData,
     enrolled: HashMap<WorkloadId, Enrolled>,
     next_rules: u32,
     last_look: Instant,
@@ -108,6 +113,7 @@ impl EbpfBackend {
             listening: ListeningPorts::new(object.map("SHUNT_LISTENING")?),
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
+            direct_events: object.ring("SHUNT_DIRECT")?,
             object,
             hooks,
             enrolled: HashMap::new(),
@@ -116,29 +122,6 @@ impl EbpfBackend {
             bpffs: bpffs.to_owned(),
             pins: None,
         })
-    }
-
-    /// The map that has accepted sockets' original destinations, for [`Destinations::from_fd`].
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
-        self.object.destinations.fd().as_fd().try_clone_to_owned()
-    }
-
-    /// What [`Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate. Flows of an earlier data plane are
-    /// forgotten.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn shortcut_fds(&mut self) -> std::io::Result<Vec<OwnedFd>> {
-        match &mut self.acceleration {
-            Ok(acceleration) => {
-                acceleration.forget_flows();
-                acceleration.fds()
-            }
-            Err(_) => Ok(Vec::new()),
-        }
     }
 
     /// What the programs counted since they were loaded, by name.
@@ -212,11 +195,7 @@ impl EbpfBackend {
     }
 
     fn workload_value(&self, enrolment: &Enrolment, rules: u32) -> Workload {
-        let accelerated = match &self.acceleration {
-            Ok(_) => acceleration::flags(&enrolment.spec.acceleration),
-            Err(_) => 0,
-        };
-        value::of(enrolment, rules, accelerated)
+        value::of(enrolment, rules, self.possible(enrolment).flags())
     }
 
     /// Writes a policy as a set of its own. On failure, nothing of it stays.
@@ -232,7 +211,7 @@ impl EbpfBackend {
         };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
-        entries.extend(trie::acceleration(set, &enrolment.spec.acceleration));
+        entries.extend(trie::acceleration(set, &self.possible(enrolment)));
         for (index, (key, marks)) in entries.iter().enumerate() {
             if let Err(error) = self.rules.insert(key, marks, 0) {
                 for (written, _) in &entries[..index] {

@@ -123,14 +123,32 @@ impl Backends {
         }
     }
 
+    /// What the hooks tell of direct connections, for the data plane, once the programs are loaded.
+    pub(super) fn direct_events(&self) -> Option<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
+            return None;
+        };
+        let events = backend.direct_events_fd();
+        events
+            .inspect_err(|error| tracing::error!(%error, "cannot share the books of direct flows"))
+            .ok()
+    }
+
     /// The maps of acceleration for the data plane, where the kernel can do it.
-    pub(super) fn shortcuts(&mut self) -> Vec<OwnedFd> {
-        let Slot::Ready(backend) = &mut self.ebpf else {
+    pub(super) fn shortcuts(&self) -> Vec<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
             return Vec::new();
         };
         let maps = backend.shortcut_fds();
         maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of acceleration"))
             .unwrap_or_default()
+    }
+
+    /// A data plane is gone, and with it its flows.
+    pub(super) fn forget_flows(&mut self) {
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.forget_flows();
+        }
     }
 
     pub(super) fn events(&self) -> BTreeMap<String, u64> {

@@ -3,4 +3,5 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod decision;
+pub mod direct;
 pub mod maps;

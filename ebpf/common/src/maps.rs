@@ -32,6 +32,8 @@ impl Workload {
     pub const ACCELERATE: u32 = 4;
     /// Some ports have a rule of their own, in [`RuleKey::ACCELERATION`].
     pub const ACCELERATION_BY_PORT: u32 = 8;
+    /// Connections to a port without a rule of its own may go directly.
+    pub const DIRECT: u32 = 1 << 8;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -70,7 +72,7 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: 1 accelerated, 0 not.
+    /// Ports whose acceleration is not the workload's default. Value: [`Workload::ACCELERATE`], [`Workload::DIRECT`].
     pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
@@ -199,6 +201,14 @@ pub struct Handoff {
     /// Moved since then.
     pub bytes: u64,
     pub messages: u64,
+    /// Bits of this type.
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+impl Handoff {
+    /// Both ends are applications' own sockets, and the kernel alone keeps this.
+    pub const DIRECT: u32 = 1;
 }
 
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
@@ -229,11 +239,14 @@ pub enum Event {
     ReceiverGone,
     /// A direction goes past the agent.
     HandedOver,
+    /// A connection goes directly; the agent was not told of something about one.
+    OutboundDirect,
+    DirectEventLost,
 }
 
 impl Event {
-    pub const COUNT: u32 = 16;
-    pub const NAMES: [&'static str; 15] = [
+    pub const COUNT: u32 = 32;
+    pub const NAMES: [&'static str; 17] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -249,6 +262,8 @@ impl Event {
         "queue_full",
         "receiver_gone",
         "handed_over",
+        "outbound_direct",
+        "direct_event_lost",
     ];
 }
 
@@ -262,6 +277,8 @@ pub mod capacity {
     /// Accelerated sockets, four for a flow.
     pub const SOCKETS: u32 = 1 << 18;
     pub const ADDRESSES: u32 = 1 << 14;
+    /// Bytes for what the agent has not read yet: 11,000 events, of which it reads some every 50 ms.
+    pub const DIRECT_EVENTS: u32 = 1 << 21;
 }
 
 #[cfg(feature = "user")]
@@ -308,7 +325,7 @@ mod tests {
         assert_eq!(size_of::<ListeningPort>(), 8);
         assert_eq!(size_of::<Meeting>(), 4 + 4 + 2 + 2 + 4);
         assert_eq!(size_of::<End>(), 8 + 8 + 8 + 4 + 4);
-        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8);
+        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8 + 4 + 4);
     }
 
     #[test]

@@ -39,7 +39,7 @@ scenes! {
     ebpf_copy: Some("ebpf"), "splice_after: off", "", "copy";
     ebpf_splice: Some("ebpf"), "splice_after: 0", "", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
-    ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: always", "handoff";
+    ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: {default: always, direct: false}", "handoff";
     iptables_splice: Some("iptables"), "splice_after: 0", "", "splice";
 }
 

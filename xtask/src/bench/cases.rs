@@ -45,7 +45,7 @@ const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -
     let agent = Setup {
         mode,
         setting,
-        workload: "",
+        workload: "acceleration: off",
         steering: false,
     };
     Case {
@@ -64,7 +64,7 @@ impl Case {
 
     const fn accelerated(mut self) -> Self {
         if let Some(agent) = &mut self.agent {
-            agent.workload = "acceleration: always";
+            agent.workload = "acceleration: {default: always, direct: false}";
         }
         self
     }

@@ -64,8 +64,10 @@ impl Acceleration {
 
     /// A data plane is gone, and with it its flows: what it noted of them is worth nothing.
     pub(super) fn forget_flows(&mut self) {
-        let known: Vec<SocketCookie> = self.handoffs.keys().filter_map(Result::ok).collect();
-        for cookie in known {
+        let proxied = |(_, handoff): &(SocketCookie, Handoff)| handoff.flags & Handoff::DIRECT == 0;
+        let known: Vec<(SocketCookie, Handoff)> =
+            self.handoffs.iter().filter_map(Result::ok).collect();
+        for (cookie, _) in known.into_iter().filter(proxied) {
             let _ = self.handoffs.remove(&cookie);
         }
         let known: Vec<SocketCookie> = self.cut.keys().filter_map(Result::ok).collect();
@@ -109,65 +111,124 @@ impl Acceleration {
 }
 
 impl EbpfBackend {
-    /// The path that a captured connection is meant to take, and why.
+    pub(super) fn possible<'a>(&self, enrolment: &'a Enrolment) -> Possible<'a> {
+        let wish = &enrolment.spec.acceleration;
+        Possible {
+            wish,
+            accelerates: self.acceleration.is_ok(),
+            direct: wish.direct && enrolment.needs_proxy.is_none() && self.acceleration.is_ok(),
+        }
+    }
+
+    /// The path that a steered connection takes, and why.
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
         let port = inquiry.destination.port();
         let wish = enrolment.spec.acceleration.of(port);
         let copied = |reason: String| (DataPath::Copy, reason);
-        let acceleration = match &self.acceleration {
-            Ok(acceleration) => acceleration,
-            Err(reason) => return copied(format!("nothing is accelerated here: {reason}")),
-        };
-        match wish {
-            Wish::Always => {}
-            Wish::Off => return copied(format!("acceleration of port {port} is off")),
-            Wish::Auto => {
-                return copied(format!(
-                    "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
-                     proves that yet"
-                ));
-            }
-        }
         if inquiry.direction == Direction::Inbound {
             return copied("a client that is not enrolled here is not accelerated".into());
         }
-        let owner = acceleration.owner(inquiry.destination.ip().to_canonical());
-        let is_owner = |enrolled: &&Enrolled| Some(enrolled.cookie) == owner;
-        let Some(server) = self.enrolled.values().find(is_owner) else {
+        if wish == Wish::Off {
+            return copied(format!("acceleration of port {port} is off"));
+        }
+        let own = self.possible(enrolment).marks(wish);
+        let server = match self.server(inquiry.destination.ip().to_canonical()) {
+            Server::Elsewhere => None,
+            Server::NotHooked => {
+                return copied("the destination's workload is not in eBPF mode".into());
+            }
+            Server::Hooked(server) => Some(marks(&server.value, &server.rules, port)),
+        };
+        if own & server.unwrap_or(Workload::DIRECT) & Workload::DIRECT != 0 {
+            return (DataPath::Direct, self.directly(own, server, port));
+        }
+        let Some(server) = server else {
             return copied(
-                "the destination is no workload that is in eBPF mode on this node".into(),
+                "the agent stays in the way, and the destination is no workload of this node"
+                    .into(),
             );
         };
-        if !accelerates(&server.value, &server.rules, port) {
-            return copied(format!(
+        match &self.acceleration {
+            Err(reason) => copied(format!("nothing is accelerated here: {reason}")),
+            Ok(_) if own & server & Workload::ACCELERATE != 0 => {
+                let reason = format!("both workloads always accelerate port {port}");
+                (DataPath::Handoff, reason)
+            }
+            Ok(_) if own & Workload::ACCELERATE != 0 => copied(format!(
                 "the destination's workload does not accelerate its port {port}"
-            ));
+            )),
+            Ok(_) => copied(format!(
+                "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
+                 proves that yet"
+            )),
         }
-        let reason = format!("both workloads always accelerate port {port}");
-        (DataPath::Handoff, reason)
+    }
+
+    /// Why a connection goes directly, and what of it passes the TCP stack.
+    fn directly(&self, own: u32, server: Option<u32>, port: u16) -> String {
+        let bytes = match (&self.acceleration, server) {
+            (Err(reason), _) => format!("its bytes by TCP: {reason}"),
+            (Ok(_), None) => "its bytes by TCP to another node".to_owned(),
+            (Ok(_), Some(server)) if own & server & Workload::ACCELERATE != 0 => {
+                format!("past the TCP stack: both workloads always accelerate port {port}")
+            }
+            (Ok(_), Some(_)) => format!(
+                "its bytes by TCP: not both workloads always accelerate port {port}, and nothing proves yet that their \
+                 sockets would not notice"
+            ),
+        };
+        format!("nothing needs the agent in the way; {bytes}")
+    }
+
+    /// As the hooks find it.
+    fn server(&self, address: IpAddr) -> Server<'_> {
+        let owner = self.acceleration.as_ref().ok();
+        let Some(owner) = owner.and_then(|acceleration| acceleration.owner(address)) else {
+            return Server::Elsewhere;
+        };
+        let is_owner = |enrolled: &&Enrolled| enrolled.cookie == owner;
+        let hooked = self.enrolled.values().find(is_owner);
+        hooked.map_or(Server::NotHooked, Server::Hooked)
     }
 }
 
-/// As the programs look it up.
-fn accelerates(workload: &Workload, rules: &[RuleEntry], port: u16) -> bool {
+enum Server<'a> {
+    /// Not enrolled on this node.
+    Elsewhere,
+    NotHooked,
+    Hooked(&'a Enrolled),
+}
+
+/// As the programs look it up: [`Workload::ACCELERATE`] and [`Workload::DIRECT`].
+fn marks(workload: &Workload, rules: &[RuleEntry], port: u16) -> u32 {
     let table = |(key, _): &&RuleEntry| key.data().table == RuleKey::ACCELERATION;
     let by_port: Vec<RuleEntry> = rules.iter().filter(table).copied().collect();
     let wanted = RuleKey::acceleration(workload.rules, port);
-    trie::longest(&by_port, &wanted)
-        .map_or(workload.flags & Workload::ACCELERATE != 0, |(_, marks)| {
-            *marks != 0
-        })
+    trie::longest(&by_port, &wanted).map_or(workload.flags, |(_, marks)| *marks)
 }
 
-/// The bits of [`Workload::flags`] that say this.
-pub(super) fn flags(policy: &AccelerationPolicy) -> u32 {
-    let by_default = match policy.default {
-        Wish::Always => Workload::ACCELERATE,
-        Wish::Off | Wish::Auto => 0,
-    };
-    let by_port = match policy.ports.is_empty() {
-        true => 0,
-        false => Workload::ACCELERATION_BY_PORT,
-    };
-    by_default | by_port
+/// What a workload wishes, and what of it can be had.
+pub(super) struct Possible<'a> {
+    pub(super) wish: &'a AccelerationPolicy,
+    accelerates: bool,
+    direct: bool,
+}
+
+impl Possible<'_> {
+    /// Of a port with this wish.
+    pub(super) fn marks(&self, wish: Wish) -> u32 {
+        let accelerated = self.accelerates && wish == Wish::Always;
+        let direct = self.direct && wish != Wish::Off;
+        let accelerated = if accelerated { Workload::ACCELERATE } else { 0 };
+        accelerated | if direct { Workload::DIRECT } else { 0 }
+    }
+
+    /// The bits of [`Workload::flags`].
+    pub(super) fn flags(&self) -> u32 {
+        let by_port = match self.wish.ports.is_empty() {
+            true => 0,
+            false => Workload::ACCELERATION_BY_PORT,
+        };
+        self.marks(self.wish.default) | by_port
+    }
 }

@@ -108,6 +108,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
     let AccelerationPolicy {
         default,
         ports: by_port,
+        direct,
     } = &workload.acceleration;
     let word = |acceleration: &Acceleration| match acceleration {
         Acceleration::Off => "off",
@@ -120,7 +121,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         .collect();
     writeln!(
         out,
-        "    acceleration: {{default: {}, ports: {{{}}}}}",
+        "    acceleration: {{default: {}, direct: {direct}, ports: {{{}}}}}",
         word(default),
         by_port.join(", ")
     )?;

@@ -1,0 +1,40 @@
+//! What the data plane is given: maps, as descriptors. Whoever holds one may use it without any privilege.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::EbpfBackend;
+use super::acceleration::Acceleration;
+
+impl EbpfBackend {
+    /// The map that has accepted sockets' original destinations, for [`super::Destinations::from_fd`].
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
+        self.object.destinations.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What [`super::DirectEvents::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn direct_events_fd(&self) -> std::io::Result<OwnedFd> {
+        self.direct_events.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What [`super::Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn shortcut_fds(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let acceleration = self.acceleration.as_ref().ok();
+        acceleration.map_or(Ok(Vec::new()), Acceleration::fds)
+    }
+
+    /// A data plane is gone, and with it its flows.
+    pub fn forget_flows(&mut self) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.forget_flows();
+        }
+    }
+}
