@@ -295,6 +295,14 @@ impl Agent {
         self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
+    /// Its configuration file.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    pub fn configuration(&self) -> String {
+        fs::read_to_string(self.dir.join("shunt.yaml")).expect("a configuration")
+    }
+
     /// Replaces the configuration file as editors do.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The two ways of steering, made ready when first wanted, and the choice between them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -142,6 +143,13 @@ impl Backends {
         let maps = backend.shortcut_fds();
         maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of acceleration"))
             .unwrap_or_default()
+    }
+
+    /// The namespaces of workloads in iptables mode, by cookie, and their addresses.
+    pub(super) fn steered_by_rules(&mut self, workloads: BTreeMap<u64, Vec<IpAddr>>) {
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.steered_by_rules(workloads);
+        }
     }
 
     /// A data plane is gone, and with it its flows.

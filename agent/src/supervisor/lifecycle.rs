@@ -19,7 +19,7 @@ use shunt_intercept::InterceptError;
 use shunt_intercept::netns::Netns;
 
 use super::Supervisor;
-use super::enrolment::{Ports, Serving};
+use super::enrolment::{Ports, Serving, needs_proxy};
 use super::leaving::Leaving;
 use crate::ipc::ToWorker;
 
@@ -147,6 +147,15 @@ impl Supervisor {
         self.workloads.insert(name, workload);
     }
 
+    /// Something that counts for every workload changed.
+    pub(super) fn desire_all_anew(&mut self) {
+        for workload in self.workloads.values_mut() {
+            if let Phase::Serving { change, .. } = &mut workload.phase {
+                change.get_or_insert_with(Retry::now);
+            }
+        }
+    }
+
     pub(super) fn withdraw(&mut self, name: &WorkloadName) {
         let Some(workload) = self.workloads.remove(name) else {
             return;
@@ -181,8 +190,20 @@ impl Supervisor {
         if !self.step_of_leaving(now) {
             self.step_of_workload(now);
         }
+        self.tell_hooks_of_others();
         self.publish();
         self.answer_asked();
+    }
+
+    /// A connection into a workload that is steered by rules comes to the agent, whatever the hooks think.
+    fn tell_hooks_of_others(&mut self) {
+        let serving = self.workloads.values().filter_map(Workload::serving);
+        let others = serving.filter(|serving| serving.mode == Mode::Iptables);
+        let of = |serving: &Serving| {
+            let enrolment = &serving.enrolment;
+            (enrolment.netns.cookie(), enrolment.addresses.clone())
+        };
+        self.backends.steered_by_rules(others.map(of).collect());
     }
 
     fn step_of_workload(&mut self, now: Instant) {
@@ -291,6 +312,7 @@ impl Supervisor {
         change: Option<Retry>,
     ) -> Phase {
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
+        serving.enrolment.needs_proxy = needs_proxy(&self.config);
         let changed = self.backends.get(serving.mode).and_then(|backend| {
             backend
                 .update(&serving.enrolment)

@@ -5,6 +5,7 @@ use shunt_core::workload::{WorkloadName, WorkloadSpec};
 
 use super::Supervisor;
 use super::config_source::ConfigSource;
+use super::enrolment::needs_proxy;
 use crate::cli::RunArgs;
 use crate::ipc::ToWorker;
 use crate::run;
@@ -38,6 +39,7 @@ impl Supervisor {
             .filter(|spec| !self.config.workloads.contains(spec))
             .cloned()
             .collect();
+        let needed_proxy = needs_proxy(&self.config);
         self.config.timeouts = new.timeouts;
         self.config.limits = new.limits;
         if self.config.log.level != new.log.level
@@ -54,6 +56,9 @@ impl Supervisor {
         }
         for spec in changed {
             self.desire(spec);
+        }
+        if needs_proxy(&self.config) != needed_proxy {
+            self.desire_all_anew();
         }
         self.tell_settings();
         self.publish();

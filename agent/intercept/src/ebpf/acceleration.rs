@@ -1,5 +1,6 @@
 //! Same-node connections past the TCP stack: loads what that needs, and tells the hooks whose address is whose.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -22,6 +23,8 @@ pub(super) struct Acceleration {
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
     ends: MapData,
+    /// Of workloads that other rules than ours steer.
+    unhooked: BTreeMap<NetnsCookie, Vec<IpAddr>>,
     _sockets: SockHash<MapData, SocketCookie>,
 }
 
@@ -46,6 +49,7 @@ impl Acceleration {
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
+            unhooked: BTreeMap::new(),
             _sockets: sockets,
         })
     }
@@ -94,6 +98,27 @@ impl Acceleration {
         Ok(())
     }
 
+    /// These namespaces' workloads have no hooks: whoever connects to them is the agent's.
+    fn note_unhooked(
+        &mut self,
+        now: BTreeMap<NetnsCookie, Vec<IpAddr>>,
+    ) -> Result<(), InterceptError> {
+        if self.unhooked == now {
+            return Ok(());
+        }
+        let before = std::mem::take(&mut self.unhooked);
+        let gone = before.iter().filter(|(netns, _)| !now.contains_key(netns));
+        for (netns, addresses) in gone {
+            self.move_in(addresses, &[], *netns)?;
+        }
+        for (netns, addresses) in &now {
+            let before = before.get(netns).map_or(&[][..], Vec::as_slice);
+            self.move_in(before, addresses, *netns)?;
+        }
+        self.unhooked = now;
+        Ok(())
+    }
+
     fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
         self.addresses.get(&to_kernel(address), 0).ok()
     }
@@ -111,6 +136,21 @@ impl Acceleration {
 }
 
 impl EbpfBackend {
+    /// The namespaces, by cookie, and addresses of workloads that are steered without hooks: what connects to them does
+    /// not go past the agent.
+    pub fn steered_by_rules(&mut self, workloads: BTreeMap<NetnsCookie, Vec<IpAddr>>) {
+        let Ok(acceleration) = &mut self.acceleration else {
+            return;
+        };
+        if let Err(error) = acceleration.note_unhooked(workloads) {
+            let error = error.chain();
+            tracing::error!(
+                error,
+                "connections to workloads in iptables mode are told of twice"
+            );
+        }
+    }
+
     pub(super) fn possible<'a>(&self, enrolment: &'a Enrolment) -> Possible<'a> {
         let wish = &enrolment.spec.acceleration;
         Possible {
