@@ -1,12 +1,13 @@
 //! L4 policy: who may connect to whom. The first rule that matches decides; without one a connection is allowed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Direction;
-use crate::workload::PortRange;
+use crate::workload::{PortRange, WorkloadName};
 
 /// An entry of `policy`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,3 +48,178 @@ pub struct Selector {
     pub namespace: Option<String>,
     pub labels: BTreeMap<String, String>,
 }
+
+/// What rules may ask of an enrolled workload.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    pub name: &'a WorkloadName,
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// What the rules say of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub action: Action,
+    /// Its index in `policy`; `None`: no rule matched, and the default allows.
+    pub rule: Option<usize>,
+}
+
+/// The rules in force, ready to be asked.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    rules: Vec<PolicyRule>,
+    outbound: Index,
+    inbound: Index,
+}
+
+/// Indices of one direction's rules, ascending.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    /// Of rules about workloads of this name: thousands of rules cost a connection only those of its workload.
+    by_name: HashMap<String, Vec<usize>>,
+    others: Vec<usize>,
+}
+
+impl Policy {
+    pub fn new(rules: Vec<PolicyRule>) -> Self {
+        let mut policy = Self::default();
+        for (at, rule) in rules.iter().enumerate() {
+            let index = match rule.direction {
+                Direction::Outbound => &mut policy.outbound,
+                Direction::Inbound => &mut policy.inbound,
+            };
+            let name = rule
+                .workload
+                .as_ref()
+                .and_then(|chosen| chosen.name.as_ref());
+            match name {
+                Some(name) => index.by_name.entry(name.clone()).or_default().push(at),
+                None => index.others.push(at),
+            }
+        }
+        Self { rules, ..policy }
+    }
+
+    pub fn rules(&self) -> &[PolicyRule] {
+        &self.rules
+    }
+
+    /// The first rule about `subject` that matches. `peer` is the other end, if it is enrolled on this node; `port` is
+    /// the server's.
+    pub fn decide(
+        &self,
+        direction: Direction,
+        subject: Identity<'_>,
+        peer: Option<Identity<'_>>,
+        peer_address: IpAddr,
+        port: u16,
+    ) -> Decision {
+        let index = match direction {
+            Direction::Outbound => &self.outbound,
+            Direction::Inbound => &self.inbound,
+        };
+        let first = index.of(&subject.name.name).find(|at| {
+            let rule = &self.rules[*at];
+            let about = rule.workload.as_ref();
+            about.is_none_or(|chosen| chosen.fits(subject))
+                && rule.has_peer(peer, peer_address)
+                && rule.has_port(port)
+        });
+        Decision {
+            action: first.map_or(Action::Allow, |at| self.rules[at].action),
+            rule: first,
+        }
+    }
+
+    /// [`Policy::decide`] for a peer which will use one of these addresses, and nobody knows which: allowed only if each
+    /// of them is. Without any address, only rules about every address of the `server`'s family can match one.
+    pub fn decide_each(
+        &self,
+        direction: Direction,
+        subject: Identity<'_>,
+        peer: Option<Identity<'_>>,
+        peer_addresses: &[IpAddr],
+        server: SocketAddr,
+    ) -> Decision {
+        let decide = |address| self.decide(direction, subject, peer, address, server.port());
+        let family = |address: &&IpAddr| address.is_ipv4() == server.is_ipv4();
+        let mut decisions = peer_addresses.iter().filter(family).copied().map(decide);
+        let Some(first) = decisions.next() else {
+            return decide(unspecified(server));
+        };
+        if first.is_denied() {
+            return first;
+        }
+        decisions.find(Decision::is_denied).unwrap_or(first)
+    }
+}
+
+fn unspecified(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+impl Index {
+    /// What may be about a workload of this name, in the order of the file.
+    fn of(&self, name: &str) -> impl Iterator<Item = usize> {
+        let mut named = self
+            .by_name
+            .get(name)
+            .into_iter()
+            .flatten()
+            .copied()
+            .peekable();
+        let mut others = self.others.iter().copied().peekable();
+        std::iter::from_fn(move || match (named.peek(), others.peek()) {
+            (Some(one), Some(other)) if one < other => named.next(),
+            (Some(_), None) => named.next(),
+            _ => others.next(),
+        })
+    }
+}
+
+impl PolicyRule {
+    fn has_peer(&self, peer: Option<Identity<'_>>, address: IpAddr) -> bool {
+        match &self.peer {
+            None => true,
+            Some(Peer::Workload(chosen)) => peer.is_some_and(|peer| chosen.fits(peer)),
+            Some(Peer::Cidr(net)) => net.contains(&address),
+        }
+    }
+
+    fn has_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port))
+    }
+}
+
+impl Selector {
+    pub fn fits(&self, workload: Identity<'_>) -> bool {
+        let Self {
+            name,
+            namespace,
+            labels,
+        } = self;
+        let given = |wanted: &Option<String>, is: &String| wanted.as_ref().is_none_or(|w| w == is);
+        given(name, &workload.name.name)
+            && given(namespace, &workload.name.namespace)
+            && labels
+                .iter()
+                .all(|(key, value)| workload.labels.get(key) == Some(value))
+    }
+}
+
+impl Decision {
+    pub fn is_denied(&self) -> bool {
+        self.action == Action::Deny
+    }
+
+    /// As the rule is named in messages about the configuration: `policy[2]`.
+    pub fn rule_name(&self) -> Option<String> {
+        self.rule.map(|at| format!("policy[{at}]"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

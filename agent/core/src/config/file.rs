@@ -20,7 +20,9 @@ use crate::workload::{ModeSetting, WorkloadName, WorkloadSpec};
 mod dump;
 mod flags;
 mod node;
+mod policy;
 mod sections;
+mod services;
 #[cfg(test)]
 mod tests;
 mod values;

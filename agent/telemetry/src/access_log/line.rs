@@ -28,6 +28,7 @@ struct JsonLine<'a> {
     duration_ms: u64,
     response_flags: &'a str,
     close_reason: &'a str,
+    detail: Option<&'a str>,
 }
 
 pub(super) fn json(record: &FlowRecord) -> String {
@@ -47,6 +48,7 @@ pub(super) fn json(record: &FlowRecord) -> String {
         duration_ms: duration_ms(record),
         response_flags: record.close_reason.flag(),
         close_reason: record.close_reason.as_str(),
+        detail: record.detail.as_deref(),
     };
     // Numbers, addresses and strings always serialize.
     serde_json::to_string(&line).unwrap_or_default()

@@ -73,7 +73,7 @@ fn json_form() {
             r#""direction":"outbound","client":"10.0.0.2:41234","original_dst":"10.0.0.3:80","#,
             r#""original_dst_source":"handshake","upstream":"10.0.0.3:80","path":"copy","bytes_received":78,"#,
             r#""bytes_sent":853,"bytes_by_path":{"direct":0,"handoff":0,"sockmap":0,"splice":0,"copy":931},"#,
-            r#""duration_ms":3,"response_flags":"-","close_reason":"finished"}"#
+            r#""duration_ms":3,"response_flags":"-","close_reason":"finished","detail":null}"#
         )
     );
     assert_eq!(
@@ -83,7 +83,8 @@ fn json_form() {
             r#""direction":"inbound","client":"[fd00::9]:5000","original_dst":null,"#,
             r#""original_dst_source":null,"upstream":null,"path":"copy","bytes_received":0,"#,
             r#""bytes_sent":0,"bytes_by_path":{"direct":0,"handoff":0,"sockmap":0,"splice":0,"copy":0},"#,
-            r#""duration_ms":3,"response_flags":"NR","close_reason":"original_dst_missing"}"#
+            r#""duration_ms":3,"response_flags":"NR","close_reason":"original_dst_missing","#,
+            r#""detail":"no \"entry\"\nin conntrack"}"#
         )
     );
 }

@@ -1,10 +1,14 @@
 //! The inverse of reading: a configuration as YAML with nothing left to defaults.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{AccessLog, Config, LogFormat};
+use crate::flow::direction;
+use crate::policy::{Action, Peer, PolicyRule, Selector};
+use crate::service::{Balance, Service};
 use crate::workload::{
     Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadSpec,
 };
@@ -33,6 +37,8 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         timeouts,
         limits,
         splice_after,
+        services,
+        policy,
         workloads,
         ..
     } = config;
@@ -82,6 +88,8 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         limits.connections, limits.connections_per_workload
     )?;
     writeln!(out, "splice_after: {}", size_or_off(*splice_after))?;
+    write_services(out, services)?;
+    write_policy(out, policy)?;
     if workloads.is_empty() {
         return writeln!(out, "workloads: []");
     }
@@ -91,6 +99,78 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         .try_for_each(|workload| write_workload(out, workload))
 }
 
+fn write_services(out: &mut String, services: &[Service]) -> fmt::Result {
+    if services.is_empty() {
+        return writeln!(out, "services: []");
+    }
+    writeln!(out, "services:")?;
+    services.iter().try_for_each(|service| {
+        let balance = match service.balance {
+            Balance::RoundRobin => "round_robin",
+            Balance::Random => "random",
+        };
+        writeln!(
+            out,
+            "  - {{name: {}, addresses: {}, endpoints: {}, balance: {balance}}}",
+            quoted(&service.name),
+            list(&service.addresses),
+            list(&service.endpoints)
+        )
+    })
+}
+
+fn write_policy(out: &mut String, policy: &[PolicyRule]) -> fmt::Result {
+    if policy.is_empty() {
+        return writeln!(out, "policy: []");
+    }
+    writeln!(out, "policy:")?;
+    policy.iter().try_for_each(|rule| {
+        let action = match rule.action {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+        };
+        write!(
+            out,
+            "  - {{action: {action}, direction: {}",
+            direction::as_str(rule.direction)
+        )?;
+        if let Some(workload) = &rule.workload {
+            write!(out, ", workload: {}", selector(workload))?;
+        }
+        match &rule.peer {
+            Some(Peer::Workload(workload)) => {
+                write!(out, ", peer: {{workload: {}}}", selector(workload))?;
+            }
+            Some(Peer::Cidr(net)) => write!(out, ", peer: {{cidr: {}}}", quoted(&net.to_string()))?,
+            None => {}
+        }
+        writeln!(out, ", ports: {}}}", list(&rule.ports))
+    })
+}
+
+fn selector(selector: &Selector) -> String {
+    let name = selector.name.iter().map(|name| ("name", quoted(name)));
+    let namespace = selector
+        .namespace
+        .iter()
+        .map(|space| ("namespace", quoted(space)));
+    let labels = (!selector.labels.is_empty()).then(|| ("labels", labels(&selector.labels)));
+    let parts: Vec<_> = name
+        .chain(namespace)
+        .chain(labels)
+        .map(|(key, value)| format!("{key}: {value}"))
+        .collect();
+    format!("{{{}}}", parts.join(", "))
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    let labels: Vec<_> = labels
+        .iter()
+        .map(|(key, value)| format!("{}: {}", quoted(key), quoted(value)))
+        .collect();
+    format!("{{{}}}", labels.join(", "))
+}
+
 fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
     writeln!(out, "  - name: {}", quoted(&workload.name.name))?;
     writeln!(out, "    namespace: {}", quoted(&workload.name.namespace))?;
@@ -98,12 +178,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
     if let Some(cgroup) = &workload.cgroup {
         writeln!(out, "    cgroup: {}", quoted_path(cgroup))?;
     }
-    let labels: Vec<_> = workload
-        .labels
-        .iter()
-        .map(|(key, value)| format!("{}: {}", quoted(key), quoted(value)))
-        .collect();
-    writeln!(out, "    labels: {{{}}}", labels.join(", "))?;
+    writeln!(out, "    labels: {}", labels(&workload.labels))?;
     writeln!(out, "    mode: {}", mode_word(workload.mode))?;
     let AccelerationPolicy {
         default,

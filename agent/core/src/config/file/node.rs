@@ -134,6 +134,10 @@ impl<'a> Field<'a> {
         self.node.as_mapping().is_some()
     }
 
+    pub(super) fn is_list(&self) -> bool {
+        self.node.as_sequence().is_some()
+    }
+
     fn kind(&self) -> &'static str {
         match self.node {
             Node::Scalar(_) if self.is_empty() => "nothing",

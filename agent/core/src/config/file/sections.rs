@@ -1,7 +1,7 @@
 //! The file's sections, in the order in which they are documented.
 
 use super::node::{Field, Mapping};
-use super::{values, workloads};
+use super::{policy, services, values, workloads};
 use crate::config::{Admin, Config, Limits, Log, LogFormat, Ports, Timeouts};
 use crate::workload::ModeSetting;
 
@@ -24,7 +24,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// Keys of the documented format which this version refuses, rather than ignore what they ask for.
-const UNSUPPORTED: [&str; 3] = ["bootstrap", "services", "policy"];
+const UNSUPPORTED: [&str; 1] = ["bootstrap"];
 
 /// More than a node can hold open.
 const MAX_CONNECTIONS: u64 = 100_000_000;
@@ -64,6 +64,12 @@ pub(super) fn config(root: &Field<'_>) -> Option<Config> {
         &mut config.splice_after,
         file.value("splice_after", values::size_or_off),
     );
+    if let Some(field) = file.get("services") {
+        config.services = services::list(&field);
+    }
+    if let Some(field) = file.get("policy") {
+        config.policy = policy::list(&field);
+    }
     if let Some(field) = file.get("workloads") {
         config.workloads = workloads::list(&field, config.mode);
     }

@@ -3,10 +3,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{AccessLog, Admin, Ports};
+use crate::flow::Direction;
+use crate::policy::{Action, Peer, PolicyRule, Selector};
+use crate::service::{Balance, Service};
 use crate::workload::{Acceleration, AccelerationPolicy, CapturePolicy, OnFailure, PortRange};
 
 mod faults;
 mod properties;
+mod services;
 
 fn read(text: &str) -> Result<Config, ConfigError> {
     parse(text, Path::new("shunt.yaml"))
@@ -34,6 +38,11 @@ bpffs: /sys/fs/bpf/shunt
 timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s}
 limits: {connections: 100000, connections_per_workload: 20000}
 splice_after: 1MiB         # bytes a direction copies before it splices; off: always copy
+services:                  # L4 services; Envoy clusters fill the same core types
+  - {name: web, addresses: ["10.96.0.10:80"], endpoints: ["10.1.0.2:8080"], balance: round_robin}   # or random
+policy:                    # L4, first match, default allow; identity = the enrolled workload that owns the namespace or address
+  - {action: allow, direction: inbound, workload: {name: db}, peer: {workload: {labels: {app: web}}}, ports: ["5432"]}
+  - {action: deny,  direction: inbound, workload: {name: db}, peer: {cidr: 0.0.0.0/0}}
 workloads:
   - name: client           # required, unique with namespace
     namespace: default
@@ -73,6 +82,29 @@ fn the_documented_format() {
         },
         inbound: CapturePolicy::default(),
     };
+    let web = Service {
+        name: "web".into(),
+        addresses: vec!["10.96.0.10:80".parse().unwrap()],
+        endpoints: vec!["10.1.0.2:8080".parse().unwrap()],
+        balance: Balance::RoundRobin,
+    };
+    let to_db = |action, peer, ports| PolicyRule {
+        action,
+        direction: Direction::Inbound,
+        workload: Some(Selector {
+            name: Some("db".into()),
+            ..Selector::default()
+        }),
+        peer: Some(peer),
+        ports,
+    };
+    let app = Selector {
+        labels: [("app".into(), "web".into())].into(),
+        ..Selector::default()
+    };
+    let allow = to_db(Action::Allow, Peer::Workload(app), vec![port(5432, 5432)]);
+    let everywhere = Peer::Cidr("0.0.0.0/0".parse().unwrap());
+    let deny = to_db(Action::Deny, everywhere, Vec::new());
     let address = Some("127.0.0.1:15000".parse().unwrap());
     let default = Config::default();
     let admin = Admin {
@@ -84,6 +116,8 @@ fn the_documented_format() {
         Config {
             concurrency: 2,
             admin,
+            services: vec![web],
+            policy: vec![allow, deny],
             workloads: vec![client],
             ..default
         }

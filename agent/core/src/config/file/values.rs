@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::address::canonical;
 use crate::config::AccessLog;
 use crate::workload::PortRange;
 
@@ -183,6 +184,27 @@ pub(super) fn loopback_address(text: &str) -> Parsed<SocketAddr> {
         ));
     }
     Ok(address)
+}
+
+/// What a service is reached at, or one of its endpoints: an address of the network, the same in every namespace.
+pub(super) fn service_address(text: &str) -> Parsed<SocketAddr> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!("`{text}` is not an address with a port (as 10.96.0.10:80 or [fd00::10]:80)")
+    })?;
+    let address = canonical(address);
+    let wrong = match address.ip() {
+        _ if address.port() == 0 => "a port is 1 to 65535",
+        ip if ip.is_loopback() => "it is a loopback address: each namespace has its own",
+        ip if ip.is_multicast() => "it is a multicast address",
+        IpAddr::V4(ip) if ip.octets()[0] == 0 => "it is no address of a host",
+        IpAddr::V4(ip) if ip.is_broadcast() => "it is a broadcast address",
+        IpAddr::V6(ip) if ip.is_unspecified() => "it is no address of a host",
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            "it is a link-local address: each interface has its own"
+        }
+        _ => return Ok(address),
+    };
+    Err(format!("`{text}` cannot be used ({wrong})"))
 }
 
 /// A workload's or a namespace's name. It is a part of the admin API's paths and of metrics' labels.

@@ -123,7 +123,7 @@ fn required<T>(
     map.value(key, parse)
 }
 
-fn labels(map: &Mapping<'_>) -> BTreeMap<String, String> {
+pub(super) fn labels(map: &Mapping<'_>) -> BTreeMap<String, String> {
     let Some(field) = map.get("labels").filter(|field| !field.is_empty()) else {
         return BTreeMap::new();
     };
