@@ -84,7 +84,7 @@ fn connected(ctx: &SockOpsContext) {
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     let port = u32::from_be(ctx.remote_port()) as u16;
-    if upstream && pairing::is_wanted(netns, &remote_address(ctx), port) {
+    if upstream && pairing::is_wanted(netns, port, &remote_address(ctx), port) {
         pairing::connected(ctx, Between::AgentAndApplication);
     }
 }

@@ -1,11 +1,14 @@
 //! Connections that need no proxy: what the maps can say is decided when the application connects, and its own socket
 //! goes to the destination. No life of the agent is needed for it.
 
-use shunt_ebpf_common::decision::Address;
+use shunt_ebpf_common::decision::{Address, Direction};
 use shunt_ebpf_common::maps::{Destination, Workload};
+use shunt_ebpf_common::policy::Peer;
 
 use crate::maps::{ADDRESSES, WORKLOADS};
+use crate::policy::{self, Decision};
 use crate::rules::acceleration;
+use crate::services::{self, Chosen};
 
 /// Where a direct connection goes.
 pub struct Route {
@@ -14,24 +17,92 @@ pub struct Route {
     pub peer: u32,
 }
 
-/// `None`: this connection is the agent's.
+/// A connection that is not to be.
+pub struct Refusal {
+    /// As far as it is known.
+    pub upstream: Destination,
+    pub peer: u32,
+    /// The rule that denies it; `None`: its service has no endpoint.
+    pub rule: Option<u32>,
+}
+
+pub enum Way {
+    /// The connection is the agent's, and so is every decision about it.
+    Agent,
+    Direct(Route),
+    Refused(Refusal),
+}
+
 #[inline(always)]
-pub fn route(workload: &Workload, destination: Destination) -> Option<Route> {
-    let port = destination.port;
-    if !is_allowed(workload, port) {
-        return None;
+pub fn way(workload: &Workload, destination: Destination) -> Way {
+    if !is_allowed(workload, destination.port) {
+        return Way::Agent;
     }
-    let peer = match server(&destination.address) {
-        Server::Elsewhere => 0,
-        // It is steered by rules that bring the connection to the agent anyhow.
-        Server::NotHooked => return None,
-        Server::Hooked(server) if is_allowed(server, port) => server.id,
-        Server::Hooked(_) => return None,
+    let upstream = match services::choose(&destination) {
+        Chosen::NoService => destination,
+        Chosen::Endpoint(endpoint) => endpoint,
+        Chosen::Nobody => {
+            return Way::Refused(Refusal {
+                upstream: destination,
+                peer: 0,
+                rule: None,
+            });
+        }
     };
-    Some(Route {
-        upstream: destination,
-        peer,
-    })
+    let server = match server(&upstream.address) {
+        Server::Elsewhere => None,
+        // It is steered by rules that bring the connection to the agent anyhow.
+        Server::NotHooked => return Way::Agent,
+        Server::Hooked(server) if is_allowed(server, upstream.port) => Some(server),
+        Server::Hooked(_) => return Way::Agent,
+    };
+    let route = Route {
+        upstream,
+        peer: server.map_or(0, |server| server.id),
+    };
+    match decide(workload, server, &route) {
+        Decision::Unknown => Way::Agent,
+        Decision::Allowed => Way::Direct(route),
+        Decision::Denied(rule) => Way::Refused(Refusal {
+            upstream,
+            peer: route.peer,
+            rule: Some(rule),
+        }),
+    }
+}
+
+/// By the client's outbound rules, then by the inbound ones of a server of this node.
+#[inline(always)]
+fn decide(client: &Workload, server: Option<&Workload>, route: &Route) -> Decision {
+    let port = route.upstream.port;
+    let address = route.upstream.address;
+    if client.policy[Direction::Outbound as usize] != 0 {
+        let peer = Peer {
+            workload: route.peer,
+            address,
+        };
+        match policy::decide(client, Direction::Outbound, &peer, true, port) {
+            Decision::Allowed => {}
+            other => return other,
+        }
+    }
+    let Some(server) = server else {
+        return Decision::Allowed;
+    };
+    if server.policy[Direction::Inbound as usize] == 0 {
+        return Decision::Allowed;
+    }
+    let (source, several) = if address.is_v4() {
+        (Address::v4(client.source_v4), Workload::SEVERAL_V4)
+    } else {
+        (Address(client.source_v6), Workload::SEVERAL_V6)
+    };
+    let peer = Peer {
+        workload: client.id,
+        address: source,
+    };
+    let is_sure = client.flags & several == 0;
+    policy::decide(server, Direction::Inbound, &peer, is_sure, port)
 }
 
 enum Server {

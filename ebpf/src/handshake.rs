@@ -100,7 +100,7 @@ fn connected(ctx: &SockOpsContext) {
     } else {
         return;
     };
-    if pairing::is_wanted(netns, &server.address, server.port) {
+    if pairing::is_wanted(netns, dialled.port, &server.address, server.port) {
         pairing::connected(ctx, between);
     }
 }

@@ -6,15 +6,18 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1,
-    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock,
+    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_addr,
 };
 use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_probe_read_kernel,
 };
 use aya_ebpf::programs::SockOpsContext;
+use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::direct::DirectEvent;
-use shunt_ebpf_common::maps::{Destination, Event, Handoff, OwnFlow, SocketCookie};
+use shunt_ebpf_common::maps::{Destination, Event, Handoff, OwnFlow, SocketCookie, Workload};
 
+use crate::connect::place;
+use crate::direct::Refusal;
 use crate::handshake::{local_address, remote_address};
 use crate::maps::{DIRECT_EVENTS, HANDOFFS, OWN_FLOWS, PEERS, SocketNote, count};
 use crate::pairing::WRITTEN_OFFSET;
@@ -127,13 +130,9 @@ fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) {
 
 #[inline(always)]
 fn tell(ctx: &SockOpsContext, note: &SocketNote, ending: &Ending, kind: u32) {
-    let Some(mut place) = DIRECT_EVENTS.reserve::<DirectEvent>(0) else {
-        count(Event::DirectEventLost);
-        return;
-    };
     // SAFETY: the helper takes no argument, and the program's context.
     let (now, cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_socket_cookie(ctx.ops.cast())) };
-    place.write(DirectEvent {
+    submit(DirectEvent {
         cookie,
         at: now,
         duration: now.saturating_sub(note.opened),
@@ -141,11 +140,7 @@ fn tell(ctx: &SockOpsContext, note: &SocketNote, ending: &Ending, kind: u32) {
         received: ending.received,
         redirected_sent: ending.redirected_sent,
         redirected_received: ending.redirected_received,
-        client: Destination {
-            address: local_address(ctx),
-            port: ctx.local_port() as u16,
-            reserved: [0; 3],
-        },
+        client: place(local_address(ctx), ctx.local_port() as u16),
         original: note.destination,
         upstream: note.upstream,
         workload: note.workload,
@@ -153,9 +148,58 @@ fn tell(ctx: &SockOpsContext, note: &SocketNote, ending: &Ending, kind: u32) {
         kind,
         state: ending.state,
         error: ending.error,
-        reserved: 0,
+        rule: 0,
     });
-    place.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// A connection was not even begun.
+#[inline(always)]
+pub fn refused(
+    ctx: *mut bpf_sock_addr,
+    workload: &Workload,
+    destination: Destination,
+    refusal: Refusal,
+) {
+    let (kind, event) = match refusal.rule {
+        Some(_) => (DirectEvent::DENIED, Event::OutboundDenied),
+        None => (DirectEvent::UNSERVED, Event::ServiceEmpty),
+    };
+    count(event);
+    let source = match destination.address.is_v4() {
+        true => Address::v4(workload.source_v4),
+        false => Address(workload.source_v6),
+    };
+    submit(DirectEvent {
+        // SAFETY: the program's context.
+        cookie: unsafe { bpf_get_socket_cookie(ctx.cast()) },
+        // SAFETY: the helper takes no argument.
+        at: unsafe { bpf_ktime_get_ns() },
+        duration: 0,
+        sent: 0,
+        received: 0,
+        redirected_sent: 0,
+        redirected_received: 0,
+        client: place(source, 0),
+        original: destination,
+        upstream: refusal.upstream,
+        workload: workload.id,
+        peer: refusal.peer,
+        kind,
+        state: 0,
+        error: 0,
+        rule: refusal.rule.unwrap_or(0),
+    });
+}
+
+#[inline(always)]
+fn submit(event: DirectEvent) {
+    match DIRECT_EVENTS.reserve::<DirectEvent>(0) {
+        Some(mut place) => {
+            place.write(event);
+            place.submit(u64::from(BPF_RB_NO_WAKEUP));
+        }
+        None => count(Event::DirectEventLost),
+    }
 }
 
 #[inline(always)]

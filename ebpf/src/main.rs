@@ -11,9 +11,12 @@ mod getpeername;
 mod getsockname;
 mod handshake;
 mod ledger;
+mod listeners;
 mod maps;
 mod pairing;
+mod policy;
 mod rules;
+mod services;
 mod sk_lookup;
 mod sk_msg;
 

@@ -10,6 +10,8 @@ use shunt_ebpf_common::maps::{
     Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
     RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
+use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
+use shunt_ebpf_common::services::{EndpointKey, Service};
 
 /// The enrolled workloads. Written by the agent, read by every hook.
 #[map(name = "SHUNT_WORKLOADS")]
@@ -104,6 +106,31 @@ pub static ENDS: SkStorage<End> = SkStorage::new();
 /// What only the kernel knows of an end. Written by `pairing` and `sk_msg`.
 #[btf_map(name = "SHUNT_SENDERS")]
 pub static SENDERS: SkStorage<Sender> = SkStorage::new();
+
+/// Addresses of L4 services. Written by the agent, read by `services`.
+#[map(name = "SHUNT_SERVICES")]
+pub static SERVICES: HashMap<Destination, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// Where services' connections go. Written by the agent, read by `services`.
+#[map(name = "SHUNT_ENDPOINTS")]
+pub static ENDPOINTS: HashMap<EndpointKey, Destination> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// How many connections each service has had. Made by the agent, counted by `services`.
+#[map(name = "SHUNT_TURNS")]
+pub static TURNS: HashMap<u32, u32> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// L4 policy. Written by the agent, read by `policy`.
+#[map(name = "SHUNT_POLICY")]
+pub static POLICY: HashMap<PolicyKey, PolicyRule> =
+    HashMap::with_max_entries(capacity::POLICY, BPF_F_NO_PREALLOC);
+
+/// Which workloads the selectors of rules choose. Written by the agent, read by `policy`.
+#[map(name = "SHUNT_SELECTED")]
+pub static SELECTED: HashMap<Selected, u32> =
+    HashMap::with_max_entries(capacity::SELECTED, BPF_F_NO_PREALLOC);
 
 /// What became of direct connections: [`DirectEvent`](shunt_ebpf_common::direct::DirectEvent)s. Written by `ledger`, read
 /// by the data plane. When it is full an event is lost and counted.

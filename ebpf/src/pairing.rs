@@ -36,15 +36,16 @@ pub static WRITERS_OFFSET: u32 = 0;
 #[unsafe(no_mangle)]
 pub static WRITTEN_OFFSET: u32 = 0;
 
-/// Is a connection from this namespace to that server one that both workloads want accelerated?
+/// Is a connection from this namespace, to a port as the application dialled it, one that both workloads want
+/// accelerated?
 #[inline(always)]
-pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
+pub fn is_wanted(from: NetnsCookie, dialled: u16, server: &Address, port: u16) -> bool {
     // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
     unsafe {
         let Some(client) = WORKLOADS.get(&from) else {
             return false;
         };
-        if !accelerates(client, port) {
+        if !accelerates(client, dialled) {
             return false;
         }
         let Some(owner) = ADDRESSES.get(server) else {

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use shunt_core::config::Config;
+use shunt_core::policy::{Policy, PolicyRule};
+use shunt_core::service::Service;
 use shunt_core::workload::{Mode, ModeSetting};
 use shunt_intercept::ebpf::EbpfBackend;
 use shunt_intercept::iptables::IptablesBackend;
@@ -21,6 +24,8 @@ pub(super) struct Backends {
     iptables: Slot<IptablesBackend>,
     /// Where the agent's own sockets are made, for the hook that knows them.
     cgroup: Option<OwnCgroup>,
+    services: Vec<Service>,
+    policy: Arc<Policy>,
 }
 
 #[derive(Debug)]
@@ -42,6 +47,17 @@ impl Backends {
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
             cgroup: None,
+            services: config.services.clone(),
+            policy: Arc::new(Policy::new(config.policy.clone())),
+        }
+    }
+
+    /// Of the L4 services and policy, what the hooks decide. Workloads have the policy with their next update.
+    pub(super) fn govern(&mut self, services: Vec<Service>, policy: Vec<PolicyRule>) {
+        self.services = services;
+        self.policy = Arc::new(Policy::new(policy));
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            govern(backend, &self.services, &self.policy);
         }
     }
 
@@ -83,7 +99,8 @@ impl Backends {
 
     fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
         let cgroup = OwnCgroup::find_or_make()?;
-        let backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        let mut backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        govern(&mut backend, &self.services, &self.policy);
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)
@@ -175,6 +192,15 @@ impl Backends {
         self.ebpf = Slot::Untried;
         self.iptables = Slot::Untried;
         self.cgroup = None;
+    }
+}
+
+fn govern(backend: &mut EbpfBackend, services: &[Service], policy: &Arc<Policy>) {
+    let services = backend.set_services(services);
+    let governed = services.and(backend.set_policy(Arc::clone(policy)));
+    if let Err(error) = governed {
+        let error = error.chain();
+        tracing::error!(error, "not every service or policy rule is in force");
     }
 }
 

@@ -57,7 +57,13 @@ impl Supervisor {
         for spec in changed {
             self.desire(spec);
         }
-        if needs_proxy(&self.config) != needed_proxy {
+        let governed = new.services != self.config.services || new.policy != self.config.policy;
+        if governed {
+            self.backends
+                .govern(new.services.clone(), new.policy.clone());
+            (self.config.services, self.config.policy) = (new.services, new.policy);
+        }
+        if governed || needs_proxy(&self.config) != needed_proxy {
             self.desire_all_anew();
         }
         self.tell_settings();

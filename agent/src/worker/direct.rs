@@ -61,10 +61,11 @@ impl DirectFlows {
             let Some(live) = known.or_else(|| Live::begin(event, snapshot)) else {
                 continue; // Of a workload that nobody knows any more.
             };
-            if event.kind == DirectEvent::CLOSED {
-                self.end(&live, &event);
-            } else {
+            if event.kind == DirectEvent::OPENED {
                 self.live.insert(event.cookie, live);
+            } else {
+                let (reason, detail) = reason(&event);
+                self.tell(&live, &event, reason, detail);
             }
         }
         told
@@ -83,11 +84,6 @@ impl DirectFlows {
                 Some(detail.into()),
             );
         }
-    }
-
-    fn end(&self, live: &Live, event: &DirectEvent) {
-        let (reason, detail) = reason(event);
-        self.tell(live, event, reason, detail);
     }
 
     fn tell(
@@ -119,7 +115,7 @@ impl DirectFlows {
             mode: Mode::Ebpf,
             client: ClientAddr(address(event.client)),
             original_dst: Some(original),
-            upstream: Some(UpstreamAddr(address(event.upstream))),
+            upstream: was_opened(event).then(|| UpstreamAddr(address(event.upstream))),
             upstream_local: None,
             path: DataPath::Direct,
             bytes_received,
@@ -161,8 +157,25 @@ impl Live {
     }
 }
 
+fn was_opened(event: &DirectEvent) -> bool {
+    matches!(event.kind, DirectEvent::OPENED | DirectEvent::CLOSED)
+}
+
 /// As the client's socket saw it.
 fn reason(event: &DirectEvent) -> (CloseReason, Option<String>) {
+    match event.kind {
+        DirectEvent::DENIED => {
+            return (
+                CloseReason::PolicyDenied,
+                Some(format!("policy[{}]", event.rule)),
+            );
+        }
+        DirectEvent::UNSERVED => {
+            let detail = "the service has no endpoint".to_owned();
+            return (CloseReason::ConnectFailed, Some(detail));
+        }
+        _ => {}
+    }
     let errno = i32::try_from(event.error).unwrap_or(0);
     let error = io::Error::from_raw_os_error(errno);
     let detail = (errno != 0).then(|| error.to_string());

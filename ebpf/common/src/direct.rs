@@ -32,12 +32,16 @@ pub struct DirectEvent {
     pub state: u32,
     /// The socket's pending error, an errno; 0: none.
     pub error: u32,
-    pub reserved: u32,
+    /// Of a [`DENIED`](Self::DENIED) connection: the rule's index in the configuration.
+    pub rule: u32,
 }
 
 impl DirectEvent {
     pub const OPENED: u32 = 0;
     pub const CLOSED: u32 = 1;
+    /// Refused before it was opened: by policy, or because its service has no endpoint.
+    pub const DENIED: u32 = 2;
+    pub const UNSERVED: u32 = 3;
 }
 
 #[cfg(test)]

@@ -5,3 +5,5 @@
 pub mod decision;
 pub mod direct;
 pub mod maps;
+pub mod policy;
+pub mod services;

@@ -22,6 +22,8 @@ pub struct Workload {
     pub source_v6: [u32; 4],
     /// The [`RuleKey::set`] in force: a new policy is written beside the old one and swapped in here.
     pub rules: u32,
+    /// Of the L4 policy, outbound and inbound: how many rules, and bits of this type.
+    pub policy: [u32; 2],
 }
 
 impl Workload {
@@ -34,6 +36,15 @@ impl Workload {
     pub const ACCELERATION_BY_PORT: u32 = 8;
     /// Connections to a port without a rule of its own may go directly.
     pub const DIRECT: u32 = 1 << 8;
+    /// The workload has several addresses of a family: which one a connection will have is not known before.
+    pub const SEVERAL_V4: u32 = 1 << 9;
+    pub const SEVERAL_V6: u32 = 1 << 10;
+    /// In [`Workload::policy`]: the number of rules.
+    pub const POLICY_RULES: u32 = 0xffff;
+    /// There are more than the hooks go through.
+    pub const POLICY_ELSEWHERE: u32 = 1 << 16;
+    /// Some ask for the peer's address.
+    pub const POLICY_BY_ADDRESS: u32 = 1 << 17;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -242,11 +253,14 @@ pub enum Event {
     /// A connection goes directly; the agent was not told of something about one.
     OutboundDirect,
     DirectEventLost,
+    /// A hook refused a connection: policy denies it, or its service has no endpoint.
+    OutboundDenied,
+    ServiceEmpty,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 19] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -264,6 +278,8 @@ impl Event {
         "handed_over",
         "outbound_direct",
         "direct_event_lost",
+        "outbound_denied",
+        "service_empty",
     ];
 }
 
@@ -279,6 +295,12 @@ pub mod capacity {
     pub const ADDRESSES: u32 = 1 << 14;
     /// Bytes for what the agent has not read yet: 11,000 events, of which it reads some every 50 ms.
     pub const DIRECT_EVENTS: u32 = 1 << 21;
+    /// Addresses of services, and endpoints of all of them.
+    pub const SERVICES: u32 = 1 << 16;
+    pub const ENDPOINTS: u32 = 1 << 18;
+    /// Rules of all workloads' L4 policies, and workloads that each of their selectors chooses.
+    pub const POLICY: u32 = 1 << 18;
+    pub const SELECTED: u32 = 1 << 18;
 }
 
 #[cfg(feature = "user")]
@@ -317,7 +339,7 @@ mod tests {
 
     #[test]
     fn no_map_type_has_padding() {
-        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4);
+        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4 + 8);
         assert_eq!(size_of::<RuleKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Destination>(), 16 + 2 + 6);

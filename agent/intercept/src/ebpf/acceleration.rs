@@ -1,7 +1,7 @@
 //! Same-node connections past the TCP stack: loads what that needs, and tells the hooks whose address is whose.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
@@ -162,17 +162,47 @@ impl EbpfBackend {
 
     /// The path that a steered connection takes, and why.
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
-        let port = inquiry.destination.port();
-        let wish = enrolment.spec.acceleration.of(port);
         let copied = |reason: String| (DataPath::Copy, reason);
         if inquiry.direction == Direction::Inbound {
             return copied("a client that is not enrolled here is not accelerated".into());
         }
+        let dialled = inquiry.destination;
+        let Some(endpoints) = self.services.at(dialled) else {
+            return self.path_to(enrolment, dialled.port(), dialled);
+        };
+        let mut paths = endpoints
+            .iter()
+            .map(|endpoint| self.path_to(enrolment, dialled.port(), *endpoint));
+        let Some(first) = paths.next() else {
+            return copied("the service has no endpoint".into());
+        };
+        match paths.find(|other| other.0 != first.0) {
+            Some(other) => copied(format!(
+                "it depends on the endpoint: {} ({}), or {} ({})",
+                first.0.as_str(),
+                first.1,
+                other.0.as_str(),
+                other.1
+            )),
+            None => first,
+        }
+    }
+
+    /// `dialled`: the port that the client asks for, perhaps of a service; `server`: where the connection goes.
+    fn path_to(
+        &self,
+        enrolment: &Enrolment,
+        dialled: u16,
+        server: SocketAddr,
+    ) -> (DataPath, String) {
+        let port = server.port();
+        let wish = enrolment.spec.acceleration.of(dialled);
+        let copied = |reason: String| (DataPath::Copy, reason);
         if wish == Wish::Off {
-            return copied(format!("acceleration of port {port} is off"));
+            return copied(format!("acceleration of port {dialled} is off"));
         }
         let own = self.possible(enrolment).marks(wish);
-        let server = match self.server(inquiry.destination.ip().to_canonical()) {
+        let server = match self.server(server.ip().to_canonical()) {
             Server::Elsewhere => None,
             Server::NotHooked => {
                 return copied("the destination's workload is not in eBPF mode".into());

@@ -28,7 +28,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 20] = [
+const SHARED: [&str; 25] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -48,6 +48,11 @@ const SHARED: [&str; 20] = [
     "SHUNT_ENDS",
     "SHUNT_SENDERS",
     "SHUNT_DIRECT",
+    "SHUNT_SERVICES",
+    "SHUNT_ENDPOINTS",
+    "SHUNT_TURNS",
+    "SHUNT_POLICY",
+    "SHUNT_SELECTED",
     "AYA_LOGS",
 ];
 

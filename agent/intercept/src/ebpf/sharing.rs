@@ -1,9 +1,16 @@
-//! What the data plane is given: maps, as descriptors. Whoever holds one may use it without any privilege.
+//! What comes from and goes to the rest of the agent. The data plane is given maps, as descriptors: whoever holds one may
+//! use it without any privilege.
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use std::sync::Arc;
+
+use shunt_core::policy::Policy;
+use shunt_core::service::Service;
+
 use super::EbpfBackend;
 use super::acceleration::Acceleration;
+use crate::InterceptError;
 
 impl EbpfBackend {
     /// The map that has accepted sockets' original destinations, for [`super::Destinations::from_fd`].
@@ -36,5 +43,21 @@ impl EbpfBackend {
         if let Ok(acceleration) = &mut self.acceleration {
             acceleration.forget_flows();
         }
+    }
+
+    /// L4 services, for new connections at once.
+    ///
+    /// # Errors
+    /// There is no room for all of them; what is missing stays as it was.
+    pub fn set_services(&mut self, services: &[Service]) -> Result<(), InterceptError> {
+        self.services.set(services)
+    }
+
+    /// L4 policy. A workload has it with the next [`Backend::update`](crate::Backend::update).
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn set_policy(&mut self, policy: Arc<Policy>) -> Result<(), InterceptError> {
+        self.policies.set(policy)
     }
 }
