@@ -6,7 +6,7 @@ use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use super::Supervisor;
 use super::config_source::ConfigSource;
 use crate::cli::RunArgs;
-use crate::ipc::ToWorker;
+use crate::ipc::{ToWorker, Traffic};
 use crate::run;
 
 impl Supervisor {
@@ -49,6 +49,10 @@ impl Supervisor {
         self.config.log = new.log;
         self.config.mode = new.mode;
         self.config.workloads = new.workloads;
+        if (&self.config.services, &self.config.policy) != (&new.services, &new.policy) {
+            (self.config.services, self.config.policy) = (new.services, new.policy);
+            self.tell_traffic();
+        }
         for name in &gone {
             self.withdraw(name);
         }
@@ -57,6 +61,19 @@ impl Supervisor {
         }
         self.tell_settings();
         self.publish();
+    }
+
+    pub(super) fn tell_traffic(&mut self) {
+        let traffic = Traffic {
+            services: self.config.services.clone(),
+            policy: self.config.policy.clone(),
+        };
+        match traffic.messages() {
+            Ok(messages) => messages
+                .iter()
+                .for_each(|message| self.data_plane.tell(message, Vec::new())),
+            Err(error) => tracing::error!(%error, "cannot tell the data plane services and policy"),
+        }
     }
 
     pub(super) fn tell_settings(&mut self) {
