@@ -129,54 +129,23 @@ fn the_first_rule_decides(way: Way) {
         let ip = |pod: &Pod| at(pod, 1)[family].ip().to_string();
         let to = |pod: &Pod, port| at(pod, port)[family];
         let by_db = || Some(format!("policy[{about_db}] denies, inbound of default/db"));
-        let by_other = || {
-            Some(format!(
-                "policy[{about_stranger}] denies, outbound of default/other"
-            ))
-        };
-        let (from_web, from_other) = (
-            ("outbound", "web", Some("db")),
-            ("outbound", "other", Some("db")),
-        );
+        let by_other = Some(format!(
+            "policy[{about_stranger}] denies, outbound of default/other"
+        ));
+        let out = |workload, peer| ("outbound", workload, peer);
         // What is not captured when it leaves comes from outside; its address says who it is.
-        let (in_web, in_other) = (
-            ("inbound", "db", Some("web")),
-            ("inbound", "db", Some("other")),
-        );
+        let into_db = |peer| ("inbound", "db", peer);
+        let there = Some("stranger");
         for (from, to, says, told, detail) in [
-            (web, to(db, 5432), Some("db"), from_web, None),
-            (web, to(db, 5433), None, from_web, by_db()),
-            (web, to(db, 5440), Some("db"), in_web, None),
-            (other, to(db, 5432), None, from_other, by_db()),
-            (other, to(db, 5440), None, in_other, by_db()),
-            (
-                stranger,
-                to(db, 5432),
-                None,
-                ("inbound", "db", None),
-                by_db(),
-            ),
-            (
-                other,
-                to(stranger, 80),
-                Some("stranger"),
-                ("outbound", "other", None),
-                None,
-            ),
-            (
-                other,
-                to(stranger, 81),
-                None,
-                ("outbound", "other", None),
-                by_other(),
-            ),
-            (
-                web,
-                to(stranger, 81),
-                Some("stranger"),
-                ("outbound", "web", None),
-                None,
-            ),
+            (web, to(db, 5432), Some("db"), out("web", Some("db")), None),
+            (web, to(db, 5433), None, out("web", Some("db")), by_db()),
+            (web, to(db, 5440), Some("db"), into_db(Some("web")), None),
+            (other, to(db, 5432), None, out("other", Some("db")), by_db()),
+            (other, to(db, 5440), None, into_db(Some("other")), by_db()),
+            (stranger, to(db, 5432), None, into_db(None), by_db()),
+            (other, to(stranger, 80), there, out("other", None), None),
+            (other, to(stranger, 81), None, out("other", None), by_other),
+            (web, to(stranger, 81), there, out("web", None), None),
         ] {
             Attempt {
                 from,

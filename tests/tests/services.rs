@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shunt_tests::greeter::{at, greeter, reached};
 use shunt_tests::ongoing::Ongoing;
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, Way, World, number, on_every_way, require};
@@ -94,7 +94,17 @@ fn connections_go_to_endpoints(way: Way) {
     let all = [a, b, c];
     let services =
         service("web", &VIP, &all, "round_robin") + &service("any", &spread, &all, "random");
-    let agent = scene.agent(way, &format!("services:\n{services}"));
+    // More than the data plane is told in one message.
+    let others: String = (0..3000)
+        .map(|at| {
+            (
+                format!("other-{at}"),
+                format!("10.99.{}.{}:80", at / 256, at % 256),
+            )
+        })
+        .map(|(name, address)| service(&name, &[&address], &[], "random"))
+        .collect();
+    let agent = scene.agent(way, &format!("services:\n{services}{others}"));
 
     for (family, address) in VIP.into_iter().enumerate() {
         let names = reached(&scene.client, vip(address), 9);
@@ -121,6 +131,20 @@ fn connections_go_to_endpoints(way: Way) {
     // Counted at both ends.
     assert_eq!(agent.workload("client")["connections"]["total"], 18);
     assert_eq!(agent.workload("a")["connections"]["total"], 6);
+
+    let (status, answer) = agent.admin(
+        "GET",
+        "/explain?workload=client&destination=10.66.0.200:80",
+        "",
+    );
+    assert_eq!(status, 200, "{answer}");
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    let endpoints: Vec<String> = all.iter().map(|pod| at(pod, PORT)[0].to_string()).collect();
+    let service = json!({"name": "web", "balance": "round_robin", "endpoints": endpoints});
+    assert_eq!(answer["service"], service, "{answer:#}");
+    let judged = answer["policy"].as_array().expect("a list");
+    // By the client's rules, and by those of each that is enrolled.
+    assert_eq!(judged.len(), 3 + 2, "{answer:#}");
 
     // 1 in 10^10 for one of three to be missed.
     for address in spread {
