@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use comfy_table::{Table, presets};
 use shunt_core::explain::{Condition, Explanation, Outcome};
 use shunt_core::flow::direction;
+use shunt_core::policy::Action;
+use shunt_core::service::Balance;
 use shunt_core::status::StatusMode;
 
 use crate::ask;
@@ -91,6 +93,7 @@ fn table(answer: &Explanation) -> String {
     if let Some(reason) = &answer.path_reason {
         let _ = write!(text, "\npath: {reason}");
     }
+    tell_traffic(&mut text, answer);
     let configured = answer.configured.as_deref().unwrap_or("nothing");
     let _ = write!(
         text,
@@ -98,6 +101,48 @@ fn table(answer: &Explanation) -> String {
         answer.mode_reason
     );
     text
+}
+
+/// Where the agent sends it, and whether policy lets it.
+fn tell_traffic(text: &mut String, answer: &Explanation) {
+    // Writing to a String cannot fail.
+    if let Some(service) = &answer.service {
+        let balance = match service.balance {
+            Balance::RoundRobin => "round robin",
+            Balance::Random => "random",
+        };
+        let endpoints: Vec<_> = service.endpoints.iter().map(ToString::to_string).collect();
+        let _ = match endpoints.as_slice() {
+            [] => write!(
+                text,
+                "\nservice: {}, without endpoints: reset",
+                service.name
+            ),
+            some => write!(
+                text,
+                "\nservice: {}, {balance} over {}",
+                service.name,
+                some.join(", ")
+            ),
+        };
+    }
+    for said in &answer.policy {
+        let action = match said.action {
+            Action::Allow => "allowed",
+            Action::Deny => "DENIED",
+        };
+        let _ = write!(
+            text,
+            "\npolicy: {} {action} by {}, {} of {}",
+            said.server,
+            said.rule.as_deref().unwrap_or("default"),
+            direction::as_str(said.direction),
+            said.workload
+        );
+        if let Some(peer) = &said.peer {
+            let _ = write!(text, ", peer {peer}");
+        }
+    }
 }
 
 fn headline(answer: &Explanation) -> String {

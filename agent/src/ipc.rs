@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::explain::{Explanation, Inquiry};
+use shunt_core::policy::PolicyRule;
+use shunt_core::service::Service;
 use shunt_core::sockets::{ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
@@ -15,16 +17,20 @@ use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, Worklo
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
+
+/// Bytes of a text that is sent in pieces; the kernel wants about as much memory in one place.
+const PART: usize = 128 << 10;
 
 /// From the supervisor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener.
+    /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener. The
+    /// configuration's services and policy are left out, see [`ToWorker::Traffic`].
     Hello {
         config: Box<Config>,
         supervisor_pid: u32,
@@ -62,6 +68,9 @@ pub enum ToWorker {
         splice_after: Option<u64>,
         log_level: String,
     },
+    /// The next piece of a [`Traffic`]'s JSON text, which is too long for a message: thousands of services and rules. In
+    /// force with the last one.
+    Traffic { part: String, last: bool },
     /// Counters of the kernel programs, by name, and of repairs.
     Counters {
         kernel: BTreeMap<String, u64>,
@@ -132,11 +141,42 @@ pub enum Outcome {
     Later(String),
 }
 
+/// What connections are told by `services` and `policy`: always changed together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub services: Vec<Service>,
+    pub policy: Vec<PolicyRule>,
+}
+
+impl Traffic {
+    /// The messages that say it.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn messages(&self) -> serde_json::Result<Vec<ToWorker>> {
+        let text = serde_json::to_string(self)?;
+        let mut parts = Vec::new();
+        let mut rest = text.as_str();
+        loop {
+            let (part, after) = rest.split_at(rest.floor_char_boundary(PART));
+            rest = after;
+            parts.push(ToWorker::Traffic {
+                part: part.to_owned(),
+                last: rest.is_empty(),
+            });
+            if rest.is_empty() {
+                return Ok(parts);
+            }
+        }
+    }
+}
+
 /// An enrolled workload as the data plane needs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrolledView {
     pub id: WorkloadId,
     pub name: WorkloadName,
+    pub labels: BTreeMap<String, String>,
     pub mode: Mode,
     pub addresses: Vec<std::net::IpAddr>,
     pub inbound: CapturePolicy,
@@ -154,4 +194,43 @@ pub struct WorkloadInfo {
     pub state_reason: String,
     pub notes: Vec<String>,
     pub listeners: Vec<ListenerStatus>,
+}
+
+#[cfg(test)]
+mod tests {
+    use shunt_core::service::Balance;
+
+    use super::*;
+
+    #[test]
+    fn services_and_policy_of_any_size_arrive_in_pieces() {
+        for count in [0, 1, 10_000] {
+            let service = |at: usize| Service {
+                name: format!("service-{at}-\u{e9}"),
+                addresses: vec!["10.96.0.1:80".parse().expect("an address")],
+                endpoints: Vec::new(),
+                balance: Balance::Random,
+            };
+            let traffic = Traffic {
+                services: (0..count).map(service).collect(),
+                policy: Vec::new(),
+            };
+            let mut text = String::new();
+            let mut ended = Vec::new();
+            for message in traffic.messages().expect("messages") {
+                let sent = serde_json::to_vec(&message).expect("a message");
+                assert!(sent.len() < 2 * PART);
+                let ToWorker::Traffic { part, last } = message else {
+                    panic!("{message:?}")
+                };
+                text.push_str(&part);
+                ended.push(last);
+            }
+            assert_eq!(ended.iter().position(|last| *last), Some(ended.len() - 1));
+            assert_eq!(
+                serde_json::from_str::<Traffic>(&text).expect("traffic"),
+                traffic
+            );
+        }
+    }
 }

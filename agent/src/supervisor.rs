@@ -180,8 +180,13 @@ impl Supervisor {
 
     fn start_data_plane(&mut self) -> Result<()> {
         let uptime = self.home.started.elapsed();
+        let config = Config {
+            services: Vec::new(),
+            policy: Vec::new(),
+            ..self.config.clone()
+        };
         let hello = ToWorker::Hello {
-            config: Box::new(self.config.clone()),
+            config: Box::new(config),
             supervisor_pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         };

@@ -22,8 +22,9 @@ pub struct Refusal {
     /// As far as it is known.
     pub upstream: Destination,
     pub peer: u32,
-    /// The rule that denies it; `None`: its service has no endpoint.
-    pub rule: Option<u32>,
+    /// The rule that denies it, and whether it is about connections of the client or to the server; `None`: its service
+    /// has no endpoint.
+    pub rule: Option<(u32, Direction)>,
 }
 
 pub enum Way {
@@ -63,10 +64,10 @@ pub fn way(workload: &Workload, destination: Destination) -> Way {
     match decide(workload, server, &route) {
         Decision::Unknown => Way::Agent,
         Decision::Allowed => Way::Direct(route),
-        Decision::Denied(rule) => Way::Refused(Refusal {
+        Decision::Denied(rule, direction) => Way::Refused(Refusal {
             upstream,
             peer: route.peer,
-            rule: Some(rule),
+            rule: Some((rule, direction)),
         }),
     }
 }

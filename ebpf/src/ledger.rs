@@ -185,9 +185,9 @@ pub fn refused(
         workload: workload.id,
         peer: refusal.peer,
         kind,
-        state: 0,
+        state: refusal.rule.map_or(0, |(_, direction)| direction as u32),
         error: 0,
-        rule: refusal.rule.unwrap_or(0),
+        rule: refusal.rule.map_or(0, |(rule, _)| rule),
     });
 }
 

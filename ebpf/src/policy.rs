@@ -8,8 +8,8 @@ use crate::maps::{POLICY, SELECTED};
 
 pub enum Decision {
     Allowed,
-    /// By the rule with this index in the configuration.
-    Denied(u32),
+    /// By the rule with this index in the configuration, of that direction.
+    Denied(u32, Direction),
     /// The rules do not fit, or speak of what is not known yet.
     Unknown,
 }
@@ -41,7 +41,7 @@ pub fn decide(
     match verdict as u32 {
         ALLOWED => Decision::Allowed,
         MISSING => Decision::Unknown,
-        rule => Decision::Denied(rule),
+        rule => Decision::Denied(rule, direction),
     }
 }
 
@@ -54,7 +54,12 @@ const MISSING: u32 = u32::MAX - 1;
 #[unsafe(no_mangle)]
 pub extern "C" fn shunt_policy(place: u64, peer_and_port: u64, high: u64, low: u64) -> u64 {
     let end = place as u32;
-    let words = [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32];
+    let words = [
+        (high >> 32) as u32,
+        high as u32,
+        (low >> 32) as u32,
+        low as u32,
+    ];
     let peer = Peer {
         workload: (peer_and_port >> 32) as u32,
         address: Address(words),

@@ -303,6 +303,25 @@ impl Agent {
         fs::read_to_string(self.dir.join("shunt.yaml")).expect("a configuration")
     }
 
+    /// Replaces a part of the configuration file, and waits until the data plane has this section changed.
+    ///
+    /// # Panics
+    /// There is no such part, or the section stays as it was.
+    pub fn edit(&self, section: &str, part: &str, by: &str) {
+        let shown = || {
+            let dump = self.admin("GET", "/config_dump", "").1;
+            let dump: Value = serde_json::from_str(&dump).expect("JSON");
+            dump[section].clone()
+        };
+        let before = shown();
+        let text = fs::read_to_string(self.dir.join("shunt.yaml")).expect("a file");
+        assert!(text.contains(part), "no {part} in {text}");
+        self.rewrite_text(&text.replacen(part, by, 1));
+        wait::until("the change is in force", Duration::from_secs(10), || {
+            (shown() != before).then_some(())
+        });
+    }
+
     /// Replaces the configuration file as editors do.
     ///
     /// # Panics

@@ -5,9 +5,11 @@ pub mod admin;
 pub mod agent;
 pub mod attachments;
 pub mod conform;
+pub mod greeter;
 pub mod kernel;
 pub mod load;
 pub mod mayfly;
+pub mod ongoing;
 pub mod pair;
 pub mod postgres;
 pub mod prober;
@@ -16,6 +18,7 @@ pub mod router;
 pub mod script;
 pub mod talks;
 pub mod wait;
+pub mod way;
 pub mod world;
 
 use std::str::FromStr;
@@ -26,6 +29,7 @@ pub use mayfly::Mayfly;
 pub use pair::Pair;
 pub use prober::Prober;
 pub use script::Script;
+pub use way::Way;
 pub use world::{Pod, Running, World};
 
 /// What an environment variable says, else `default`: how stress tests are enlarged.

@@ -13,7 +13,7 @@ fn a_wrong_file_names_every_fault_and_exits_64() {
     let file = dir.dir.path().join("wrong.yaml");
     fs::write(
         &file,
-        "mode: sideways\nports: {outbound: 99999}\npolicy: []\n",
+        "mode: sideways\nports: {outbound: 99999}\nbootstrap: /x\n",
     )
     .expect("written");
     let output = Command::new(binary())
@@ -26,7 +26,7 @@ fn a_wrong_file_names_every_fault_and_exits_64() {
     for fault in [
         "wrong.yaml:1: mode",
         "wrong.yaml:2: ports.outbound",
-        "wrong.yaml:3: policy",
+        "wrong.yaml:3: bootstrap",
     ] {
         assert!(text.contains(fault), "{fault} in\n{text}");
     }

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::flow::{DataPath, Direction};
+use crate::policy::Action;
+use crate::service::Balance;
 use crate::status::StatusMode;
 
 /// Names of rules beside those of [`Verdict`](shunt_ebpf_common::decision::Verdict): what hooks and chains ask before
@@ -59,6 +61,10 @@ pub struct Explanation {
     pub path: Option<DataPath>,
     /// Why this path.
     pub path_reason: Option<String>,
+    /// Of captured connections: the service whose address was dialled.
+    pub service: Option<ServiceAnswer>,
+    /// Of captured connections: what policy says, for each place where it may go, in the order in which it is asked.
+    pub policy: Vec<PolicyAnswer>,
     /// In the order in which they are asked; the last one decided.
     pub steps: Vec<Step>,
     pub gate: Condition,
@@ -82,6 +88,30 @@ pub enum Outcome {
     Direct,
     /// Neither: the agent cannot serve, and the workload wants nothing without it.
     Refused,
+}
+
+/// A service, for connections of the dialled address's family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAnswer {
+    pub name: String,
+    pub balance: Balance,
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What the rules about one workload say of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyAnswer {
+    /// Where the connection goes: a service's endpoint, or what was dialled.
+    pub server: SocketAddr,
+    #[serde(with = "crate::flow::direction")]
+    pub direction: Direction,
+    /// Whose rules: `namespace/name`.
+    pub workload: String,
+    /// The other end, if it is enrolled on this node.
+    pub peer: Option<String>,
+    pub action: Action,
+    /// As `policy[2]`; `None`: no rule matches, and the default allows.
+    pub rule: Option<String>,
 }
 
 /// One rule that was looked at.
@@ -140,6 +170,8 @@ impl Explanation {
             rule: String::new(),
             path: None,
             path_reason: None,
+            service: None,
+            policy: Vec::new(),
             steps: Vec::new(),
             gate: unknown(),
             listener: unknown(),

@@ -64,6 +64,15 @@ pub struct Decision {
     pub rule: Option<usize>,
 }
 
+/// What is said of a connection that an enrolled workload makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// By the rules about the client.
+    pub outbound: Decision,
+    /// By those about the server, where it is enrolled on this node and the client's rules allow the connection.
+    pub inbound: Option<Decision>,
+}
+
 /// The rules in force, ready to be asked.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
@@ -104,6 +113,23 @@ impl Policy {
         &self.rules
     }
 
+    /// All that is asked when the enrolled workload `client` connects to `server`, where the workload `owner` may be. The
+    /// client will use one of `client_addresses`.
+    pub fn judge(
+        &self,
+        client: Identity<'_>,
+        client_addresses: &[IpAddr],
+        server: SocketAddr,
+        owner: Option<Identity<'_>>,
+    ) -> Judgement {
+        let way = Direction::Outbound;
+        let outbound = self.decide(way, client, owner, server.ip(), server.port());
+        let owner = owner.filter(|_| !outbound.is_denied());
+        let inbound =
+            owner.map(|owner| self.decide_each(owner, Some(client), client_addresses, server));
+        Judgement { outbound, inbound }
+    }
+
     /// The first rule about `subject` that matches. `peer` is the other end, if it is enrolled on this node; `port` is
     /// the server's.
     pub fn decide(
@@ -131,19 +157,19 @@ impl Policy {
         }
     }
 
-    /// [`Policy::decide`] for a peer which will use one of these addresses, and nobody knows which: allowed only if each
-    /// of them is. Without any address, only rules about every address of the `server`'s family can match one.
-    pub fn decide_each(
+    /// Inbound, for a client which will use one of these addresses, and nobody knows which: allowed only if each of them
+    /// is. Without any address, only rules about every address of the `server`'s family can match one.
+    fn decide_each(
         &self,
-        direction: Direction,
         subject: Identity<'_>,
-        peer: Option<Identity<'_>>,
-        peer_addresses: &[IpAddr],
+        client: Option<Identity<'_>>,
+        addresses: &[IpAddr],
         server: SocketAddr,
     ) -> Decision {
-        let decide = |address| self.decide(direction, subject, peer, address, server.port());
+        let decide =
+            |address| self.decide(Direction::Inbound, subject, client, address, server.port());
         let family = |address: &&IpAddr| address.is_ipv4() == server.is_ipv4();
-        let mut decisions = peer_addresses.iter().filter(family).copied().map(decide);
+        let mut decisions = addresses.iter().filter(family).copied().map(decide);
         let Some(first) = decisions.next() else {
             return decide(unspecified(server));
         };
@@ -207,6 +233,18 @@ impl Selector {
             && labels
                 .iter()
                 .all(|(key, value)| workload.labels.get(key) == Some(value))
+    }
+}
+
+impl Judgement {
+    /// The decision that denies it, if one does, and whose rules it is by.
+    pub fn denied(&self) -> Option<(Direction, Decision)> {
+        let outbound = (Direction::Outbound, self.outbound);
+        let inbound = self.inbound.map(|inbound| (Direction::Inbound, inbound));
+        [Some(outbound), inbound]
+            .into_iter()
+            .flatten()
+            .find(|(_, decision)| decision.is_denied())
     }
 }
 

@@ -21,6 +21,14 @@ pub struct Service {
     pub balance: Balance,
 }
 
+impl Service {
+    /// Where connections to its addresses of this family go.
+    pub fn endpoints_of(&self, family: Family) -> impl Iterator<Item = SocketAddr> {
+        let all = self.endpoints.iter().copied();
+        all.filter(move |endpoint| Family::of(*endpoint) == family)
+    }
+}
+
 /// Which endpoint the next connection gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,7 +51,8 @@ pub struct Services {
 /// A service that hands out endpoints.
 #[derive(Debug)]
 pub struct Balanced {
-    service: Service,
+    name: String,
+    balance: Balance,
     v4: Vec<SocketAddr>,
     v6: Vec<SocketAddr>,
     turns: Turns,
@@ -63,11 +72,11 @@ impl Services {
         for service in services {
             let turns = before.turns.get(&service.name).cloned().unwrap_or_default();
             table.turns.insert(service.name.clone(), turns.clone());
-            let (v4, v6) = service.endpoints.iter().partition(|addr| addr.is_ipv4());
             let balanced = Arc::new(Balanced {
-                service: service.clone(),
-                v4,
-                v6,
+                name: service.name.clone(),
+                balance: service.balance,
+                v4: service.endpoints_of(Family::V4).collect(),
+                v6: service.endpoints_of(Family::V6).collect(),
                 turns,
             });
             for address in &service.addresses {
@@ -85,36 +94,21 @@ impl Services {
 
 impl Balanced {
     pub fn name(&self) -> &str {
-        &self.service.name
+        &self.name
     }
 
-    pub fn balance(&self) -> Balance {
-        self.service.balance
-    }
-
-    /// Those that a connection to an address of this family may get.
-    pub fn endpoints(&self, family: Family) -> &[SocketAddr] {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        }
-    }
-
-    /// Where the next connection goes; `None`: there is no endpoint.
+    /// Where the next connection to an address of this family goes; `None`: there is no endpoint.
     pub fn choose(&self, family: Family) -> Option<SocketAddr> {
-        let endpoints = self.endpoints(family);
+        let (endpoints, turns) = match family {
+            Family::V4 => (&self.v4, &self.turns.v4),
+            Family::V6 => (&self.v6, &self.turns.v6),
+        };
         if endpoints.is_empty() {
             return None;
         }
-        let at = match self.service.balance {
+        let at = match self.balance {
             Balance::Random => fastrand::usize(..endpoints.len()),
-            Balance::RoundRobin => {
-                let turns = match family {
-                    Family::V4 => &self.turns.v4,
-                    Family::V6 => &self.turns.v6,
-                };
-                turns.fetch_add(1, Relaxed) % endpoints.len()
-            }
+            Balance::RoundRobin => turns.fetch_add(1, Relaxed) % endpoints.len(),
         };
         Some(endpoints[at])
     }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Limits, Timeouts};
 use crate::counters::WorkloadCounters;
+use crate::policy::{Identity, Policy};
+use crate::service::Services;
 use crate::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
 
 /// An enrolled workload as the data path sees it.
@@ -16,6 +18,7 @@ use crate::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName};
 pub struct Enrolled {
     pub id: WorkloadId,
     pub name: WorkloadName,
+    pub labels: BTreeMap<String, String>,
     pub mode: Mode,
     /// The addresses of its namespace, loopback and link-local ones left out.
     pub addresses: Vec<IpAddr>,
@@ -36,6 +39,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// As in the configuration.
     pub splice_after: Option<u64>,
+    pub services: Arc<Services>,
+    pub policy: Arc<Policy>,
     pub workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
     by_address: HashMap<IpAddr, Owner>,
 }
@@ -47,7 +52,18 @@ enum Owner {
     Ambiguous,
 }
 
+impl Enrolled {
+    /// What rules may ask of it.
+    pub fn identity(&self) -> Identity<'_> {
+        Identity {
+            name: &self.name,
+            labels: &self.labels,
+        }
+    }
+}
+
 impl Snapshot {
+    /// Without services and policy.
     pub fn new(
         generation: u64,
         timeouts: Timeouts,
@@ -69,13 +85,15 @@ impl Snapshot {
             timeouts,
             limits,
             splice_after,
+            services: Arc::default(),
+            policy: Arc::default(),
             workloads,
             by_address,
         }
     }
 
-    /// The enrolled workload that alone uses `address`. A name for people and a hint for the data path, not a
-    /// proof: another network may use the same address.
+    /// The enrolled workload that alone uses `address`. Another network may use the same address: this is what policy
+    /// means by a workload's address, a name for people and a hint for the data path, but no proof.
     pub fn owner(&self, address: IpAddr) -> Option<&Arc<Enrolled>> {
         match self.by_address.get(&address)? {
             Owner::One(id) => self.workloads.get(id),
@@ -95,6 +113,7 @@ mod tests {
                 namespace: "default".into(),
                 name: format!("w{id}"),
             },
+            labels: BTreeMap::new(),
             mode: Mode::Ebpf,
             addresses: addresses
                 .iter()

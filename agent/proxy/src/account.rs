@@ -70,6 +70,11 @@ impl Account {
         self.record.client
     }
 
+    /// What the application connected to, once it is known.
+    pub(crate) fn dialled(&self) -> Option<SocketAddr> {
+        self.record.original_dst.map(|original| original.addr)
+    }
+
     pub(crate) fn original_dst(&mut self, original: OriginalDst) {
         self.record.original_dst = Some(original);
     }

@@ -19,6 +19,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::account::Account;
+use crate::admission::{Refused, admit};
 use crate::connect::{self, ConnectError};
 use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
@@ -70,7 +71,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 destination,
             };
             match flow.connect(listener.direction).await {
-                Err(error) => connect_failed(&error),
+                Err(error) => connect_failed(&error, destination, &account),
                 // Delivered into another workload, the flow keeps that one's return path alive too.
                 Ok((upstream, _destination_holds)) => {
                     account.upstream(destination, upstream.local_addr().ok());
@@ -166,79 +167,20 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
         .await
 }
 
-/// The destination, or why the connection is refused.
-fn admit<S: SocketSupply, O: OriginalDstSource>(
-    local: &Local<S, O>,
-    snapshot: &Snapshot,
-    workload: &Enrolled,
-    listener: &ListenerSpec,
-    original: Result<OriginalDst, OriginalDstError>,
-    account: &mut Account,
-) -> Result<SocketAddr, (CloseReason, Option<String>)> {
-    let counters = &local.context.counters;
-    let original = original.map_err(|error| {
-        counters.original_dst_misses.fetch_add(1, Relaxed);
-        (CloseReason::OriginalDstMissing, Some(error.to_string()))
-    })?;
-    account.original_dst(original);
-    if is_own_listener(local, workload, original.addr) {
-        counters.loops_refused.fetch_add(1, Relaxed);
-        return Err((
-            CloseReason::Loop,
-            Some("the destination is the agent's own listener".into()),
-        ));
-    }
-    let (limits, flows) = (&snapshot.limits, &workload.counters);
-    let of_workload = flows.outbound.active() + flows.inbound.active();
-    let over = if counters.connections_active.load(Relaxed) > limits.connections {
-        Some("limits.connections")
-    } else if of_workload > limits.connections_per_workload {
-        Some("limits.connections_per_workload")
-    } else {
-        None
-    };
-    if let Some(limit) = over {
-        counters.connections_refused_by_limit.fetch_add(1, Relaxed);
-        if let Some(unsaid) = local.limit_warnings.now() {
-            tracing::warn!(workload = %workload.name, limit, unsaid, "connections are refused");
-        }
-        return Err((CloseReason::Limit, Some(format!("{limit} reached"))));
-    }
-    let other_end = match listener.direction {
-        Direction::Outbound => original.addr.ip(),
-        Direction::Inbound => account.client().0.ip(),
-    };
-    if let Some(peer) = snapshot.owner(other_end) {
-        account.peer(peer.name.clone());
-        if listener.direction == Direction::Outbound {
-            account.count_at_peer(peer);
-        }
-    }
-    Ok(original.addr)
-}
-
-/// Going on would connect the agent to itself.
-fn is_own_listener<S: SocketSupply, O: OriginalDstSource>(
-    local: &Local<S, O>,
-    workload: &Enrolled,
-    destination: SocketAddr,
-) -> bool {
-    let ip = destination.ip();
-    let ours = ip.is_loopback() || ip.is_unspecified() || workload.addresses.contains(&ip);
-    ours && local.listens_on(workload.id, destination.port())
-}
-
-fn connect_failed(error: &ConnectError) -> (CloseReason, Option<String>) {
+/// Another endpoint of a service is not tried: the application's own retry is balanced anew.
+fn connect_failed(error: &ConnectError, to: SocketAddr, account: &Account) -> Refused {
     let reason = match error {
         ConnectError::Timeout(_) => CloseReason::ConnectTimeout,
         ConnectError::Connect(_) => CloseReason::ConnectFailed,
         ConnectError::NoSocket(_) | ConnectError::Bind(..) => CloseReason::InternalError,
     };
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    (
-        reason,
-        Some(format!("{error}{}", cause.unwrap_or_default())),
-    )
+    let endpoint = match account.dialled() {
+        Some(dialled) if dialled != to => format!("endpoint {to}: "),
+        _ => String::new(),
+    };
+    let cause = cause.unwrap_or_default();
+    (reason, Some(format!("{endpoint}{error}{cause}")))
 }
 
 /// A flow that was admitted and is to be connected.
@@ -277,6 +219,10 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
     /// Is the destination, as far as we know, a workload whose rules will bring the connection back to us?
     fn expected_crossing(&self) -> Option<&Enrolled> {
         let owner = self.snapshot.owner(self.destination.ip())?;
+        // A service's endpoint: what a workload sends itself stays in its namespace, and is not redirected.
+        if owner.id == self.workload.id {
+            return None;
+        }
         let question = Question {
             direction: Direction::Inbound,
             // Any ordinary address: inbound rules look at ports only.

@@ -5,6 +5,7 @@
 //! | [`worker`] | one thread: its listeners, its flows, its end |
 //! | [`listener`] | the accept loop |
 //! | [`flow`] | one connection from accept to close, on one screen |
+//! | [`admission`] | may it go on, and where to: loops, limits, services, policy |
 //! | [`connect`] | the upstream or delivery socket |
 //! | [`rendezvous`] | recognising our own flow in the destination's namespace |
 //! | [`relay`] | bytes both ways, copied or spliced |
@@ -15,6 +16,7 @@
 //! [`OriginalDstSource`](shunt_core::sockets::OriginalDstSource).
 
 mod account;
+mod admission;
 mod buffers;
 mod connect;
 mod flow;

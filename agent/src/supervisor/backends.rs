@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use shunt_core::config::Config;
-use shunt_core::policy::{Policy, PolicyRule};
+use shunt_core::policy::Policy;
 use shunt_core::service::Service;
 use shunt_core::workload::{Mode, ModeSetting};
 use shunt_intercept::ebpf::EbpfBackend;
@@ -53,9 +53,9 @@ impl Backends {
     }
 
     /// Of the L4 services and policy, what the hooks decide. Workloads have the policy with their next update.
-    pub(super) fn govern(&mut self, services: Vec<Service>, policy: Vec<PolicyRule>) {
-        self.services = services;
-        self.policy = Arc::new(Policy::new(policy));
+    pub(super) fn govern(&mut self, config: &Config) {
+        self.services.clone_from(&config.services);
+        self.policy = Arc::new(Policy::new(config.policy.clone()));
         if let Slot::Ready(backend) = &mut self.ebpf {
             govern(backend, &self.services, &self.policy);
         }

@@ -112,6 +112,7 @@ impl Serving {
         EnrolledView {
             id: self.enrolment.id,
             name: self.enrolment.spec.name.clone(),
+            labels: self.enrolment.spec.labels.clone(),
             mode: self.mode,
             addresses: self.enrolment.addresses.clone(),
             inbound: self.enrolment.spec.inbound.clone(),

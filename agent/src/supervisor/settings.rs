@@ -7,7 +7,7 @@ use super::Supervisor;
 use super::config_source::ConfigSource;
 use super::enrolment::needs_proxy;
 use crate::cli::RunArgs;
-use crate::ipc::ToWorker;
+use crate::ipc::{ToWorker, Traffic};
 use crate::run;
 
 impl Supervisor {
@@ -51,23 +51,36 @@ impl Supervisor {
         self.config.log = new.log;
         self.config.mode = new.mode;
         self.config.workloads = new.workloads;
+        let governed = (&self.config.services, &self.config.policy) != (&new.services, &new.policy);
+        if governed {
+            (self.config.services, self.config.policy) = (new.services, new.policy);
+            self.backends.govern(&self.config);
+            self.tell_traffic();
+        }
         for name in &gone {
             self.withdraw(name);
         }
         for spec in changed {
             self.desire(spec);
         }
-        let governed = new.services != self.config.services || new.policy != self.config.policy;
-        if governed {
-            self.backends
-                .govern(new.services.clone(), new.policy.clone());
-            (self.config.services, self.config.policy) = (new.services, new.policy);
-        }
         if governed || needs_proxy(&self.config) != needed_proxy {
             self.desire_all_anew();
         }
         self.tell_settings();
         self.publish();
+    }
+
+    pub(super) fn tell_traffic(&mut self) {
+        let traffic = Traffic {
+            services: self.config.services.clone(),
+            policy: self.config.policy.clone(),
+        };
+        match traffic.messages() {
+            Ok(messages) => messages
+                .iter()
+                .for_each(|message| self.data_plane.tell(message, Vec::new())),
+            Err(error) => tracing::error!(%error, "cannot tell the data plane services and policy"),
+        }
     }
 
     pub(super) fn tell_settings(&mut self) {

@@ -17,6 +17,12 @@ const FIRST_STOCK: usize = 4;
 impl Supervisor {
     /// Tells the data plane of a workload: what it is, where it listens, sockets to begin with.
     pub(super) fn introduce(&mut self, serving: &Serving) {
+        self.present(serving);
+        self.equip(serving);
+    }
+
+    /// What it is.
+    fn present(&mut self, serving: &Serving) {
         let flows = serving.flows.as_ref().map(UnixDatagram::try_clone);
         match flows.transpose() {
             Ok(flows) => {
@@ -25,6 +31,10 @@ impl Supervisor {
             }
             Err(error) => tracing::error!(%error, "cannot introduce a workload"),
         }
+    }
+
+    /// Where it listens, and sockets to begin with.
+    fn equip(&mut self, serving: &Serving) {
         for listener in &serving.enrolment.listeners {
             match Serving::listener_fds(listener) {
                 Ok(fds) => self
@@ -90,15 +100,22 @@ impl Supervisor {
     pub(super) fn tell_everything(&mut self) {
         self.backends.forget_flows();
         self.tell_destinations();
+        self.tell_traffic();
         let workloads = std::mem::take(&mut self.workloads);
-        for serving in workloads.values().filter_map(Workload::serving) {
-            self.introduce(serving);
+        let leaving = std::mem::take(&mut self.leaving);
+        let served = workloads.values().filter_map(Workload::serving);
+        let captured = leaving.iter().filter(|leaving| leaving.still_captures());
+        let everybody: Vec<&Serving> = served
+            .chain(captured.map(|leaving| &leaving.serving))
+            .collect();
+        // Everybody first: who is served already must not take others' addresses for strangers', whom no rule is about.
+        for serving in &everybody {
+            self.present(serving);
+        }
+        for serving in everybody {
+            self.equip(serving);
         }
         self.workloads = workloads;
-        let leaving = std::mem::take(&mut self.leaving);
-        for leaving in leaving.iter().filter(|leaving| leaving.still_captures()) {
-            self.introduce(&leaving.serving);
-        }
         self.leaving = leaving;
         self.data_plane.forget_published();
         self.tell_settings();

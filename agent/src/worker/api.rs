@@ -10,6 +10,7 @@ use serde_json::json;
 use shunt_admin::{AdminApi, Answer, Call, Listener};
 use shunt_core::config::file;
 use shunt_core::explain::Inquiry;
+use shunt_core::flow::CloseReason;
 use shunt_core::status::WorkloadState;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
@@ -143,6 +144,10 @@ impl Api {
             format!(
                 "connections_refused_by_limit: {}",
                 counters.connections_refused_by_limit.load(Relaxed)
+            ),
+            format!(
+                "policy_denied: {}",
+                counters.closed(CloseReason::PolicyDenied).load(Relaxed)
             ),
             format!("accept_errors: {}", counters.accept_errors.load(Relaxed)),
             format!(

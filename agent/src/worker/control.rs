@@ -59,6 +59,8 @@ pub(super) struct Control {
     originals: KernelOriginalDst,
     shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     level: LogLevel,
+    /// As much of a [`Traffic`](crate::ipc::Traffic) as has come.
+    traffic: String,
     leaving: Vec<Leaving>,
     /// By holding these, others know that flows still go through a workload's namespace.
     held: HashMap<WorkloadId, OwnedFd>,
@@ -138,6 +140,7 @@ impl Control {
             originals,
             shortcuts,
             level,
+            traffic: String::new(),
             leaving: Vec::new(),
             held: HashMap::new(),
             servers,
@@ -281,6 +284,15 @@ impl Control {
                 self.level
                     .set(&log_level)
                     .map_err(|error| anyhow::anyhow!("log level: {error}"))?;
+            }
+            ToWorker::Traffic { part, last } => {
+                self.traffic.push_str(&part);
+                if last {
+                    let text = std::mem::take(&mut self.traffic);
+                    let traffic =
+                        serde_json::from_str(&text).context("cannot read services and policy")?;
+                    self.view.borrow_mut().set_traffic(traffic);
+                }
             }
             ToWorker::Counters { kernel, repairs } => {
                 let mut view = self.view.borrow_mut();

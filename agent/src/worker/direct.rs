@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use shunt_core::address::{ClientAddr, OriginalDst, Provenance, UpstreamAddr, from_kernel};
 use shunt_core::counters::{AgentCounters, FlowCounters};
-use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
+use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord, direction};
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::SocketCookie;
 use shunt_core::status::BytesByPath;
@@ -64,7 +64,7 @@ impl DirectFlows {
             if event.kind == DirectEvent::OPENED {
                 self.live.insert(event.cookie, live);
             } else {
-                let (reason, detail) = reason(&event);
+                let (reason, detail) = live.reason(&event, snapshot);
                 self.tell(&live, &event, reason, detail);
             }
         }
@@ -150,9 +150,39 @@ impl Live {
         Some(live)
     }
 
-    /// It counts at both ends.
+    fn reason(&self, event: &DirectEvent, snapshot: &Snapshot) -> (CloseReason, Option<String>) {
+        match event.kind {
+            DirectEvent::DENIED => (CloseReason::PolicyDenied, Some(self.denied(event))),
+            DirectEvent::UNSERVED => {
+                let service = snapshot.services.at(address(event.original));
+                let name = service.map_or("there", |service| service.name());
+                let detail = format!("service {name} has no endpoint");
+                (CloseReason::ConnectFailed, Some(detail))
+            }
+            _ => ending(event),
+        }
+    }
+
+    fn denied(&self, event: &DirectEvent) -> String {
+        let server = self
+            .server
+            .as_ref()
+            .filter(|_| event.state == Direction::Inbound as u32);
+        let (direction, about) = match server {
+            Some(server) => (Direction::Inbound, server),
+            None => (Direction::Outbound, &self.client),
+        };
+        let direction = direction::as_str(direction);
+        format!(
+            "policy[{}] denies, {direction} of {}",
+            event.rule, about.name
+        )
+    }
+
+    /// It counts at each end that it reached.
     fn counters(&self) -> impl Iterator<Item = &FlowCounters> {
-        let server = self.server.iter().map(|server| &server.counters.inbound);
+        let reached = self.server.iter().filter(|_| was_opened(&self.opened));
+        let server = reached.map(|server| &server.counters.inbound);
         std::iter::once(&self.client.counters.outbound).chain(server)
     }
 }
@@ -162,23 +192,17 @@ fn was_opened(event: &DirectEvent) -> bool {
 }
 
 /// As the client's socket saw it.
-fn reason(event: &DirectEvent) -> (CloseReason, Option<String>) {
-    match event.kind {
-        DirectEvent::DENIED => {
-            return (
-                CloseReason::PolicyDenied,
-                Some(format!("policy[{}]", event.rule)),
-            );
-        }
-        DirectEvent::UNSERVED => {
-            let detail = "the service has no endpoint".to_owned();
-            return (CloseReason::ConnectFailed, Some(detail));
-        }
-        _ => {}
-    }
+fn ending(event: &DirectEvent) -> (CloseReason, Option<String>) {
     let errno = i32::try_from(event.error).unwrap_or(0);
     let error = io::Error::from_raw_os_error(errno);
-    let detail = (errno != 0).then(|| error.to_string());
+    let detail = match (event.state, errno) {
+        (_, 0) => None,
+        (SYN_SENT, _) => Some(format!(
+            "{}: cannot connect: {error}",
+            address(event.upstream)
+        )),
+        _ => Some(error.to_string()),
+    };
     let reason = match (event.state, errno) {
         (SYN_SENT, 0) => {
             let detail = "closed before it was connected".to_owned();

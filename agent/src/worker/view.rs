@@ -9,6 +9,8 @@ use arc_swap::ArcSwap;
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
 use shunt_core::flow::DataPath;
+use shunt_core::policy::Policy;
+use shunt_core::service::Services;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus};
 use shunt_core::workload::{WorkloadId, WorkloadName};
@@ -16,7 +18,7 @@ use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
 use super::direct::DirectFlows;
-use crate::ipc::{EnrolledView, WorkloadInfo};
+use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(super) struct View {
     pub(super) repairs: BTreeMap<String, u64>,
     /// Once the programs are loaded.
     direct: Option<DirectFlows>,
+    services: Arc<Services>,
+    policy: Arc<Policy>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
     /// By name, so that the numbers of a workload survive its being enrolled anew. Gone with its name and last flow.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
@@ -43,12 +47,11 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(config: Config, supervisor_pid: u32, uptime: Duration) -> Self {
-        let snapshot = snapshot(&config, 0, BTreeMap::new());
-        Self {
+        let view = Self {
             config,
             supervisor_pid,
             uptime: (uptime, Instant::now()),
-            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            snapshot: Arc::default(),
             counters: Arc::default(),
             infos: Vec::new(),
             told: false,
@@ -56,9 +59,13 @@ impl View {
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             direct: None,
+            services: Arc::default(),
+            policy: Arc::default(),
             enrolled: BTreeMap::new(),
             workload_counters: BTreeMap::new(),
-        }
+        };
+        view.publish();
+        view
     }
 
     /// What a reload changes in a running data plane.
@@ -73,6 +80,15 @@ impl View {
         self.publish();
     }
 
+    /// New connections see the new services and the new policy, and never one without the other.
+    pub(super) fn set_traffic(&mut self, traffic: Traffic) {
+        let Traffic { services, policy } = traffic;
+        self.services = Arc::new(Services::new(&services, &self.services));
+        self.policy = Arc::new(Policy::new(policy.clone()));
+        (self.config.services, self.config.policy) = (services, policy);
+        self.publish();
+    }
+
     pub(super) fn enrol(&mut self, view: EnrolledView) {
         let counters = Arc::clone(self.workload_counters.entry(view.name.clone()).or_default());
         let withdrawn = match self.enrolled.get(&view.id) {
@@ -82,6 +98,7 @@ impl View {
         let enrolled = Enrolled {
             id: view.id,
             name: view.name,
+            labels: view.labels,
             mode: view.mode,
             addresses: view.addresses,
             inbound: view.inbound,
@@ -157,7 +174,16 @@ impl View {
 
     fn publish(&self) {
         let generation = self.snapshot.load().generation + 1;
-        let next = snapshot(&self.config, generation, self.enrolled.clone());
+        let config = &self.config;
+        let mut next = Snapshot::new(
+            generation,
+            config.timeouts,
+            config.limits,
+            config.splice_after,
+            self.enrolled.clone(),
+        );
+        next.services = Arc::clone(&self.services);
+        next.policy = Arc::clone(&self.policy);
         self.snapshot.store(Arc::new(next));
     }
 
@@ -210,20 +236,6 @@ impl View {
     }
 }
 
-fn snapshot(
-    config: &Config,
-    generation: u64,
-    workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
-) -> Snapshot {
-    Snapshot::new(
-        generation,
-        config.timeouts,
-        config.limits,
-        config.splice_after,
-        workloads,
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use shunt_core::status::{StatusMode, WorkloadState};
@@ -255,6 +267,7 @@ mod tests {
         EnrolledView {
             id: WorkloadId(id),
             name: name(of),
+            labels: BTreeMap::new(),
             mode: Mode::Ebpf,
             addresses: Vec::new(),
             inbound: CapturePolicy::default(),

@@ -28,7 +28,8 @@ pub struct DirectEvent {
     pub peer: u32,
     /// One of this type's.
     pub kind: u32,
-    /// The TCP state in which it ended, as in linux/tcp_states.h.
+    /// The TCP state in which it ended, as in linux/tcp_states.h; of a [`DENIED`](Self::DENIED) one the rule's
+    /// [`Direction`](crate::decision::Direction).
     pub state: u32,
     /// The socket's pending error, an errno; 0: none.
     pub error: u32,

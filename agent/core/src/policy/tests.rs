@@ -90,9 +90,7 @@ fn a_peer_of_several_addresses_is_allowed_only_if_each_is() {
             .map(|a| a.parse().expect("an address"))
             .collect();
         let server = server.parse().expect("an address");
-        policy
-            .decide_each(Direction::Inbound, subject, None, &addresses, server)
-            .rule
+        policy.decide_each(subject, None, &addresses, server).rule
     };
     assert_eq!(ask(&["10.0.0.1"], "10.1.1.1:80"), Some(0));
     assert_eq!(ask(&["10.0.0.1", "10.0.0.2"], "10.1.1.1:80"), Some(1));
@@ -100,6 +98,42 @@ fn a_peer_of_several_addresses_is_allowed_only_if_each_is() {
     // Those of the other family play no part, and without any a rule about all of them still holds.
     assert_eq!(ask(&["fd00::1", "10.0.1.1"], "10.1.1.1:80"), None);
     assert_eq!(ask(&["10.0.0.1"], "[fd00::9]:80"), Some(2));
+}
+
+#[test]
+fn both_ends_are_asked_the_client_first() {
+    let to = |name: &str, direction, action| PolicyRule {
+        direction,
+        ..rule(action, name, None, &[])
+    };
+    let policy = Policy::new(vec![
+        to("db", Direction::Inbound, Action::Deny),
+        to("web", Direction::Outbound, Action::Allow),
+        to("evil", Direction::Outbound, Action::Deny),
+    ]);
+    let none = labels(&[]);
+    let server = "10.0.0.9:80".parse().expect("an address");
+    let judge = |client: &str, owner: Option<&str>| {
+        let (client, owner) = (named(client), owner.map(named));
+        let of = |name| Identity {
+            name,
+            labels: &none,
+        };
+        let judgement = policy.judge(of(&client), &[], server, owner.as_ref().map(of));
+        judgement
+            .denied()
+            .map(|(way, decision)| (way, decision.rule))
+    };
+    assert_eq!(
+        judge("web", Some("db")),
+        Some((Direction::Inbound, Some(0)))
+    );
+    assert_eq!(
+        judge("evil", Some("db")),
+        Some((Direction::Outbound, Some(2)))
+    );
+    assert_eq!(judge("web", Some("other")), None);
+    assert_eq!(judge("web", None), None);
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];

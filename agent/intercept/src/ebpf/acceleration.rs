@@ -23,6 +23,8 @@ pub(super) struct Acceleration {
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
     ends: MapData,
+    /// Who has each address.
+    owners: BTreeMap<IpAddr, Vec<NetnsCookie>>,
     /// Of workloads that other rules than ours steer.
     unhooked: BTreeMap<NetnsCookie, Vec<IpAddr>>,
     _sockets: SockHash<MapData, SocketCookie>,
@@ -49,6 +51,7 @@ impl Acceleration {
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
+            owners: BTreeMap::new(),
             unhooked: BTreeMap::new(),
             _sockets: sockets,
         })
@@ -80,8 +83,8 @@ impl Acceleration {
         }
     }
 
-    /// These addresses are this namespace's, in place of `before`. Of two namespaces with one address the last has it:
-    /// connections to the other are merely not accelerated.
+    /// These addresses are this namespace's, in place of `before`. One that two namespaces have is nobody's: it proves
+    /// nothing.
     pub(super) fn move_in(
         &mut self,
         before: &[IpAddr],
@@ -92,10 +95,41 @@ impl Acceleration {
             self.move_out(*address, netns);
         }
         for address in now {
-            let written = self.addresses.insert(to_kernel(*address), netns, 0);
-            written.map_err(|error| failed("write a workload's address", &error))?;
+            let owners = self.owners.entry(*address).or_default();
+            if !owners.contains(&netns) {
+                owners.push(netns);
+            }
+            self.write_owner(*address)?;
         }
         Ok(())
+    }
+
+    pub(super) fn move_out(&mut self, address: IpAddr, netns: NetnsCookie) {
+        if let Some(owners) = self.owners.get_mut(&address) {
+            owners.retain(|owner| *owner != netns);
+        }
+        if let Err(error) = self.write_owner(address) {
+            let error = error.chain();
+            tracing::warn!(%address, error, "connections to it are not recognised");
+        }
+    }
+
+    fn write_owner(&mut self, address: IpAddr) -> Result<(), InterceptError> {
+        let key = to_kernel(address);
+        match self.owners.get(&address).map(Vec::as_slice) {
+            Some([owner]) => self
+                .addresses
+                .insert(key, owner, 0)
+                .map_err(|error| failed("write a workload's address", &error)),
+            owners => {
+                if owners.is_none_or(<[_]>::is_empty) {
+                    self.owners.remove(&address);
+                }
+                // It fails when it was nobody's before.
+                let _ = self.addresses.remove(&key);
+                Ok(())
+            }
+        }
     }
 
     /// These namespaces' workloads have no hooks: whoever connects to them is the agent's.
@@ -121,17 +155,6 @@ impl Acceleration {
 
     fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
         self.addresses.get(&to_kernel(address), 0).ok()
-    }
-
-    pub(super) fn move_out(&mut self, address: IpAddr, netns: NetnsCookie) {
-        let address = to_kernel(address);
-        if self
-            .addresses
-            .get(&address, 0)
-            .is_ok_and(|owner| owner == netns)
-        {
-            let _ = self.addresses.remove(&address);
-        }
     }
 }
 

@@ -55,6 +55,7 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
             namespace: "default".into(),
             name: "client".into(),
         },
+        labels: [].into(),
         mode: Mode::Ebpf,
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),

@@ -23,6 +23,7 @@ fn web() -> Enrolled {
             namespace: "default".into(),
             name: "web".into(),
         },
+        labels: [].into(),
         mode: Mode::Ebpf,
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),

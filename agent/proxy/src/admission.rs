@@ -1,0 +1,178 @@
+//! May a connection go on, and where to? Asked once, before anything is connected.
+//!
+//! ```text
+//!   original destination -- a loop? -- over a limit? --> service: its endpoint, or as it is --> policy --> destination
+//! ```
+//! A connection between two workloads of this node is judged whole where it comes in, at the client's side: nobody asks
+//! again at the other.
+
+use std::net::{IpAddr, SocketAddr};
+use std::slice;
+use std::sync::atomic::Ordering::Relaxed;
+
+use shunt_core::address::OriginalDst;
+use shunt_core::flow::{CloseReason, Direction, direction};
+use shunt_core::policy::Decision;
+use shunt_core::snapshot::{Enrolled, Snapshot};
+use shunt_core::sockets::{
+    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketSupply,
+};
+use shunt_core::workload::WorkloadName;
+
+use crate::account::Account;
+use crate::worker::Local;
+
+/// Why a connection ends before it has begun, and the same for people.
+pub(crate) type Refused = (CloseReason, Option<String>);
+
+/// The destination, or why the connection is refused.
+pub(crate) fn admit<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+    listener: &ListenerSpec,
+    original: Result<OriginalDst, OriginalDstError>,
+    account: &mut Account,
+) -> Result<SocketAddr, Refused> {
+    let original = original.map_err(|error| {
+        let misses = &local.context.counters.original_dst_misses;
+        misses.fetch_add(1, Relaxed);
+        (CloseReason::OriginalDstMissing, Some(error.to_string()))
+    })?;
+    account.original_dst(original);
+    refuse_loop(local, workload, original.addr)?;
+    refuse_over_limit(local, snapshot, workload)?;
+    match listener.direction {
+        Direction::Inbound => {
+            let client = account.client().0.ip();
+            let peer = snapshot.owner(client);
+            if let Some(peer) = peer {
+                account.peer(peer.name.clone());
+            }
+            let decision = snapshot.policy.decide(
+                Direction::Inbound,
+                workload.identity(),
+                peer.map(|peer| peer.identity()),
+                client,
+                original.addr.port(),
+            );
+            if decision.is_denied() {
+                return Err(denied(Direction::Inbound, decision, &workload.name));
+            }
+            Ok(original.addr)
+        }
+        Direction::Outbound => {
+            let destination = choose_endpoint(snapshot, original.addr)?;
+            if destination != original.addr {
+                refuse_loop(local, workload, destination)?;
+            }
+            let peer = snapshot.owner(destination.ip());
+            if let Some(peer) = peer {
+                account.peer(peer.name.clone());
+            }
+            refuse_denied(
+                snapshot,
+                workload,
+                account,
+                destination,
+                peer.map(AsRef::as_ref),
+            )?;
+            if let Some(peer) = peer {
+                account.count_at_peer(peer);
+            }
+            Ok(destination)
+        }
+    }
+}
+
+/// The endpoint of the service that was dialled, or what was dialled.
+fn choose_endpoint(snapshot: &Snapshot, dialled: SocketAddr) -> Result<SocketAddr, Refused> {
+    let Some(service) = snapshot.services.at(dialled) else {
+        return Ok(dialled);
+    };
+    service.choose(Family::of(dialled)).ok_or_else(|| {
+        let none = format!("service {} has no endpoint", service.name());
+        (CloseReason::ConnectFailed, Some(none))
+    })
+}
+
+/// By the client's rules, and by those of the workload at the destination.
+fn refuse_denied(
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+    account: &Account,
+    destination: SocketAddr,
+    owner: Option<&Enrolled>,
+) -> Result<(), Refused> {
+    let client = account.client().0;
+    // What the connect hook steered comes from loopback; which of its addresses it will use, routes decide later.
+    let known = !client.ip().is_loopback() && Family::of(client) == Family::of(destination);
+    let ip = client.ip();
+    let addresses: &[IpAddr] = if known {
+        slice::from_ref(&ip)
+    } else {
+        &workload.addresses
+    };
+    let judgement = snapshot.policy.judge(
+        workload.identity(),
+        addresses,
+        destination,
+        owner.map(Enrolled::identity),
+    );
+    match judgement.denied() {
+        None => Ok(()),
+        Some((way, decision)) => {
+            let about = match (way, owner) {
+                (Direction::Inbound, Some(owner)) => &owner.name,
+                _ => &workload.name,
+            };
+            Err(denied(way, decision, about))
+        }
+    }
+}
+
+fn denied(way: Direction, decision: Decision, about: &WorkloadName) -> Refused {
+    let rule = decision.rule_name().unwrap_or_default();
+    let way = direction::as_str(way);
+    let detail = format!("{rule} denies, {way} of {about}");
+    (CloseReason::PolicyDenied, Some(detail))
+}
+
+fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+) -> Result<(), Refused> {
+    let counters = &local.context.counters;
+    let (limits, flows) = (&snapshot.limits, &workload.counters);
+    let of_workload = flows.outbound.active() + flows.inbound.active();
+    let limit = if counters.connections_active.load(Relaxed) > limits.connections {
+        "limits.connections"
+    } else if of_workload > limits.connections_per_workload {
+        "limits.connections_per_workload"
+    } else {
+        return Ok(());
+    };
+    counters.connections_refused_by_limit.fetch_add(1, Relaxed);
+    if let Some(unsaid) = local.limit_warnings.now() {
+        tracing::warn!(workload = %workload.name, limit, unsaid, "connections are refused");
+    }
+    Err((CloseReason::Limit, Some(format!("{limit} reached"))))
+}
+
+/// Going on would connect the agent to itself.
+fn refuse_loop<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    workload: &Enrolled,
+    destination: SocketAddr,
+) -> Result<(), Refused> {
+    let ip = destination.ip();
+    let ours = ip.is_loopback() || ip.is_unspecified() || workload.addresses.contains(&ip);
+    if !ours || !local.listens_on(workload.id, destination.port()) {
+        return Ok(());
+    }
+    let loops = &local.context.counters.loops_refused;
+    loops.fetch_add(1, Relaxed);
+    let detail = "the destination is the agent's own listener".to_owned();
+    Err((CloseReason::Loop, Some(detail)))
+}
