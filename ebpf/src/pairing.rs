@@ -82,7 +82,7 @@ pub fn connected(ctx: &SockOpsContext, between: Between) {
         acceptor_port: u32::from_be(ctx.remote_port()) as u16,
         reserved: 0,
     };
-    if let Some(cookie) = enter(ctx, 0, meeting) {
+    if let Some(cookie) = enter(ctx, 0, meeting, between) {
         if between == Between::Applications {
             send_directly(&cookie, 0);
         }
@@ -106,8 +106,13 @@ pub fn accepted(ctx: &SockOpsContext) {
     let Some(peer) = (unsafe { MEETINGS.get(&meeting) }).copied() else {
         return;
     };
-    if let Some(cookie) = enter(ctx, peer, meeting) {
-        if is_direct(&peer) {
+    let between = if is_direct(&peer) {
+        Between::Applications
+    } else {
+        Between::AgentAndApplication
+    };
+    if let Some(cookie) = enter(ctx, peer, meeting, between) {
+        if between == Between::Applications {
             send_directly(&cookie, peer);
             send_directly(&peer, cookie);
         }
@@ -145,15 +150,19 @@ pub fn ending(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: the verifier knows `sk` as a socket; without the flag nothing is made. It is locked.
-    let cookie = unsafe {
+    let (cookie, flags) = unsafe {
         let end = bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).cast::<End>();
         if end.is_null() {
             return;
         }
         // Only TCP knows that it may not send any more.
         (*end).state = End::TCP;
-        (*end).cookie
+        ((*end).cookie, (*end).flags)
     };
+    // Only the agent could make a reset of it.
+    if flags & End::DIRECT != 0 {
+        return;
+    }
     // A socket that is being closed has left the socket hash just before; one that is shut down stays there.
     let closes = read(&cookie, &raw const USER_DATA_OFFSET).unwrap_or(1_u64) == 0;
     if closes && read(&cookie, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(0_u32) > 0 {
@@ -210,7 +219,12 @@ pub fn left(ctx: &SockOpsContext) {
 /// Puts a socket where it can be redirected to. `None`: it was there (these programs also run for an ancestor's
 /// cgroup), or there is no room.
 #[inline(always)]
-fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<SocketCookie> {
+fn enter(
+    ctx: &SockOpsContext,
+    peer: SocketCookie,
+    meeting: Meeting,
+    between: Between,
+) -> Option<SocketCookie> {
     let sk = socket(ctx);
     if sk.is_null() {
         return None;
@@ -220,6 +234,10 @@ fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<S
     let mut end = End {
         cookie,
         peer,
+        flags: match between {
+            Between::AgentAndApplication => 0,
+            Between::Applications => End::DIRECT,
+        },
         ..End::default()
     };
     let mut sender = Sender {

@@ -188,10 +188,13 @@ pub struct End {
     pub sent: u64,
     /// One of this type's.
     pub state: u32,
-    pub reserved: u32,
+    /// Bits of this type.
+    pub flags: u32,
 }
 
 impl End {
+    /// In `flags`: the other end is an application's own socket too.
+    pub const DIRECT: u32 = 1;
     /// Nothing was sent yet.
     pub const UNDECIDED: u32 = 0;
     /// Messages go into the peer's receive queue.
