@@ -49,15 +49,18 @@ pub fn run() -> Result<()> {
         "two pods: client {} and {}, web {} and {}",
         client.v4, client.v6, server.v4, server.v6
     ));
-    for mode in ["ebpf", "iptables"] {
-        show(&world, &client, &server, mode)?;
+    for way in WAYS {
+        show(&world, &client, &server, way)?;
     }
-    let mut figures: Vec<(&str, Vec<[f64; 3]>)> = ["no mesh", "iptables", "ebpf"]
-        .map(|case| (case, Vec::new()))
-        .into();
+    let ways = WAYS.into_iter().map(Some);
+    let mut figures: Vec<(Option<Way>, Vec<[f64; 3]>)> = [None]
+        .into_iter()
+        .chain(ways)
+        .map(|way| (way, Vec::new()))
+        .collect();
     for _ in 0..ROUNDS {
-        for (case, rounds) in &mut figures {
-            let _agent = (*case != "no mesh").then(|| enrolled(&world, &client, &server, case));
+        for (way, rounds) in &mut figures {
+            let _agent = way.map(|way| enrolled(&world, &client, &server, way));
             rounds.push(measure(&client, &server.v4)?);
         }
     }
@@ -66,17 +69,18 @@ pub fn run() -> Result<()> {
         binary.display()
     ));
     answer(&format!(
-        "{:<10} {:>12} {:>12} {:>16}",
+        "{:<26} {:>12} {:>12} {:>16}",
         "case", "RTT p50 us", "RTT p99 us", "connections/s"
     ));
-    for (case, rounds) in &figures {
+    for (way, rounds) in &figures {
+        let case = way.map_or("no mesh", |way| way.name);
         let median = |index: usize| {
             let mut column: Vec<f64> = rounds.iter().map(|round| round[index]).collect();
             column.sort_by(f64::total_cmp);
             column[column.len() / 2]
         };
         answer(&format!(
-            "{case:<10} {:>12.1} {:>12.1} {:>16.0}",
+            "{case:<26} {:>12.1} {:>12.1} {:>16.0}",
             median(0),
             median(1),
             median(2)
@@ -88,17 +92,43 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn enrolled(world: &World, client: &Pod, server: &Pod, mode: &str) -> Agent {
-    AgentBuilder::new(world, mode)
-        .enrol("client", client, "")
-        .enrol("web", server, "")
+#[derive(Clone, Copy)]
+struct Way {
+    name: &'static str,
+    mode: &'static str,
+    /// A field of both workloads.
+    workload: &'static str,
+}
+
+const WAYS: [Way; 3] = [
+    Way {
+        name: "ebpf (default)",
+        mode: "ebpf",
+        workload: "acceleration: auto",
+    },
+    Way {
+        name: "ebpf, through the agent",
+        mode: "ebpf",
+        workload: "acceleration: off",
+    },
+    Way {
+        name: "iptables",
+        mode: "iptables",
+        workload: "acceleration: auto",
+    },
+];
+
+fn enrolled(world: &World, client: &Pod, server: &Pod, way: Way) -> Agent {
+    AgentBuilder::new(world, way.mode)
+        .enrol("client", client, way.workload)
+        .enrol("web", server, way.workload)
         .start()
 }
 
-fn show(world: &World, client: &Pod, server: &Pod, mode: &str) -> Result<()> {
+fn show(world: &World, client: &Pod, server: &Pod, way: Way) -> Result<()> {
     let before = client.state();
-    let agent = enrolled(world, client, server, mode);
-    answer(&format!("\n== {mode} mode"));
+    let agent = enrolled(world, client, server, way);
+    answer(&format!("\n== {}", way.name));
     for url in [
         format!("http://{}/", server.v4),
         format!("http://[{}]/", server.v6),
@@ -110,12 +140,13 @@ fn show(world: &World, client: &Pod, server: &Pod, mode: &str) -> Result<()> {
     }
     for line in agent.lines(2) {
         answer(&format!(
-            "intercepted: {} {} -> {} {} (known by {}), {} + {} bytes",
+            "intercepted: {} {} -> {} {} (known by {}), path {}, {} + {} bytes",
             line["workload"],
             line["client"],
             line["peer_workload"],
             line["original_dst"],
             line["original_dst_source"],
+            line["path"],
             line["bytes_received"],
             line["bytes_sent"],
         ));
