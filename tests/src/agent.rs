@@ -289,7 +289,7 @@ impl Agent {
         self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
-    /// Replaces a part of the configuration file, and waits until the data plane has this section changed.
+    /// Replaces a part of the configuration file, and waits until everybody has this section changed.
     ///
     /// # Panics
     /// There is no such part, or the section stays as it was.
@@ -299,12 +299,17 @@ impl Agent {
             let dump: Value = serde_json::from_str(&dump).expect("JSON");
             dump[section].clone()
         };
-        let before = shown();
+        let said = || {
+            self.log()
+                .matches("the changed configuration is in force")
+                .count()
+        };
+        let (before, said_before) = (shown(), said());
         let text = fs::read_to_string(self.dir.join("shunt.yaml")).expect("a file");
         assert!(text.contains(part), "no {part} in {text}");
         self.rewrite_text(&text.replacen(part, by, 1));
         wait::until("the change is in force", Duration::from_secs(10), || {
-            (shown() != before).then_some(())
+            (said() > said_before && shown() != before).then_some(())
         });
     }
 

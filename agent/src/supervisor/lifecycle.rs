@@ -183,6 +183,7 @@ impl Supervisor {
         }
         self.publish();
         self.answer_asked();
+        self.say_in_force();
     }
 
     fn step_of_workload(&mut self, now: Instant) {
