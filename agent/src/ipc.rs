@@ -43,6 +43,8 @@ pub enum ToWorker {
     Destinations,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
     Shortcuts,
+    /// One descriptor: what the hooks tell of direct connections.
+    DirectEvents,
     /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.

@@ -6,6 +6,7 @@
 
 mod api;
 mod control;
+mod direct;
 mod stock;
 mod view;
 

@@ -21,7 +21,7 @@ use shunt_ebpf_common::maps::{Event, Handshake, OwnFlow};
 use crate::connect::{is_own_mark, is_upstream_mark};
 use crate::handshake::{local_address, remote_address};
 use crate::maps::{ACCEPTED, HANDSHAKES, OWN_FLOWS, count};
-use crate::pairing;
+use crate::pairing::{self, Between};
 
 const DONE: u32 = 1;
 
@@ -84,8 +84,8 @@ fn connected(ctx: &SockOpsContext) {
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     let port = u32::from_be(ctx.remote_port()) as u16;
-    if upstream && pairing::is_wanted(netns, &remote_address(ctx), port) {
-        pairing::connected(ctx);
+    if upstream && pairing::is_wanted(netns, port, &remote_address(ctx), port) {
+        pairing::connected(ctx, Between::AgentAndApplication);
     }
 }
 

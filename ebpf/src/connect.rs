@@ -3,26 +3,26 @@
 //! ```text
 //! not TCP, not enrolled, part of MPTCP, agent's own mark, rules say no -> ALLOW
 //! rewritten a moment ago by a hook of a nearer cgroup -> ALLOW
+//! nothing needs the proxy                             -> note it on the socket, ALLOW; or REFUSE as policy says
 //! gate stale, listener gone                           -> ALLOW, or REFUSE when the workload fails closed
 //! else: note the destination on the socket            -> REWRITE
 //! ```
 
 use core::ptr::{null_mut, read_volatile};
 
-use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_addr,
-    bpf_sock_tuple,
-};
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::bpf_skc_to_mptcp_sock;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_set_retval, bpf_sk_release, bpf_sk_storage_delete,
-    bpf_sk_storage_get, bpf_skc_lookup_tcp,
+    bpf_get_netns_cookie, bpf_get_retval, bpf_set_retval, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
 use shunt_ebpf_common::maps::{Destination, Event, Workload};
 
+use crate::direct::{self, Route, Way};
+use crate::ledger;
+use crate::listeners;
 use crate::maps::{SOCKETS, SocketNote, WORKLOADS, count, gate_is_fresh};
 use crate::rules::WorkloadRules;
 
@@ -44,6 +44,8 @@ pub enum Outcome {
     Rewrite {
         port: u16,
     },
+    /// Go there without the agent.
+    Direct(Route),
 }
 
 #[inline(always)]
@@ -80,18 +82,39 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
     if is_subflow(sk) {
         return Outcome::Return(ALLOW);
     }
-    if address.is_loopback() && is_rewritten(sk, workload, port) {
+    if is_rewritten(sk, workload, &place(address, port)) || is_refused() {
         return Outcome::Return(ALLOW);
     }
     match choose(ctx, sk, workload, address, port) {
         Outcome::Rewrite { port: listener } => {
-            if remember(sk, address, port) {
+            let note = SocketNote {
+                destination: place(address, port),
+                state: SocketNote::CAPTURED,
+                ..SocketNote::EMPTY
+            };
+            if remember(sk, note) {
                 count(Event::OutboundCaptured);
                 Outcome::Rewrite { port: listener }
             } else {
                 count(Event::StorageFailed);
                 Outcome::Return(ALLOW)
             }
+        }
+        Outcome::Direct(route) => {
+            let note = SocketNote {
+                destination: place(address, port),
+                upstream: route.upstream,
+                state: SocketNote::DIRECT,
+                workload: workload.id,
+                peer: route.peer,
+                ..SocketNote::EMPTY
+            };
+            if remember(sk, note) {
+                count(Event::OutboundDirect);
+            } else {
+                count(Event::StorageFailed);
+            }
+            Outcome::Direct(route)
         }
         other => {
             forget(sk);
@@ -109,103 +132,33 @@ fn is_subflow(sk: *mut bpf_sock) -> bool {
 }
 
 /// Cgroups nest: when an ancestor has these programs too, they run again in the same connect(2), on what they wrote.
-/// A socket whose capture went as far as a handshake is past that: there the application itself asks for loopback.
+/// A socket whose connection went as far as a SYN is past that: there the application itself asks for that address.
 #[inline(always)]
-fn is_rewritten(sk: *mut bpf_sock, workload: &Workload, port: u16) -> bool {
+fn is_rewritten(sk: *mut bpf_sock, workload: &Workload, now: &Destination) -> bool {
     let note = note_of(sk.cast());
     if note.is_null() {
         return false;
     }
     // SAFETY: checked for null.
-    let (state, destination) = unsafe { ((*note).state, (*note).destination.address) };
-    let listeners = listener_ports(workload, &destination);
-    state & (SocketNote::CAPTURED | SocketNote::HANDED_OVER) == SocketNote::CAPTURED
-        && (0..Workload::OUTBOUND_PORTS).any(|index| port == listeners.at(index))
-}
-
-/// Where a socket wants to go.
-struct Place {
-    address: Address,
-    port: u16,
-}
-
-/// The ports of the listeners of one family.
-#[derive(Clone, Copy)]
-struct Ports([u16; Workload::OUTBOUND_PORTS]);
-
-impl Ports {
-    /// By shifting: the verifier knows no pointer into the stack that varies.
-    #[inline(always)]
-    fn at(self, index: usize) -> u16 {
-        let [a, b, c, d] = self.0.map(u64::from);
-        let all = a | b << 16 | c << 32 | d << 48;
-        (all >> (index % Workload::OUTBOUND_PORTS * 16)) as u16
+    let (state, dialled, upstream) =
+        unsafe { ((*note).state, (*note).destination, (*note).upstream) };
+    if state & SocketNote::HANDED_OVER != 0 {
+        return false;
     }
-}
-
-#[inline(always)]
-fn listener_ports(workload: &Workload, address: &Address) -> Ports {
-    Ports(if address.is_v4() {
-        workload.outbound_ports_v4
-    } else {
-        workload.outbound_ports_v6
-    })
-}
-
-/// The destination's own listener. A socket that has a local port already may have the next one: two destinations
-/// from one port are two connections only as long as they differ on loopback too.
-#[inline(always)]
-fn listener_port(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, ports: Ports, to: &Place) -> u16 {
-    let own = Workload::spread(&to.address, to.port);
-    // SAFETY: the verifier knows `sk` as a socket.
-    let source_port = unsafe { (*sk).src_port } as u16;
-    if source_port != 0 {
-        for next in 0..Workload::OUTBOUND_PORTS {
-            let candidate = ports.at(own + next);
-            if !is_taken(ctx, sk, to.address.is_v4(), source_port, candidate) {
-                return candidate;
-            }
-        }
+    if state & SocketNote::DIRECT != 0 {
+        return upstream == *now && dialled != *now;
     }
-    ports.at(own)
+    let listeners = listeners::ports(workload, &dialled.address);
+    state & SocketNote::CAPTURED != 0
+        && now.address.is_loopback()
+        && (0..Workload::OUTBOUND_PORTS).any(|index| now.port == listeners.at(index))
 }
 
-/// Has this socket's address and port a connection to that listener already?
+/// As above: refusing twice would be told of twice.
 #[inline(always)]
-fn is_taken(
-    ctx: *mut bpf_sock_addr,
-    sk: *mut bpf_sock,
-    v4: bool,
-    source_port: u16,
-    listener: u16,
-) -> bool {
-    let mut tuple = loopback(v4, 0);
-    // SAFETY: writing the arm of the family; the verifier knows `sk` as a socket. As the client's end would receive.
-    unsafe {
-        if v4 {
-            let ends = &mut tuple.__bindgen_anon_1.ipv4;
-            (ends.saddr, ends.sport) = (ends.daddr, listener.to_be());
-            ends.dport = source_port.to_be();
-            if (*sk).src_ip4 != 0 {
-                ends.daddr = (*sk).src_ip4;
-            }
-        } else {
-            let ends = &mut tuple.__bindgen_anon_1.ipv6;
-            (ends.saddr, ends.sport) = (ends.daddr, listener.to_be());
-            ends.dport = source_port.to_be();
-            let words = (&raw const (*sk).src_ip6).cast::<u32>();
-            let bound = [
-                read_volatile(words),
-                read_volatile(words.add(1)),
-                read_volatile(words.add(2)),
-                read_volatile(words.add(3)),
-            ];
-            if bound[0] | bound[1] | bound[2] | bound[3] != 0 {
-                ends.daddr = bound;
-            }
-        }
-    }
-    !matches!(look_up(ctx, &mut tuple, v4), None | Some(BPF_TCP_LISTEN))
+fn is_refused() -> bool {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_get_retval() < 0 }
 }
 
 #[inline(always)]
@@ -216,7 +169,7 @@ fn choose(
     address: Address,
     port: u16,
 ) -> Outcome {
-    let ports = listener_ports(workload, &address);
+    let ports = listeners::ports(workload, &address);
     // The mark always counts: an ancestor of the agent's cgroup may have these programs.
     // SAFETY: the verifier knows `sk` as a socket.
     let (mark, bound_to_device) = unsafe { ((*sk).mark, (*sk).bound_dev_if != 0) };
@@ -237,7 +190,20 @@ fn choose(
         count(Event::OutboundBypassed);
         return Outcome::Return(ALLOW);
     }
-    if !gate_is_fresh() {
+    let is_fresh = gate_is_fresh();
+    // What the maps decide needs no living agent, unless nothing may happen without one.
+    if is_fresh || workload.flags & Workload::FAIL_CLOSED == 0 {
+        let destination = place(address, port);
+        match direct::way(workload, destination) {
+            Way::Direct(route) => return Outcome::Direct(route),
+            Way::Refused(refusal) => {
+                ledger::refused(ctx, workload, destination, refusal);
+                return refuse();
+            }
+            Way::Agent => {}
+        }
+    }
+    if !is_fresh {
         count(Event::GateStale);
         // Read when the agent is back.
         debug!(
@@ -246,8 +212,8 @@ fn choose(
         );
         return failed(workload);
     }
-    let listener = listener_port(ctx, sk, ports, &Place { address, port });
-    if !listener_is_there(ctx, address.is_v4(), listener) {
+    let listener = listeners::port(ctx, sk, ports, &place(address, port));
+    if !listeners::is_there(ctx, address.is_v4(), listener) {
         count(Event::ListenerGone);
         return failed(workload);
     }
@@ -259,70 +225,27 @@ fn failed(workload: &Workload) -> Outcome {
     if workload.flags & Workload::FAIL_CLOSED == 0 {
         return Outcome::Return(ALLOW);
     }
+    refuse()
+}
+
+#[inline(always)]
+fn refuse() -> Outcome {
     // SAFETY: a plain number; the application gets it from connect(2) instead of EPERM.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     Outcome::Return(REFUSE)
 }
 
-/// Asks for the agent's listener in the socket's own namespace: an agent that is gone must not refuse connections.
 #[inline(always)]
-fn listener_is_there(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
-    look_up(ctx, &mut loopback(v4, port), v4).is_some()
-}
-
-/// From anywhere to this port of loopback.
-#[inline(always)]
-fn loopback(v4: bool, port: u16) -> bpf_sock_tuple {
-    // SAFETY: a union of plain integers, of which the family's arm is written.
-    unsafe {
-        let mut tuple: bpf_sock_tuple = core::mem::zeroed();
-        if v4 {
-            tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes([127, 0, 0, 1]);
-            tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
-        } else {
-            tuple.__bindgen_anon_1.ipv6.daddr = [0, 0, 0, 1_u32.to_be()];
-            tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
-        }
-        tuple
-    }
-}
-
-/// The state of the socket in the connecting one's namespace that this tuple leads to.
-#[inline(always)]
-fn look_up(ctx: *mut bpf_sock_addr, tuple: &mut bpf_sock_tuple, v4: bool) -> Option<u32> {
-    // SAFETY: a size does not depend on the values.
-    let size = unsafe {
-        if v4 {
-            size_of_val(&tuple.__bindgen_anon_1.ipv4)
-        } else {
-            size_of_val(&tuple.__bindgen_anon_1.ipv6)
-        }
-    };
-    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
-    // SAFETY: `tuple` lives across the call; the reference is released at once.
-    unsafe {
-        let found = bpf_skc_lookup_tcp(ctx.cast(), tuple, size as u32, netns, 0);
-        if found.is_null() {
-            return None;
-        }
-        let state = (*found).state;
-        bpf_sk_release(found.cast());
-        Some(state)
-    }
-}
-
-#[inline(always)]
-fn remember(sk: *mut bpf_sock, address: Address, port: u16) -> bool {
-    let destination = Destination {
+pub fn place(address: Address, port: u16) -> Destination {
+    Destination {
         address,
         port,
         reserved: [0; 3],
-    };
-    let mut note = SocketNote {
-        destination,
-        state: SocketNote::CAPTURED,
-        workload: 0,
-    };
+    }
+}
+
+#[inline(always)]
+fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
     unsafe {

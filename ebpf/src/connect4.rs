@@ -14,6 +14,11 @@ pub fn shunt_connect4(ctx: SockAddrContext) -> i32 {
         let port = u16::from_be((*addr).user_port as u16);
         match connect(addr, Address::v4((*addr).user_ip4), port) {
             Outcome::Return(code) => code,
+            Outcome::Direct(route) => {
+                (*addr).user_ip4 = route.upstream.address.0[3];
+                (*addr).user_port = u32::from(route.upstream.port.to_be());
+                crate::connect::ALLOW
+            }
             Outcome::Rewrite { port } => {
                 (*addr).user_ip4 = u32::from_ne_bytes([127, 0, 0, 1]);
                 (*addr).user_port = u32::from(port.to_be());

@@ -25,6 +25,15 @@ pub fn shunt_connect6(ctx: SockAddrContext) -> i32 {
         let port = u16::from_be((*addr).user_port as u16);
         match connect(addr, address, port) {
             Outcome::Return(code) => code,
+            Outcome::Direct(route) => {
+                let upstream = route.upstream.address.0;
+                write_volatile(word(0), upstream[0]);
+                write_volatile(word(1), upstream[1]);
+                write_volatile(word(2), upstream[2]);
+                write_volatile(word(3), upstream[3]);
+                (*addr).user_port = u32::from(route.upstream.port.to_be());
+                crate::connect::ALLOW
+            }
             Outcome::Rewrite { port } => {
                 let loopback = if address.is_v4() {
                     [0, 0, Address::V4_MAPPED, u32::from_ne_bytes([127, 0, 0, 1])]

@@ -17,11 +17,12 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Destination, Event, Handshake, ListeningPort, Workload};
+use shunt_ebpf_common::maps::{Event, Handshake, ListeningPort, Workload};
 
 use crate::connect::{note_of, storage};
+use crate::ledger;
 use crate::maps::{HANDSHAKES, LISTENING, SocketNote, WORKLOADS, count};
-use crate::pairing;
+use crate::pairing::{self, Between};
 
 /// sock_ops programs return 1; the reply is not ours to touch.
 const DONE: u32 = 1;
@@ -49,15 +50,20 @@ pub fn shunt_handshake(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     let note = socket_note(ctx);
-    // SAFETY: checked for null.
-    if note.is_null() || unsafe { (*note).state } & SocketNote::CAPTURED == 0 {
+    if note.is_null() {
         return;
     }
-    // SAFETY: as above.
-    let destination = unsafe {
-        (*note).state |= SocketNote::HANDED_OVER;
-        (*note).destination
-    };
+    // SAFETY: checked for null; the socket is locked.
+    let note = unsafe { &mut *note };
+    let before = note.state;
+    note.state |= SocketNote::HANDED_OVER;
+    if before & (SocketNote::DIRECT | SocketNote::HANDED_OVER) == SocketNote::DIRECT {
+        ledger::opened(ctx, note);
+    }
+    if before & SocketNote::CAPTURED == 0 {
+        return;
+    }
+    let destination = note.destination;
     if HANDSHAKES
         .insert(&key(ctx), &destination, u64::from(BPF_ANY))
         .is_err()
@@ -71,19 +77,31 @@ fn connecting(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }
 
-/// A captured connection reached the agent.
+/// A captured connection reached the agent, or a direct one its destination.
 #[inline(always)]
 fn connected(ctx: &SockOpsContext) {
     let note = socket_note(ctx);
-    // SAFETY: checked for null.
-    if note.is_null() || unsafe { (*note).state } & SocketNote::CAPTURED == 0 {
+    if note.is_null() {
         return;
     }
-    // SAFETY: as above, and the program's context.
-    let (netns, destination) =
-        unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), (*note).destination) };
-    if pairing::is_wanted(netns, &destination.address, destination.port) {
-        pairing::connected(ctx);
+    // SAFETY: checked for null, and the program's context.
+    let (netns, state, dialled, upstream) = unsafe {
+        (
+            bpf_get_netns_cookie(ctx.ops.cast()),
+            (*note).state,
+            (*note).destination,
+            (*note).upstream,
+        )
+    };
+    let (server, between) = if state & SocketNote::CAPTURED != 0 {
+        (dialled, Between::AgentAndApplication)
+    } else if state & SocketNote::DIRECT != 0 {
+        (upstream, Between::Applications)
+    } else {
+        return;
+    };
+    if pairing::is_wanted(netns, dialled.port, &server.address, server.port) {
+        pairing::connected(ctx, between);
     }
 }
 
@@ -117,15 +135,10 @@ fn listening(ctx: &SockOpsContext) {
         workload: workload.id,
         port,
     };
-    let no_destination = Destination {
-        address: Address::UNSPECIFIED,
-        port: 0,
-        reserved: [0; 3],
-    };
     let mut note = SocketNote {
-        destination: no_destination,
         state: SocketNote::COUNTED_LISTENER,
         workload: workload.id,
+        ..SocketNote::EMPTY
     };
     // SAFETY: the program's context, and a note that lives across the call.
     unsafe {
@@ -158,16 +171,22 @@ fn listening(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let before = ctx.arg(0);
+    let note = socket_note(ctx);
+    const UNDER_WAY: u32 = SocketNote::DIRECT | SocketNote::HANDED_OVER;
+    // SAFETY: checked for null; the socket is locked.
+    if !note.is_null() && unsafe { (*note).state } & UNDER_WAY == UNDER_WAY {
+        // SAFETY: as above.
+        return ledger::closed(ctx, unsafe { &mut *note }, before);
+    }
     if before == BPF_TCP_SYN_SENT {
         let _ = HANDSHAKES.remove(&key(ctx));
         return;
     }
-    if before != BPF_TCP_LISTEN {
-        return;
-    }
-    let note = socket_note(ctx);
     // SAFETY: checked for null.
-    if note.is_null() || unsafe { (*note).state } & SocketNote::COUNTED_LISTENER == 0 {
+    if before != BPF_TCP_LISTEN
+        || note.is_null()
+        || unsafe { (*note).state } & SocketNote::COUNTED_LISTENER == 0
+    {
         return;
     }
     // SAFETY: as above.

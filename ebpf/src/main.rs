@@ -6,12 +6,17 @@ mod agent_sockets;
 mod connect;
 mod connect4;
 mod connect6;
+mod direct;
 mod getpeername;
 mod getsockname;
 mod handshake;
+mod ledger;
+mod listeners;
 mod maps;
 mod pairing;
+mod policy;
 mod rules;
+mod services;
 mod sk_lookup;
 mod sk_msg;
 

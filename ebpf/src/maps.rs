@@ -4,12 +4,14 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
     Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
     RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
+use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
+use shunt_ebpf_common::services::{EndpointKey, Service};
 
 /// The enrolled workloads. Written by the agent, read by every hook.
 #[map(name = "SHUNT_WORKLOADS")]
@@ -105,6 +107,36 @@ pub static ENDS: SkStorage<End> = SkStorage::new();
 #[btf_map(name = "SHUNT_SENDERS")]
 pub static SENDERS: SkStorage<Sender> = SkStorage::new();
 
+/// Addresses of L4 services. Written by the agent, read by `services`.
+#[map(name = "SHUNT_SERVICES")]
+pub static SERVICES: HashMap<Destination, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// Where services' connections go. Written by the agent, read by `services`.
+#[map(name = "SHUNT_ENDPOINTS")]
+pub static ENDPOINTS: HashMap<EndpointKey, Destination> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// How many connections each service has had. Made by the agent, counted by `services`.
+#[map(name = "SHUNT_TURNS")]
+pub static TURNS: HashMap<u32, u32> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+/// L4 policy. Written by the agent, read by `policy`.
+#[map(name = "SHUNT_POLICY")]
+pub static POLICY: HashMap<PolicyKey, PolicyRule> =
+    HashMap::with_max_entries(capacity::POLICY, BPF_F_NO_PREALLOC);
+
+/// Which workloads the selectors of rules choose. Written by the agent, read by `policy`.
+#[map(name = "SHUNT_SELECTED")]
+pub static SELECTED: HashMap<Selected, u32> =
+    HashMap::with_max_entries(capacity::SELECTED, BPF_F_NO_PREALLOC);
+
+/// What became of direct connections: [`DirectEvent`](shunt_ebpf_common::direct::DirectEvent)s. Written by `ledger`, read
+/// by the data plane. When it is full an event is lost and counted.
+#[map(name = "SHUNT_DIRECT")]
+pub static DIRECT_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::DIRECT_EVENTS, 0);
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Sender {
@@ -119,19 +151,45 @@ pub struct Sender {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SocketNote {
-    /// Where a captured connection was going.
+    /// Where the application wants to go.
     pub destination: Destination,
+    /// Where a direct connection goes.
+    pub upstream: Destination,
+    /// When its SYN was sent, nanoseconds of CLOCK_MONOTONIC.
+    pub opened: u64,
     /// Bits of this type.
     pub state: u32,
-    /// The workload that a counted listener belongs to.
+    /// The workload that a counted listener or a direct connection belongs to.
     pub workload: u32,
+    /// The workload at the other end of a direct connection; 0: none of this node's.
+    pub peer: u32,
+    pub reserved: u32,
 }
 
 impl SocketNote {
     pub const CAPTURED: u32 = 1;
     pub const COUNTED_LISTENER: u32 = 2;
-    /// Captured, and the SYN is on its way.
+    /// Captured or direct, and the SYN is on its way.
     pub const HANDED_OVER: u32 = 4;
+    /// Not captured: it goes directly.
+    pub const DIRECT: u32 = 8;
+
+    pub const EMPTY: Self = {
+        let nowhere = Destination {
+            address: Address::UNSPECIFIED,
+            port: 0,
+            reserved: [0; 3],
+        };
+        Self {
+            destination: nowhere,
+            upstream: nowhere,
+            opened: 0,
+            state: 0,
+            workload: 0,
+            peer: 0,
+            reserved: 0,
+        }
+    };
 }
 
 #[inline(always)]

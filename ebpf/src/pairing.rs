@@ -18,12 +18,13 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{End, Event, Meeting, NetnsCookie, RuleKey, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, NetnsCookie, SocketCookie, Workload};
 
 use crate::maps::{
-    ADDRESSES, CUT, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS,
+    ADDRESSES, CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, WORKLOADS,
     count,
 };
+use crate::rules::acceleration;
 use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
 
 /// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
@@ -35,15 +36,16 @@ pub static WRITERS_OFFSET: u32 = 0;
 #[unsafe(no_mangle)]
 pub static WRITTEN_OFFSET: u32 = 0;
 
-/// Is a connection from this namespace to that server one that both workloads want accelerated?
+/// Is a connection from this namespace, to a port as the application dialled it, one that both workloads want
+/// accelerated?
 #[inline(always)]
-pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
+pub fn is_wanted(from: NetnsCookie, dialled: u16, server: &Address, port: u16) -> bool {
     // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
     unsafe {
         let Some(client) = WORKLOADS.get(&from) else {
             return false;
         };
-        if !accelerates(client, port) {
+        if !accelerates(client, dialled) {
             return false;
         }
         let Some(owner) = ADDRESSES.get(server) else {
@@ -57,19 +59,20 @@ pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
 
 #[inline(always)]
 fn accelerates(workload: &Workload, port: u16) -> bool {
-    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
-        let key = RuleKey::acceleration(workload.rules, port);
-        let key = aya_ebpf::maps::lpm_trie::Key::new(RuleKey::PORT_BITS, key);
-        if let Some(marks) = RULES.get(&key) {
-            return *marks != 0;
-        }
-    }
-    workload.flags & Workload::ACCELERATE != 0
+    acceleration(workload, port) & Workload::ACCELERATE != 0
+}
+
+/// Whose sockets the two ends of a connection are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Between {
+    AgentAndApplication,
+    /// What one sends may go to the other from the first byte on.
+    Applications,
 }
 
 /// The connecting end of a connection that is to be accelerated.
 #[inline(always)]
-pub fn connected(ctx: &SockOpsContext) {
+pub fn connected(ctx: &SockOpsContext, between: Between) {
     let meeting = Meeting {
         // SAFETY: the program's context.
         from_connector: unsafe { (*ctx.ops).snd_nxt },
@@ -79,7 +82,10 @@ pub fn connected(ctx: &SockOpsContext) {
         acceptor_port: u32::from_be(ctx.remote_port()) as u16,
         reserved: 0,
     };
-    if let Some(cookie) = enter(ctx, 0, meeting) {
+    if let Some(cookie) = enter(ctx, 0, meeting, between) {
+        if between == Between::Applications {
+            send_directly(&cookie, 0);
+        }
         let _ = MEETINGS.insert(&meeting, &cookie, u64::from(BPF_ANY));
     }
 }
@@ -100,10 +106,40 @@ pub fn accepted(ctx: &SockOpsContext) {
     let Some(peer) = (unsafe { MEETINGS.get(&meeting) }).copied() else {
         return;
     };
-    if let Some(cookie) = enter(ctx, peer, meeting) {
+    let between = if is_direct(&peer) {
+        Between::Applications
+    } else {
+        Between::AgentAndApplication
+    };
+    if let Some(cookie) = enter(ctx, peer, meeting, between) {
+        if between == Between::Applications {
+            send_directly(&cookie, peer);
+            send_directly(&peer, cookie);
+        }
         let _ = PEERS.insert(&peer, &cookie, u64::from(BPF_ANY));
     }
     let _ = MEETINGS.remove(&meeting);
+}
+
+/// What is sent on this socket goes to that one; 0: it is not known yet.
+#[inline(always)]
+fn send_directly(from: &SocketCookie, to: SocketCookie) {
+    let handoff = Handoff {
+        to,
+        at: 0,
+        bytes: 0,
+        messages: 0,
+        flags: Handoff::DIRECT,
+        reserved: 0,
+    };
+    // Without room the bytes go the same way, but are counted nowhere.
+    let _ = HANDOFFS.insert(from, &handoff, u64::from(BPF_ANY));
+}
+
+#[inline(always)]
+fn is_direct(connector: &SocketCookie) -> bool {
+    // SAFETY: copied at once.
+    unsafe { HANDOFFS.get(connector) }.is_some_and(|handoff| handoff.flags & Handoff::DIRECT != 0)
 }
 
 /// An application ends its direction, or closes its socket.
@@ -114,15 +150,19 @@ pub fn ending(ctx: &SockOpsContext) {
         return;
     }
     // SAFETY: the verifier knows `sk` as a socket; without the flag nothing is made. It is locked.
-    let cookie = unsafe {
+    let (cookie, flags) = unsafe {
         let end = bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).cast::<End>();
         if end.is_null() {
             return;
         }
         // Only TCP knows that it may not send any more.
         (*end).state = End::TCP;
-        (*end).cookie
+        ((*end).cookie, (*end).flags)
     };
+    // Only the agent could make a reset of it.
+    if flags & End::DIRECT != 0 {
+        return;
+    }
     // A socket that is being closed has left the socket hash just before; one that is shut down stays there.
     let closes = read(&cookie, &raw const USER_DATA_OFFSET).unwrap_or(1_u64) == 0;
     if closes && read(&cookie, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(0_u32) > 0 {
@@ -179,7 +219,12 @@ pub fn left(ctx: &SockOpsContext) {
 /// Puts a socket where it can be redirected to. `None`: it was there (these programs also run for an ancestor's
 /// cgroup), or there is no room.
 #[inline(always)]
-fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<SocketCookie> {
+fn enter(
+    ctx: &SockOpsContext,
+    peer: SocketCookie,
+    meeting: Meeting,
+    between: Between,
+) -> Option<SocketCookie> {
     let sk = socket(ctx);
     if sk.is_null() {
         return None;
@@ -189,6 +234,10 @@ fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<S
     let mut end = End {
         cookie,
         peer,
+        flags: match between {
+            Between::AgentAndApplication => 0,
+            Between::Applications => End::DIRECT,
+        },
         ..End::default()
     };
     let mut sender = Sender {

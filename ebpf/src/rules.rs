@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use shunt_ebpf_common::decision::{Address, Direction, Marks, Restricts, Rules};
-use shunt_ebpf_common::maps::{RuleKey, Workload};
+use shunt_ebpf_common::maps::{RuleKey, RuleMarks, Workload};
 
 use crate::maps::RULES;
 
@@ -35,4 +35,16 @@ impl Rules for WorkloadRules<'_> {
         let key = RuleKey::address(self.workload.rules, self.direction as u32, address);
         self.marks(RuleKey::ADDRESS_BITS, key)
     }
+}
+
+/// [`Workload::ACCELERATE`] and [`Workload::DIRECT`], as they are for a server's port.
+#[inline(always)]
+pub fn acceleration(workload: &Workload, port: u16) -> RuleMarks {
+    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
+        let key = RuleKey::acceleration(workload.rules, port);
+        if let Some(marks) = RULES.get(Key::new(RuleKey::PORT_BITS, key)) {
+            return *marks;
+        }
+    }
+    workload.flags
 }

@@ -62,7 +62,7 @@ fn redirect(ctx: &SkMsgContext) {
     {
         // SAFETY: a map value; the data plane replaces an entry as a whole.
         let (at, to) = unsafe { ((*handoff).at, (*handoff).to) };
-        if at == end.sent {
+        if to != 0 && at == end.sent {
             end.state = End::HANDED_OVER;
             (sender.target, sender.queue) = (to, 0);
             count(Event::HandedOver);

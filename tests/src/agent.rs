@@ -101,7 +101,10 @@ impl<'a> AgentBuilder<'a> {
     /// Enrols a namespace without saying a cgroup.
     #[must_use]
     pub fn enrol_without_cgroup(mut self, name: &str, pod: &Pod) -> Self {
-        let line = format!("  - {{name: {name}, netns: {}}}\n", pod.netns);
+        let line = format!(
+            "  - {{name: {name}, netns: {}, {THROUGH_THE_AGENT}}}\n",
+            pod.netns
+        );
         self.workloads.push(line);
         self
     }
@@ -150,15 +153,18 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-/// A line of the list of workloads.
+/// Most tests are about connections that the agent carries.
+const THROUGH_THE_AGENT: &str = "acceleration: off";
+
+/// A line of the list of workloads. Unless `more` says something of acceleration, it is off.
 pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
-    let more = if more.is_empty() {
-        String::new()
-    } else {
-        format!(", {more}")
-    };
+    let mut fields = Vec::from_iter((!more.is_empty()).then_some(more));
+    if !more.contains("acceleration") {
+        fields.push(THROUGH_THE_AGENT);
+    }
+    let more = fields.join(", ");
     format!(
-        "  - {{name: {name}, netns: {}, cgroup: {}{more}}}\n",
+        "  - {{name: {name}, netns: {}, cgroup: {}, {more}}}\n",
         pod.netns,
         pod.cgroup.display()
     )
@@ -289,6 +295,14 @@ impl Agent {
         self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
+    /// Its configuration file.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    pub fn configuration(&self) -> String {
+        fs::read_to_string(self.dir.join("shunt.yaml")).expect("a configuration")
+    }
+
     /// Replaces a part of the configuration file, and waits until everybody has this section changed.
     ///
     /// # Panics
@@ -305,7 +319,7 @@ impl Agent {
                 .count()
         };
         let (before, said_before) = (shown(), said());
-        let text = fs::read_to_string(self.dir.join("shunt.yaml")).expect("a file");
+        let text = self.configuration();
         assert!(text.contains(part), "no {part} in {text}");
         self.rewrite_text(&text.replacen(part, by, 1));
         wait::until("the change is in force", Duration::from_secs(10), || {

@@ -16,6 +16,7 @@ pub mod prober;
 pub mod require;
 pub mod router;
 pub mod script;
+pub mod talks;
 pub mod wait;
 pub mod way;
 pub mod world;

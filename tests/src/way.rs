@@ -20,6 +20,13 @@ impl Way {
         denied: &["ConnectionResetError"],
         path: "copy",
     };
+    /// Past the agent, wherever it is not needed: the hooks refuse.
+    pub const DIRECT: Self = Self {
+        more: "acceleration: auto",
+        denied: &["ConnectionRefusedError", "ConnectionResetError"],
+        path: "direct",
+        ..Self::EBPF
+    };
     pub const IPTABLES: Self = Self {
         mode: "iptables",
         ..Self::EBPF
@@ -31,6 +38,7 @@ impl Way {
 macro_rules! on_every_way {
     ($($story:ident),* $(,)?) => {
         mod ebpf { $(#[test] fn $story() { super::$story($crate::Way::EBPF); })* }
+        mod direct { $(#[test] fn $story() { super::$story($crate::Way::DIRECT); })* }
         mod iptables { $(#[test] fn $story() { super::$story($crate::Way::IPTABLES); })* }
     };
 }

@@ -4,37 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shunt_tests::agent::{entry, signal};
+use shunt_tests::talks::{self, COMMON, SERVER, paths};
 use shunt_tests::{Agent, Pair, Running, Script, wait};
 
-/// Echoes nothing: each side of a connection sends `length` bytes of its own, in pieces and with pauses, ends its
-/// direction, and reads the other's to the end. The first nine bytes say which: a kind, a seed.
-const COMMON: &str = "
-import asyncio, hashlib, random, resource, socket, struct, sys
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-def plan(seed, side):
-    r = random.Random(seed * 2 + side)
-    data = r.randbytes(r.choice([0, 1, 1000, 70_000, 1_000_000, 3_000_000]))
-    pieces, at = [], 0
-    while at < len(data):
-        n = r.choice([1, 100, 4096, 65536, 200_000]); pieces.append((data[at:at + n], r.random() < 0.1)); at += n
-    return data, pieces
-async def talk(reader, writer, seed, side):
-    async def say():
-        for piece, pause in plan(seed, side)[1]:
-            writer.write(piece); await writer.drain()
-            if pause: await asyncio.sleep(0.001)
-        writer.write_eof()
-    async def hear():
-        heard = hashlib.sha256(); pauses = random.Random(seed)
-        while True:
-            some = await reader.read(pauses.choice([1000, 65536, 1 << 20]))
-            if not some: return heard.hexdigest()
-            heard.update(some)
-            if pauses.random() < 0.02: await asyncio.sleep(0.003)
-    heard = (await asyncio.gather(say(), hear()))[1]
-    writer.close()
-    assert heard == hashlib.sha256(plan(seed, 1 - side)[0]).hexdigest(), f'seed {seed}: side {side} heard something else'
-";
+/// Always, but by the agent.
+const HANDED_OVER: &str = "acceleration: {default: always, direct: false}";
 
 /// A socket as event-driven programs use it. On blocking sockets acceleration shows: docs/semantics.md.
 const EVENTS: &str = "
@@ -61,38 +35,13 @@ def call(host):
     return Events(s)
 ";
 
-const SERVER: &str = "
-async def serve(reader, writer):
-    try: await talk(reader, writer, struct.unpack('!q', await reader.readexactly(8))[0], 1)
-    except Exception as error: print(repr(error), file=sys.stderr, flush=True)
-async def main():
-    both = socket.create_server(('::', 7000), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1000)
-    async with await asyncio.start_server(serve, sock=both) as server: await server.serve_forever()
-asyncio.run(main())
-";
-
-const CLIENT: &str = "
-async def one(host, seed):
-    reader, writer = await asyncio.open_connection(host, 7000)
-    writer.write(struct.pack('!q', seed))
-    await talk(reader, writer, seed, 0)
-async def main():
-    await asyncio.gather(*[one(HOST, seed) for seed in range(40)])
-asyncio.run(main()); print('heard all')
-";
-
 /// The pods, the agent, and the server as long as it is to run.
 fn scene(server_script: &str) -> (Pair, Agent, Running) {
     let scene = Pair::new();
     let running = scene.server.spawn("python3", &["-c", server_script]);
     scene.server.wait_for_listener(7000);
-    let agent = scene.both("ebpf", "acceleration: always").start();
+    let agent = scene.both("ebpf", HANDED_OVER).start();
     (scene, agent, running)
-}
-
-fn paths(lines: &[Value]) -> Vec<&str> {
-    let path = |line| Value::as_str(line).expect("a path");
-    lines.iter().map(|line| path(&line["path"])).collect()
 }
 
 #[test]
@@ -100,28 +49,10 @@ fn forty_talks_both_ways_at_once() {
     let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
     // The server listens on `::`: IPv4 reaches it as a mapped address.
     for host in [&scene.server.v4, &scene.server.v6] {
-        let script = format!("{COMMON}HOST = '{host}'\n{CLIENT}");
-        assert_eq!(scene.client.python(&script), "heard all");
+        talks::all(&scene.client, host);
     }
     let lines = agent.lines(80);
-    for line in &lines {
-        let moved: u64 = ["copy", "splice", "sockmap", "handoff", "direct"]
-            .iter()
-            .map(|path| line["bytes_by_path"][path].as_u64().expect("a count"))
-            .sum();
-        let told = |key: &str| line[key].as_u64().expect("a count");
-        assert_eq!(moved, told("bytes_received") + told("bytes_sent"), "{line}");
-        assert_eq!(line["close_reason"], "finished", "{line}");
-    }
-    let sizes = "
-for seed in range(40): print(8 + len(plan(seed, 0)[0]), len(plan(seed, 1)[0]))";
-    let sizes = scene.client.python(&format!("{COMMON}{sizes}"));
-    let mut planned: Vec<String> = sizes.lines().chain(sizes.lines()).map(Into::into).collect();
-    let told = |line: &Value| format!("{} {}", line["bytes_received"], line["bytes_sent"]);
-    let mut told: Vec<String> = lines.iter().map(told).collect();
-    planned.sort();
-    told.sort();
-    assert_eq!(told, planned);
+    talks::are_told_exactly(&scene.client, &lines);
     let handed_over = paths(&lines)
         .iter()
         .filter(|path| **path == "handoff")
@@ -132,8 +63,7 @@ for seed in range(40): print(8 + len(plan(seed, 0)[0]), len(plan(seed, 1)[0]))";
 #[test]
 fn who_is_not_enrolled_is_served_without() {
     let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
-    let script = format!("{COMMON}HOST = '{}'\n{CLIENT}", scene.server.v4);
-    assert_eq!(scene.world.pod().python(&script), "heard all");
+    talks::all(&scene.world.pod(), &scene.server.v4);
     let lines = agent.lines(40);
     assert!(lines.iter().all(|line| line["direction"] == "inbound"));
     assert!(!paths(&lines).contains(&"sockmap"), "{:?}", paths(&lines));
@@ -142,25 +72,27 @@ fn who_is_not_enrolled_is_served_without() {
 #[test]
 fn both_workloads_must_want_it() {
     let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
-    let script = format!(
-        "{COMMON}HOST = '{}'\n{}",
-        scene.server.v4,
-        CLIENT.replace("range(40)", "range(1)")
-    );
+    let script = talks::script(&scene.server.v4, 1);
+    let always = "acceleration: always";
     let cases = [
-        ("acceleration: always", "acceleration: always", "handoff"),
-        ("acceleration: always", "acceleration: off", "copy"),
-        ("acceleration: auto", "acceleration: always", "copy"),
+        (HANDED_OVER, always, "handoff"),
+        (HANDED_OVER, "acceleration: off", "copy"),
+        ("acceleration: {direct: false}", always, "copy"),
         (
-            "acceleration: {default: off, ports: {7000: always}}",
-            "acceleration: always",
+            "acceleration: {default: off, direct: false, ports: {7000: always}}",
+            always,
             "handoff",
         ),
         (
-            "acceleration: always",
+            HANDED_OVER,
             "acceleration: {default: always, ports: {\"6999-7001\": off}}",
             "copy",
         ),
+        ("acceleration: auto", "acceleration: auto", "direct"),
+        (always, always, "direct"),
+        (always, HANDED_OVER, "handoff"),
+        ("acceleration: auto", "acceleration: off", "copy"),
+        ("acceleration: {ports: {7000: off}}", always, "copy"),
     ];
     for (client, server, path) in cases {
         agent.rewrite(&[

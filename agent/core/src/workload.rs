@@ -90,12 +90,20 @@ pub enum Acceleration {
 }
 
 /// [`Acceleration`] by the server's port; the two workloads of a connection must agree.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccelerationPolicy {
     /// Of ports without a rule of their own.
     pub default: Acceleration,
     /// No two of them overlap.
     pub ports: Vec<(PortRange, Acceleration)>,
+    /// May connections that need no proxy, to ports whose acceleration is not off, go past the agent altogether?
+    pub direct: bool,
+}
+
+impl Default for AccelerationPolicy {
+    fn default() -> Self {
+        Acceleration::default().into()
+    }
 }
 
 impl AccelerationPolicy {
@@ -115,8 +123,11 @@ impl AccelerationPolicy {
 
 impl From<Acceleration> for AccelerationPolicy {
     fn from(default: Acceleration) -> Self {
-        let ports = Vec::new();
-        Self { default, ports }
+        Self {
+            default,
+            ports: Vec::new(),
+            direct: true,
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl<'a> Types<'a> {
         Some(bits / u8::BITS)
     }
 
-    /// Bits from its structure's start, and the id of its type.
+    /// Bits from its structure's start, and the id of its type. Members of members without a name are its own, as in C.
     fn member(&self, structure: usize, name: &str) -> Option<(u32, u32)> {
         const BIT_OFFSET: u32 = 0xff_ffff;
         let record = self.record(structure)?;
@@ -114,8 +114,16 @@ impl<'a> Types<'a> {
             } else {
                 bits
             };
-            let is_it = self.is(word(self.records, at)?, name);
-            is_it.then_some((bits, word(self.records, at + 4)?))
+            let (its_name, of) = (word(self.records, at)?, word(self.records, at + 4)?);
+            if self.is(its_name, name) {
+                return Some((bits, of));
+            }
+            let inner = self
+                .is(its_name, "")
+                .then_some(of as usize)?
+                .checked_sub(1)?;
+            let (further, of) = self.member(*self.begins.get(inner)?, name)?;
+            Some((bits + further, of))
         })
     }
 
@@ -177,6 +185,9 @@ mod tests {
         let backlog = offset(&["sk_backlog"]).expect("a member");
         let counter = offset(&["sk_backlog", "rmem_alloc"]).expect("a member of a member");
         assert!(counter >= backlog && counter < 4096, "{backlog} {counter}");
+        // `union { unsigned long skc_flags; ... };`
+        let flags = offset(&["__sk_common", "skc_flags"]).expect("a member of one without a name");
+        assert!(flags > 0 && flags < backlog, "{flags}");
         let error = offset(&["no_such_member"]).expect_err("no such member");
         assert!(error.to_string().contains("sock.no_such_member"), "{error}");
     }

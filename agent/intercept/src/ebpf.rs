@@ -6,6 +6,7 @@
 mod acceleration;
 mod clock;
 mod destinations;
+mod direct_events;
 mod element;
 mod explain;
 pub(crate) mod foreign;
@@ -14,15 +15,19 @@ mod inspection;
 mod kernel;
 mod listening_ports;
 mod object;
+mod offsets;
 mod pins;
+mod policies;
 mod probe;
+mod services;
+mod sharing;
 mod shortcuts;
 mod trie;
 mod value;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,12 +41,15 @@ use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
 
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
+pub use self::direct_events::DirectEvents;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::object::{Inbound, Object};
 use self::pins::Pins;
 pub use self::pins::Remains;
+use self::policies::Policies;
 pub use self::probe::probe;
+use self::services::Services;
 pub use self::shortcuts::Shortcuts;
 use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
@@ -65,6 +73,9 @@ pub struct EbpfBackend {
     listening: ListeningPorts,
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
+    direct_events: MapData,
+    services: Services,
+    policies: Policies,
     enrolled: HashMap<WorkloadId, Enrolled>,
     next_rules: u32,
     last_look: Instant,
@@ -108,6 +119,9 @@ impl EbpfBackend {
             listening: ListeningPorts::new(object.map("SHUNT_LISTENING")?),
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
+            direct_events: object.ring("SHUNT_DIRECT")?,
+            services: Services::load(&mut object)?,
+            policies: Policies::load(&mut object)?,
             object,
             hooks,
             enrolled: HashMap::new(),
@@ -116,29 +130,6 @@ impl EbpfBackend {
             bpffs: bpffs.to_owned(),
             pins: None,
         })
-    }
-
-    /// The map that has accepted sockets' original destinations, for [`Destinations::from_fd`].
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
-        self.object.destinations.fd().as_fd().try_clone_to_owned()
-    }
-
-    /// What [`Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate. Flows of an earlier data plane are
-    /// forgotten.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn shortcut_fds(&mut self) -> std::io::Result<Vec<OwnedFd>> {
-        match &mut self.acceleration {
-            Ok(acceleration) => {
-                acceleration.forget_flows();
-                acceleration.fds()
-            }
-            Err(_) => Ok(Vec::new()),
-        }
     }
 
     /// What the programs counted since they were loaded, by name.
@@ -162,6 +153,7 @@ impl EbpfBackend {
         let cookie = enrolment.netns.cookie();
         let rules_set = self.next_rules;
         self.next_rules += 1;
+        self.policies.choose(enrolment.id, &enrolment.spec)?;
         let rules = self.write_rules(enrolment, rules_set)?;
         let value = self.workload_value(enrolment, rules_set);
         self.enrolled.insert(
@@ -212,11 +204,9 @@ impl EbpfBackend {
     }
 
     fn workload_value(&self, enrolment: &Enrolment, rules: u32) -> Workload {
-        let accelerated = match &self.acceleration {
-            Ok(_) => acceleration::flags(&enrolment.spec.acceleration),
-            Err(_) => 0,
-        };
-        value::of(enrolment, rules, accelerated)
+        let mut value = value::of(enrolment, rules, self.possible(enrolment).flags());
+        value.policy = self.policies.counts(rules);
+        value
     }
 
     /// Writes a policy as a set of its own. On failure, nothing of it stays.
@@ -232,12 +222,14 @@ impl EbpfBackend {
         };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
-        entries.extend(trie::acceleration(set, &enrolment.spec.acceleration));
+        entries.extend(trie::acceleration(set, &self.possible(enrolment)));
+        self.policies.write(set, &enrolment.spec)?;
         for (index, (key, marks)) in entries.iter().enumerate() {
             if let Err(error) = self.rules.insert(key, marks, 0) {
                 for (written, _) in &entries[..index] {
                     let _ = self.rules.remove(written);
                 }
+                self.policies.retire(set);
                 return Err(object::failed("write the capture rules", &error));
             }
         }
@@ -245,6 +237,8 @@ impl EbpfBackend {
     }
 
     fn remove_retired_rules(&mut self) {
+        self.services.remove_retired(RETIREMENT);
+        self.policies.remove_retired(RETIREMENT);
         let retired = std::mem::take(&mut self.retired);
         for (since, entries) in retired {
             if since.elapsed() < RETIREMENT {
@@ -279,13 +273,16 @@ impl Backend for EbpfBackend {
         self.remove_retired_rules();
         let set = self.next_rules;
         self.next_rules += 1;
+        self.policies.choose(enrolment.id, &enrolment.spec)?;
         let rules = self.write_rules(enrolment, set)?;
         let value = self.workload_value(enrolment, set);
         if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
             self.retired.push((Instant::now(), rules));
+            self.policies.retire(set);
             return Err(object::failed("write the workload", &error));
         }
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
+            self.policies.retire(enrolled.value.rules);
             enrolled.value = value;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
@@ -316,6 +313,8 @@ impl Backend for EbpfBackend {
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
+        self.policies.retire(enrolled.value.rules);
+        self.policies.forget(enrolment.id);
         if let Ok(acceleration) = &mut self.acceleration {
             for address in &enrolled.addresses {
                 acceleration.move_out(*address, enrolled.cookie);

@@ -122,6 +122,8 @@ pub struct Enrolment {
     /// The namespace's addresses, without loopback and link-local ones.
     pub addresses: Vec<IpAddr>,
     pub listeners: Vec<Listener>,
+    /// Why no connection may go past the agent, as `timeouts.idle is set`.
+    pub needs_proxy: Option<&'static str>,
 }
 
 impl Enrolment {

@@ -1,10 +1,14 @@
 //! The two ways of steering, made ready when first wanted, and the choice between them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use shunt_core::config::Config;
+use shunt_core::policy::Policy;
+use shunt_core::service::Service;
 use shunt_core::workload::{Mode, ModeSetting};
 use shunt_intercept::ebpf::EbpfBackend;
 use shunt_intercept::iptables::IptablesBackend;
@@ -20,6 +24,8 @@ pub(super) struct Backends {
     iptables: Slot<IptablesBackend>,
     /// Where the agent's own sockets are made, for the hook that knows them.
     cgroup: Option<OwnCgroup>,
+    services: Vec<Service>,
+    policy: Arc<Policy>,
 }
 
 #[derive(Debug)]
@@ -41,6 +47,17 @@ impl Backends {
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
             cgroup: None,
+            services: config.services.clone(),
+            policy: Arc::new(Policy::new(config.policy.clone())),
+        }
+    }
+
+    /// Of the L4 services and policy, what the hooks decide. Workloads have the policy with their next update.
+    pub(super) fn govern(&mut self, config: &Config) {
+        self.services.clone_from(&config.services);
+        self.policy = Arc::new(Policy::new(config.policy.clone()));
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            govern(backend, &self.services, &self.policy);
         }
     }
 
@@ -82,7 +99,8 @@ impl Backends {
 
     fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
         let cgroup = OwnCgroup::find_or_make()?;
-        let backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        let mut backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        govern(&mut backend, &self.services, &self.policy);
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)
@@ -123,14 +141,39 @@ impl Backends {
         }
     }
 
+    /// What the hooks tell of direct connections, for the data plane, once the programs are loaded.
+    pub(super) fn direct_events(&self) -> Option<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
+            return None;
+        };
+        let events = backend.direct_events_fd();
+        events
+            .inspect_err(|error| tracing::error!(%error, "cannot share the books of direct flows"))
+            .ok()
+    }
+
     /// The maps of acceleration for the data plane, where the kernel can do it.
-    pub(super) fn shortcuts(&mut self) -> Vec<OwnedFd> {
-        let Slot::Ready(backend) = &mut self.ebpf else {
+    pub(super) fn shortcuts(&self) -> Vec<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
             return Vec::new();
         };
         let maps = backend.shortcut_fds();
         maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of acceleration"))
             .unwrap_or_default()
+    }
+
+    /// The namespaces of workloads in iptables mode, by cookie, and their addresses.
+    pub(super) fn steered_by_rules(&mut self, workloads: BTreeMap<u64, Vec<IpAddr>>) {
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.steered_by_rules(workloads);
+        }
+    }
+
+    /// A data plane is gone, and with it its flows.
+    pub(super) fn forget_flows(&mut self) {
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.forget_flows();
+        }
     }
 
     pub(super) fn events(&self) -> BTreeMap<String, u64> {
@@ -149,6 +192,15 @@ impl Backends {
         self.ebpf = Slot::Untried;
         self.iptables = Slot::Untried;
         self.cgroup = None;
+    }
+}
+
+fn govern(backend: &mut EbpfBackend, services: &[Service], policy: &Arc<Policy>) {
+    let services = backend.set_services(services);
+    let governed = services.and(backend.set_policy(Arc::clone(policy)));
+    if let Err(error) = governed {
+        let error = error.chain();
+        tracing::error!(error, "not every service or policy rule is in force");
     }
 }
 

@@ -76,6 +76,7 @@ impl Serving {
                 netns: Arc::clone(&netns),
                 addresses: addresses.clone(),
                 listeners,
+                needs_proxy: needs_proxy(config),
             };
             if let Err(error) = backend.install(&enrolment) {
                 reasons.push(format!("{} failed: {}", mode.as_str(), error.chain()));
@@ -171,6 +172,11 @@ impl Serving {
             .map(|socket| socket.as_fd().try_clone_to_owned())
             .collect()
     }
+}
+
+/// What only the proxy can do for connections.
+pub(super) fn needs_proxy(config: &Config) -> Option<&'static str> {
+    (!config.timeouts.idle.is_zero()).then_some("timeouts.idle is set")
 }
 
 fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {

@@ -19,7 +19,7 @@ use shunt_intercept::InterceptError;
 use shunt_intercept::netns::Netns;
 
 use super::Supervisor;
-use super::enrolment::{Ports, Serving};
+use super::enrolment::{Ports, Serving, needs_proxy};
 use super::leaving::Leaving;
 use crate::ipc::ToWorker;
 
@@ -130,11 +130,13 @@ impl Supervisor {
         let name = spec.name.clone();
         let workload = match self.workloads.remove(&name) {
             Some(Workload {
-                phase: Phase::Serving { serving, .. },
+                phase: Phase::Serving { serving, change },
                 ..
             }) => {
                 if changes_in_place(&serving.enrolment.spec, &spec) {
-                    let change = (serving.enrolment.spec != spec).then(Retry::now);
+                    // What counts for every workload may be wished of it already.
+                    let differs = serving.enrolment.spec != spec;
+                    let change = differs.then(Retry::now).or(change);
                     let phase = Phase::Serving { serving, change };
                     Workload { spec, phase }
                 } else {
@@ -145,6 +147,15 @@ impl Supervisor {
             Some(_) | None => Workload::new(spec),
         };
         self.workloads.insert(name, workload);
+    }
+
+    /// Something that counts for every workload changed.
+    pub(super) fn desire_all_anew(&mut self) {
+        for workload in self.workloads.values_mut() {
+            if let Phase::Serving { change, .. } = &mut workload.phase {
+                change.get_or_insert_with(Retry::now);
+            }
+        }
     }
 
     pub(super) fn withdraw(&mut self, name: &WorkloadName) {
@@ -181,9 +192,21 @@ impl Supervisor {
         if !self.step_of_leaving(now) {
             self.step_of_workload(now);
         }
+        self.tell_hooks_of_others();
         self.publish();
         self.answer_asked();
         self.say_in_force();
+    }
+
+    /// A connection into a workload that is steered by rules comes to the agent, whatever the hooks think.
+    fn tell_hooks_of_others(&mut self) {
+        let serving = self.workloads.values().filter_map(Workload::serving);
+        let others = serving.filter(|serving| serving.mode == Mode::Iptables);
+        let of = |serving: &Serving| {
+            let enrolment = &serving.enrolment;
+            (enrolment.netns.cookie(), enrolment.addresses.clone())
+        };
+        self.backends.steered_by_rules(others.map(of).collect());
     }
 
     fn step_of_workload(&mut self, now: Instant) {
@@ -292,6 +315,7 @@ impl Supervisor {
         change: Option<Retry>,
     ) -> Phase {
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
+        serving.enrolment.needs_proxy = needs_proxy(&self.config);
         let changed = self.backends.get(serving.mode).and_then(|backend| {
             backend
                 .update(&serving.enrolment)

@@ -5,6 +5,7 @@ use shunt_core::workload::{WorkloadName, WorkloadSpec};
 
 use super::Supervisor;
 use super::config_source::ConfigSource;
+use super::enrolment::needs_proxy;
 use super::lifecycle::{Phase, Workload};
 use crate::cli::RunArgs;
 use crate::ipc::{ToWorker, Traffic};
@@ -39,6 +40,7 @@ impl Supervisor {
             .filter(|spec| !self.config.workloads.contains(spec))
             .cloned()
             .collect();
+        let needed_proxy = needs_proxy(&self.config);
         self.config.timeouts = new.timeouts;
         self.config.limits = new.limits;
         if self.config.log.level != new.log.level
@@ -50,8 +52,10 @@ impl Supervisor {
         self.config.log = new.log;
         self.config.mode = new.mode;
         self.config.workloads = new.workloads;
-        if (&self.config.services, &self.config.policy) != (&new.services, &new.policy) {
+        let governed = (&self.config.services, &self.config.policy) != (&new.services, &new.policy);
+        if governed {
             (self.config.services, self.config.policy) = (new.services, new.policy);
+            self.backends.govern(&self.config);
             self.tell_traffic();
         }
         for name in &gone {
@@ -59,6 +63,9 @@ impl Supervisor {
         }
         for spec in changed {
             self.desire(spec);
+        }
+        if governed || needs_proxy(&self.config) != needed_proxy {
+            self.desire_all_anew();
         }
         self.tell_settings();
         self.publish();

@@ -98,6 +98,7 @@ impl Supervisor {
 
     /// A new data plane knows nothing.
     pub(super) fn tell_everything(&mut self) {
+        self.backends.forget_flows();
         self.tell_destinations();
         self.tell_traffic();
         let workloads = std::mem::take(&mut self.workloads);
@@ -124,6 +125,9 @@ impl Supervisor {
     pub(super) fn tell_destinations(&mut self) {
         if let Some(map) = self.backends.destinations() {
             self.data_plane.tell(&ToWorker::Destinations, vec![map]);
+        }
+        if let Some(events) = self.backends.direct_events() {
+            self.data_plane.tell(&ToWorker::DirectEvents, vec![events]);
         }
         let maps = self.backends.shortcuts();
         if !maps.is_empty() {

@@ -71,6 +71,7 @@ pub(super) fn serve(
 
 impl AdminApi for Api {
     async fn answer(&self, call: Call) -> Answer {
+        self.view.borrow_mut().catch_up();
         match call {
             Call::Ready => self.ready(),
             Call::ServerInfo => Answer::json(&self.view.borrow().report().agent),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::{Destinations, Shortcuts};
+use shunt_intercept::ebpf::{Destinations, DirectEvents, Shortcuts};
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use super::stock::Stock;
 use super::view::View;
@@ -27,6 +28,10 @@ use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplai
 
 /// How often the end of withdrawn workloads' flows is looked for.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often is read what the hooks tell of direct connections; their buffer has room for 11,000 events.
+const BOOKS: Duration = Duration::from_millis(50);
+/// Events at once after which they are read more often.
+const MANY: usize = 2_000;
 /// After the supervisor's death the iptables gates need this long to open: until then clients still come.
 const ORPHAN: Duration = Duration::from_millis(1500);
 
@@ -60,7 +65,7 @@ pub(super) struct Control {
     /// By holding these, others know that flows still go through a workload's namespace.
     held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
-    _access_log: AccessLogger,
+    access_log: AccessLogger,
 }
 
 #[derive(Debug)]
@@ -99,8 +104,7 @@ impl Control {
             let page = heartbeats
                 .try_clone()
                 .context("cannot share the heartbeats")?;
-            let log = access_log.clone();
-            let flows: FlowSink = Arc::new(move |record| log.write(&record));
+            let flows = sink(&access_log);
             let worker = shunt_proxy::spawn(WorkerContext {
                 index,
                 snapshot: Arc::clone(&view.snapshot),
@@ -140,7 +144,7 @@ impl Control {
             leaving: Vec::new(),
             held: HashMap::new(),
             servers,
-            _access_log: access_log,
+            access_log,
         })
     }
 
@@ -148,6 +152,7 @@ impl Control {
         // The terminal's Ctrl-C reaches both processes; the supervisor says when to stop.
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
         let mut looks = tokio::time::interval(LOOK);
+        let mut books = Instant::now();
         let end = loop {
             tokio::select! {
                 message = self.channel.receive() => match message {
@@ -165,8 +170,13 @@ impl Control {
                 Some(wish) = self.wishes.recv() => self.pass_on(wish),
                 _ = interrupt.recv() => {}
                 _ = looks.tick(), if !self.leaving.is_empty() => self.look_at_leaving(),
+                () = sleep_until(books) => {
+                    let told = self.view.borrow_mut().catch_up();
+                    books = Instant::now() + if told > MANY { BOOKS / 10 } else { BOOKS };
+                }
             }
         };
+        self.view.borrow_mut().let_go(|_| true);
         match end {
             End::Stop { grace } => self.stop(grace).await,
             End::SupervisorGone => self.outlive_supervisor().await,
@@ -205,6 +215,13 @@ impl Control {
                     .next()
                     .context("no map came with the message")?;
                 self.originals.set_destinations(Destinations::from_fd(map));
+            }
+            ToWorker::DirectEvents => {
+                let map = fds.into_iter().next();
+                let events = DirectEvents::from_fd(map.context("no map came with the message")?)
+                    .context("cannot read what the hooks tell")?;
+                let sink = sink(&self.access_log);
+                self.view.borrow_mut().follow(events, sink);
             }
             ToWorker::Shortcuts => {
                 let maps = Shortcuts::from_fds(fds).context("the maps did not come along")?;
@@ -389,4 +406,9 @@ impl Control {
             worker.ended().await;
         }
     }
+}
+
+fn sink(log: &AccessLogger) -> FlowSink {
+    let log = log.clone();
+    Arc::new(move |record| log.write(&record))
 }

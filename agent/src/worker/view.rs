@@ -14,7 +14,10 @@ use shunt_core::service::Services;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus};
 use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_intercept::ebpf::DirectEvents;
+use shunt_proxy::FlowSink;
 
+use super::direct::DirectFlows;
 use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
@@ -33,6 +36,8 @@ pub(super) struct View {
     pub(super) captures: bool,
     pub(super) kernel_events: BTreeMap<String, u64>,
     pub(super) repairs: BTreeMap<String, u64>,
+    /// Once the programs are loaded.
+    direct: Option<DirectFlows>,
     services: Arc<Services>,
     policy: Arc<Policy>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
@@ -53,6 +58,7 @@ impl View {
             captures: false,
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            direct: None,
             services: Arc::default(),
             policy: Arc::default(),
             enrolled: BTreeMap::new(),
@@ -104,8 +110,32 @@ impl View {
         self.publish();
     }
 
+    /// Keeps the books of direct connections from now on. A second time is ignored: the supervisor loads the programs
+    /// once in its life.
+    pub(super) fn follow(&mut self, events: DirectEvents, sink: FlowSink) {
+        let counters = &self.counters;
+        self.direct
+            .get_or_insert_with(|| DirectFlows::new(events, sink, Arc::clone(counters)));
+    }
+
+    /// Reads what the kernel has told of direct connections. Says how much.
+    pub(super) fn catch_up(&mut self) -> usize {
+        let snapshot = self.snapshot.load();
+        let direct = self.direct.as_mut();
+        direct.map_or(0, |direct| direct.catch_up(&snapshot))
+    }
+
+    /// The hooks are gone, and tell no more of connections of these workloads.
+    pub(super) fn let_go(&mut self, of: impl Fn(WorkloadId) -> bool) {
+        self.catch_up();
+        if let Some(direct) = &mut self.direct {
+            direct.let_go(of);
+        }
+    }
+
     /// The workload stays known, for its flows, but owns no address any more.
     pub(super) fn withdraw(&mut self, id: WorkloadId) {
+        self.let_go(|of| of == id);
         let Some(known) = self.enrolled.get(&id) else {
             return;
         };

@@ -3,4 +3,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod decision;
+pub mod direct;
 pub mod maps;
+pub mod policy;
+pub mod services;

@@ -22,6 +22,8 @@ pub struct Workload {
     pub source_v6: [u32; 4],
     /// The [`RuleKey::set`] in force: a new policy is written beside the old one and swapped in here.
     pub rules: u32,
+    /// Of the L4 policy, outbound and inbound: how many rules, and bits of this type.
+    pub policy: [u32; 2],
 }
 
 impl Workload {
@@ -32,6 +34,17 @@ impl Workload {
     pub const ACCELERATE: u32 = 4;
     /// Some ports have a rule of their own, in [`RuleKey::ACCELERATION`].
     pub const ACCELERATION_BY_PORT: u32 = 8;
+    /// Connections to a port without a rule of its own may go directly.
+    pub const DIRECT: u32 = 1 << 8;
+    /// The workload has several addresses of a family: which one a connection will have is not known before.
+    pub const SEVERAL_V4: u32 = 1 << 9;
+    pub const SEVERAL_V6: u32 = 1 << 10;
+    /// In [`Workload::policy`]: the number of rules.
+    pub const POLICY_RULES: u32 = 0xffff;
+    /// There are more than the hooks go through.
+    pub const POLICY_ELSEWHERE: u32 = 1 << 16;
+    /// Some ask for the peer's address.
+    pub const POLICY_BY_ADDRESS: u32 = 1 << 17;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -70,7 +83,7 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: 1 accelerated, 0 not.
+    /// Ports whose acceleration is not the workload's default. Value: [`Workload::ACCELERATE`], [`Workload::DIRECT`].
     pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
@@ -175,10 +188,13 @@ pub struct End {
     pub sent: u64,
     /// One of this type's.
     pub state: u32,
-    pub reserved: u32,
+    /// Bits of this type.
+    pub flags: u32,
 }
 
 impl End {
+    /// In `flags`: the other end is an application's own socket too.
+    pub const DIRECT: u32 = 1;
     /// Nothing was sent yet.
     pub const UNDECIDED: u32 = 0;
     /// Messages go into the peer's receive queue.
@@ -199,6 +215,14 @@ pub struct Handoff {
     /// Moved since then.
     pub bytes: u64,
     pub messages: u64,
+    /// Bits of this type.
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+impl Handoff {
+    /// Both ends are applications' own sockets, and the kernel alone keeps this.
+    pub const DIRECT: u32 = 1;
 }
 
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
@@ -229,11 +253,17 @@ pub enum Event {
     ReceiverGone,
     /// A direction goes past the agent.
     HandedOver,
+    /// A connection goes directly; the agent was not told of something about one.
+    OutboundDirect,
+    DirectEventLost,
+    /// A hook refused a connection: policy denies it, or its service has no endpoint.
+    OutboundDenied,
+    ServiceEmpty,
 }
 
 impl Event {
-    pub const COUNT: u32 = 16;
-    pub const NAMES: [&'static str; 15] = [
+    pub const COUNT: u32 = 32;
+    pub const NAMES: [&'static str; 19] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -249,6 +279,10 @@ impl Event {
         "queue_full",
         "receiver_gone",
         "handed_over",
+        "outbound_direct",
+        "direct_event_lost",
+        "outbound_denied",
+        "service_empty",
     ];
 }
 
@@ -262,6 +296,14 @@ pub mod capacity {
     /// Accelerated sockets, four for a flow.
     pub const SOCKETS: u32 = 1 << 18;
     pub const ADDRESSES: u32 = 1 << 14;
+    /// Bytes for what the agent has not read yet: 11,000 events, of which it reads some every 50 ms.
+    pub const DIRECT_EVENTS: u32 = 1 << 21;
+    /// Addresses of services, and endpoints of all of them.
+    pub const SERVICES: u32 = 1 << 16;
+    pub const ENDPOINTS: u32 = 1 << 18;
+    /// Rules of all workloads' L4 policies, and workloads that each of their selectors chooses.
+    pub const POLICY: u32 = 1 << 18;
+    pub const SELECTED: u32 = 1 << 18;
 }
 
 #[cfg(feature = "user")]
@@ -300,7 +342,7 @@ mod tests {
 
     #[test]
     fn no_map_type_has_padding() {
-        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4);
+        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4 + 8);
         assert_eq!(size_of::<RuleKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
@@ -308,7 +350,7 @@ mod tests {
         assert_eq!(size_of::<ListeningPort>(), 8);
         assert_eq!(size_of::<Meeting>(), 4 + 4 + 2 + 2 + 4);
         assert_eq!(size_of::<End>(), 8 + 8 + 8 + 4 + 4);
-        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8);
+        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8 + 4 + 4);
     }
 
     #[test]

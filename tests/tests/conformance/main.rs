@@ -39,7 +39,9 @@ scenes! {
     ebpf_copy: Some("ebpf"), "splice_after: off", "", "copy";
     ebpf_splice: Some("ebpf"), "splice_after: 0", "", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
-    ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: always", "handoff";
+    ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: {default: always, direct: false}", "handoff";
+    ebpf_direct: Some("ebpf"), "", "acceleration: auto", "direct";
+    ebpf_direct_queues: Some("ebpf"), "", "acceleration: always", "direct";
     iptables_splice: Some("iptables"), "splice_after: 0", "", "splice";
 }
 
@@ -66,10 +68,11 @@ fn judge(name: &str) {
         assert!(missing.is_empty(), "no such rows, or not run: {missing:?}");
     }
     // docs/semantics.md says of it what blocking sockets must expect.
-    let judged = |variant: &str| scene.path != "handoff" || !variant.contains("/blocking");
+    let queues = scene.workload.contains("always");
+    let judged = |variant: &str| !queues || !variant.contains("/blocking");
     seen.retain(|variant, _| judged(variant));
     let mut faults = faults(scene, &seen, &differences);
-    if scene.path == "handoff" && !faults.is_empty() {
+    if queues && !faults.is_empty() {
         // Its wake-ups race under load: told, and a fault when it shows again. Order and bytes are judged without mercy
         // by tests/acceleration.rs.
         note(&format!("seen once on {name}:\n{}", faults.join("\n")));

@@ -16,9 +16,10 @@ use shunt_core::sockets::Family;
 use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
+use super::offsets::Offsets;
 use super::pins::Pins;
 use super::raw;
-use crate::{Enrolment, InterceptError, Marks, btf};
+use crate::{Enrolment, InterceptError, Marks};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -27,7 +28,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 19] = [
+const SHARED: [&str; 25] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -46,6 +47,12 @@ const SHARED: [&str; 19] = [
     "SHUNT_HANDOFFS",
     "SHUNT_ENDS",
     "SHUNT_SENDERS",
+    "SHUNT_DIRECT",
+    "SHUNT_SERVICES",
+    "SHUNT_ENDPOINTS",
+    "SHUNT_TURNS",
+    "SHUNT_POLICY",
+    "SHUNT_SELECTED",
     "AYA_LOGS",
 ];
 
@@ -57,7 +64,7 @@ pub(super) struct Object {
     loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
-    /// Is it known where the kernel keeps what acceleration reads of sockets?
+    /// Is it known where the kernel keeps what the programs read of sockets?
     pub(super) offsets: Result<(), InterceptError>,
     logger: Logger,
 }
@@ -105,6 +112,14 @@ impl Object {
     /// Takes a map of sockets' own storage out of the object.
     pub(super) fn sk_storage(&mut self, name: &str) -> Result<MapData, InterceptError> {
         sk_storage(&mut self.main, name)
+    }
+
+    /// Takes a ring buffer out of the object.
+    pub(super) fn ring(&mut self, name: &str) -> Result<MapData, InterceptError> {
+        match self.main.take_map(name) {
+            Some(Map::RingBuf(map)) => Ok(map),
+            _ => Err(missing("map", name)),
+        }
     }
 
     /// An instance of the inbound hook for this workload. `None`: it has no inbound listener.
@@ -246,38 +261,6 @@ enum Instance {
     Main(Offsets),
     /// The namespace whose connections it picks.
     Inbound(NetnsCookie),
-}
-
-/// Where the running kernel keeps what acceleration reads of sockets, in the order of [`Offsets::MEMBERS`].
-#[derive(Clone, Copy, Default)]
-struct Offsets([u32; Self::MEMBERS.len()]);
-
-impl Offsets {
-    /// By the name of the programs' static: the structure and the path of members in it.
-    const MEMBERS: [(&str, &str, &[&str]); 4] = [
-        (
-            "RECEIVE_QUEUE_OFFSET",
-            "sock",
-            &["sk_backlog", "rmem_alloc"],
-        ),
-        ("USER_DATA_OFFSET", "sock", &["sk_user_data"]),
-        ("WRITERS_OFFSET", "sock", &["sk_write_pending"]),
-        ("WRITTEN_OFFSET", "tcp_sock", &["write_seq"]),
-    ];
-
-    fn of_the_kernel() -> Result<Self, InterceptError> {
-        let types = btf::Kernel::read()?;
-        let mut offsets = Self::default();
-        for (place, (_, structure, members)) in offsets.0.iter_mut().zip(Self::MEMBERS) {
-            *place = types.offset(structure, members)?;
-        }
-        Ok(offsets)
-    }
-
-    fn statics(self) -> impl Iterator<Item = (&'static str, u32)> {
-        let names = Self::MEMBERS.into_iter().map(|(name, _, _)| name);
-        names.zip(self.0)
-    }
 }
 
 /// Bytes that may wait for an application before its sender feels back-pressure.

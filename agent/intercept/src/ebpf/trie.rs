@@ -11,11 +11,12 @@ use ipnet::IpNet;
 use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
-use shunt_core::workload::{Acceleration, AccelerationPolicy, PortRange};
+use shunt_core::workload::{Acceleration, PortRange};
 use shunt_ebpf_common::decision::{Marks, Rules};
-use shunt_ebpf_common::maps::{RuleKey, RuleMarks};
+use shunt_ebpf_common::maps::RuleKey;
 
 use super::RuleEntry;
+use super::acceleration::Possible;
 
 /// Bits before an IPv4 address in its mapped form.
 pub(super) const MAPPED_BITS: u32 = 96;
@@ -53,17 +54,17 @@ fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEnt
     entries
 }
 
-/// Ports whose acceleration is not the default: 1 accelerated, 0 not.
-pub(super) fn acceleration(set: u32, policy: &AccelerationPolicy) -> Vec<RuleEntry> {
+/// Ports whose acceleration is not the default.
+pub(super) fn acceleration(set: u32, possible: &Possible<'_>) -> Vec<RuleEntry> {
     let of_range = |(range, wish): &(PortRange, Acceleration)| {
-        let marks = RuleMarks::from(*wish == Acceleration::Always);
+        let marks = possible.marks(*wish);
         let blocks = prefixes(u32::from(range.first), u32::from(range.last) + 1);
         blocks.into_iter().map(move |(port, bits)| {
             let key = RuleKey::acceleration(set, port);
             (Key::new(RuleKey::FIXED_BITS + bits, key), marks)
         })
     };
-    policy.ports.iter().flat_map(of_range).collect()
+    possible.wish.ports.iter().flat_map(of_range).collect()
 }
 
 /// `first..end` as aligned blocks: (first port, prefix length of 16).

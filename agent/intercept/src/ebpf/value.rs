@@ -30,6 +30,12 @@ pub(super) fn of(enrolment: &Enrolment, rules: u32, mut flags: u32) -> Workload 
     {
         flags |= Workload::CAPTURE_INBOUND;
     }
+    for (several, v4) in [(Workload::SEVERAL_V4, true), (Workload::SEVERAL_V6, false)] {
+        let of_family = enrolment.addresses.iter().filter(|ip| ip.is_ipv4() == v4);
+        if of_family.count() > 1 {
+            flags |= several;
+        }
+    }
     let inbound = PolicyRules {
         policy: &enrolment.spec.inbound,
         own: &[],
@@ -47,6 +53,7 @@ pub(super) fn of(enrolment: &Enrolment, rules: u32, mut flags: u32) -> Workload 
         source_v4,
         source_v6,
         rules,
+        policy: [0; 2],
     }
 }
 

@@ -151,6 +151,7 @@ impl Pod {
         };
         let hook = Steering::ConnectHook;
         Enrolment {
+            needs_proxy: None,
             id: WorkloadId(id),
             spec: WorkloadSpec {
                 name: WorkloadName {

@@ -189,6 +189,7 @@ pub fn enrolment(
         }
     }
     Enrolment {
+        needs_proxy: None,
         id,
         spec: WorkloadSpec {
             name: WorkloadName {

@@ -183,6 +183,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
     let AccelerationPolicy {
         default,
         ports: by_port,
+        direct,
     } = &workload.acceleration;
     let word = |acceleration: &Acceleration| match acceleration {
         Acceleration::Off => "off",
@@ -195,7 +196,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         .collect();
     writeln!(
         out,
-        "    acceleration: {{default: {}, ports: {{{}}}}}",
+        "    acceleration: {{default: {}, direct: {direct}, ports: {{{}}}}}",
         word(default),
         by_port.join(", ")
     )?;

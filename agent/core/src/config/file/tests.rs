@@ -72,6 +72,7 @@ fn the_documented_format() {
         acceleration: AccelerationPolicy {
             default: Acceleration::Auto,
             ports: vec![(port(5432, 5432), Acceleration::Off)],
+            direct: true,
         },
         on_failure: OnFailure::Open,
         outbound: CapturePolicy {

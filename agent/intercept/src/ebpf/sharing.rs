@@ -1,0 +1,63 @@
+//! What comes from and goes to the rest of the agent. The data plane is given maps, as descriptors: whoever holds one may
+//! use it without any privilege.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use std::sync::Arc;
+
+use shunt_core::policy::Policy;
+use shunt_core::service::Service;
+
+use super::EbpfBackend;
+use super::acceleration::Acceleration;
+use crate::InterceptError;
+
+impl EbpfBackend {
+    /// The map that has accepted sockets' original destinations, for [`super::Destinations::from_fd`].
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
+        self.object.destinations.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What [`super::DirectEvents::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn direct_events_fd(&self) -> std::io::Result<OwnedFd> {
+        self.direct_events.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What [`super::Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn shortcut_fds(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let acceleration = self.acceleration.as_ref().ok();
+        acceleration.map_or(Ok(Vec::new()), Acceleration::fds)
+    }
+
+    /// A data plane is gone, and with it its flows.
+    pub fn forget_flows(&mut self) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.forget_flows();
+        }
+    }
+
+    /// L4 services, for new connections at once.
+    ///
+    /// # Errors
+    /// There is no room for all of them; what is missing stays as it was.
+    pub fn set_services(&mut self, services: &[Service]) -> Result<(), InterceptError> {
+        self.services.set(services)
+    }
+
+    /// L4 policy. A workload has it with the next [`Backend::update`](crate::Backend::update).
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn set_policy(&mut self, policy: Arc<Policy>) -> Result<(), InterceptError> {
+        self.policies.set(policy)
+    }
+}
