@@ -74,6 +74,8 @@ struct Supervisor {
     strays_looked: Option<Instant>,
     /// Where the round of looks is.
     looked_at: Option<WorkloadName>,
+    /// A changed file was read, and some workload does not have it yet.
+    reloaded: bool,
     /// What `status` shows is not yet what the data plane was told.
     changed: bool,
     repairs: BTreeMap<String, u64>,
@@ -159,6 +161,7 @@ impl Supervisor {
             node: NodeNotes::default(),
             strays_looked: None,
             looked_at: None,
+            reloaded: false,
             changed: true,
             repairs: BTreeMap::new(),
             level,

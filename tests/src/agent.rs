@@ -303,7 +303,7 @@ impl Agent {
         fs::read_to_string(self.dir.join("shunt.yaml")).expect("a configuration")
     }
 
-    /// Replaces a part of the configuration file, and waits until the data plane has this section changed.
+    /// Replaces a part of the configuration file, and waits until everybody has this section changed.
     ///
     /// # Panics
     /// There is no such part, or the section stays as it was.
@@ -313,12 +313,17 @@ impl Agent {
             let dump: Value = serde_json::from_str(&dump).expect("JSON");
             dump[section].clone()
         };
-        let before = shown();
-        let text = fs::read_to_string(self.dir.join("shunt.yaml")).expect("a file");
+        let said = || {
+            self.log()
+                .matches("the changed configuration is in force")
+                .count()
+        };
+        let (before, said_before) = (shown(), said());
+        let text = self.configuration();
         assert!(text.contains(part), "no {part} in {text}");
         self.rewrite_text(&text.replacen(part, by, 1));
         wait::until("the change is in force", Duration::from_secs(10), || {
-            (shown() != before).then_some(())
+            (said() > said_before && shown() != before).then_some(())
         });
     }
 

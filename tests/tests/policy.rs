@@ -15,6 +15,7 @@ use shunt_tests::{
 on_every_way!(
     the_first_rule_decides,
     endpoints_are_judged,
+    labels_are_in_force_once_answered,
     rules_change_under_load,
 );
 
@@ -113,13 +114,7 @@ impl Attempt<'_> {
 
 fn the_first_rule_decides(way: Way) {
     let scene = scene();
-    let Scene {
-        web,
-        other,
-        db,
-        stranger,
-        ..
-    } = &scene;
+    let (web, other, db, stranger) = (&scene.web, &scene.other, &scene.db, &scene.stranger);
     let mut heard = Script::start(db, GREETER, &["db", "5432", "5433", "5440"]);
     db.wait_for_listener(5440);
     let _stranger = greeter(stranger, "stranger", &[80, 81]);
@@ -284,6 +279,34 @@ fn endpoints_are_judged(way: Way) {
         format!("policy: {at} DENIED by policy[1], inbound of default/server, peer default/client"),
     ] {
         assert!(text.lines().any(|told| told == line), "{line} in\n{text}");
+    }
+}
+
+fn labels_are_in_force_once_answered(way: Way) {
+    let pair = Pair::new();
+    let _greeter = greeter(&pair.server, "server", &[8080]);
+    let settings = "policy: [{action: deny, direction: inbound, workload: {labels: {a: s}}, peer: {workload: {labels: {a: c}}}}]";
+    let agent = pair.both(way.mode, way.more).set(settings).start();
+    let put = |name: &str, pod: &Pod, label: &str| {
+        let (netns, cgroup) = (&pod.netns, pod.cgroup.display());
+        let body = format!(
+            "{{netns: {netns}, cgroup: {cgroup}, labels: {{a: {label}}}, {}}}",
+            way.more
+        );
+        let (status, answer) = agent.admin("PUT", &format!("/workloads/default/{name}"), &body);
+        assert_eq!(status, 200, "{answer}");
+    };
+    for (client, server, denied) in [("c", "x", false), ("c", "s", true), ("x", "s", false)] {
+        put("client", &pair.client, client);
+        put("server", &pair.server, server);
+        for to in at(&pair.server, 8080) {
+            let said = reached(&pair.client, to, 1).remove(0);
+            let wanted = if denied { way.denied } else { &["server"] };
+            assert!(
+                wanted.contains(&said.as_str()),
+                "{client} to {server}: {said}"
+            );
+        }
     }
 }
 

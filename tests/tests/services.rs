@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shunt_tests::greeter::{at, greeter, reached};
 use shunt_tests::ongoing::Ongoing;
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, Way, World, number, on_every_way, require};
+use shunt_tests::{
+    Agent, AgentBuilder, Pair, Pod, Running, Way, World, number, on_every_way, require, wait,
+};
 
 on_every_way!(
     connections_go_to_endpoints,
     what_cannot_be_served_is_reset,
     endpoints_change_under_load,
+    modes_may_differ,
 );
 
 /// Nobody has these.
@@ -245,4 +249,43 @@ fn endpoints_change_under_load(way: Way) {
     let mut lines = agent.access_log();
     lines.retain(|line| line["close_reason"] != "finished");
     assert!(lines.is_empty(), "{lines:#?}");
+}
+
+/// The client is served in one mode, its endpoint in the other; who is denied is reset here too.
+fn modes_may_differ(way: Way) {
+    let pair = Pair::new();
+    let (client, server) = (&pair.client, &pair.server);
+    let _greeter = greeter(server, "server", &[PORT]);
+    let other = if way.mode == "ebpf" {
+        "iptables"
+    } else {
+        "ebpf"
+    };
+    let web = service("web", &VIP, &[server], "random");
+    let agent = AgentBuilder::new(&pair.world, way.mode)
+        .set(&format!("services:\n{web}policy: []"))
+        .enrol("client", client, way.more)
+        .enrol("server", server, &format!("mode: {other}, {}", way.more))
+        .start();
+    // An application may ask by IPv6 for an IPv4 address.
+    let addresses = [VIP[0], VIP[1], "[::ffff:10.66.0.200]:80"].map(vip);
+    for address in addresses {
+        assert_eq!(reached(client, address, 3), ["server"; 3], "{address}");
+    }
+    let deny = "policy: [{action: deny, direction: inbound, workload: {name: server}, peer: {workload: {name: client}}}]";
+    agent.edit("policy", "policy: []", deny);
+    for address in addresses {
+        let said = reached(client, address, 1).remove(0);
+        assert!(way.denied.contains(&said.as_str()), "{address}: {said}");
+    }
+    // A socket that was made ready before the programs were loaded is a stranger at an eBPF-mode server: more lines there.
+    wait::until("a line for each", Duration::from_secs(5), || {
+        let lines = agent.access_log();
+        let made = lines.iter().filter(|line| line["direction"] == "outbound");
+        (made
+            .filter(|line| line["peer_workload"] == "default/server")
+            .count()
+            == 12)
+            .then_some(())
+    });
 }

@@ -130,11 +130,13 @@ impl Supervisor {
         let name = spec.name.clone();
         let workload = match self.workloads.remove(&name) {
             Some(Workload {
-                phase: Phase::Serving { serving, .. },
+                phase: Phase::Serving { serving, change },
                 ..
             }) => {
                 if changes_in_place(&serving.enrolment.spec, &spec) {
-                    let change = (serving.enrolment.spec != spec).then(Retry::now);
+                    // What counts for every workload may be wished of it already.
+                    let differs = serving.enrolment.spec != spec;
+                    let change = differs.then(Retry::now).or(change);
                     let phase = Phase::Serving { serving, change };
                     Workload { spec, phase }
                 } else {
@@ -193,6 +195,7 @@ impl Supervisor {
         self.tell_hooks_of_others();
         self.publish();
         self.answer_asked();
+        self.say_in_force();
     }
 
     /// A connection into a workload that is steered by rules comes to the agent, whatever the hooks think.

@@ -6,6 +6,7 @@ use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use super::Supervisor;
 use super::config_source::ConfigSource;
 use super::enrolment::needs_proxy;
+use super::lifecycle::{Phase, Workload};
 use crate::cli::RunArgs;
 use crate::ipc::{ToWorker, Traffic};
 use crate::run;
@@ -68,6 +69,25 @@ impl Supervisor {
         }
         self.tell_settings();
         self.publish();
+        self.reloaded = true;
+        self.say_in_force();
+    }
+
+    /// The end of a reload, once every workload that is served has what the file says.
+    pub(super) fn say_in_force(&mut self) {
+        let pending = |workload: &Workload| {
+            matches!(
+                workload.phase,
+                Phase::Serving {
+                    change: Some(_),
+                    ..
+                }
+            )
+        };
+        if self.reloaded && !self.workloads.values().any(pending) {
+            self.reloaded = false;
+            tracing::info!("the changed configuration is in force");
+        }
     }
 
     pub(super) fn tell_traffic(&mut self) {
