@@ -4,6 +4,7 @@
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod acceleration;
+pub mod battery;
 mod clock;
 mod destinations;
 mod element;

@@ -250,7 +250,7 @@ fn keep_ports_apart(socket: &Socket, role: SocketRole) {
     }
 }
 
-fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` lives across the call and `length` is its size.
     let done = unsafe {

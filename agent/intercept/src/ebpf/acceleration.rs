@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::address::to_kernel;
+use shunt_core::behaviour::Behaviour;
 use shunt_core::explain::Inquiry;
 use shunt_core::flow::{DataPath, Direction};
 use shunt_core::workload::{Acceleration as Wish, AccelerationPolicy};
@@ -22,7 +23,7 @@ pub(super) struct Acceleration {
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
     ends: MapData,
-    _sockets: SockHash<MapData, SocketCookie>,
+    sockets: SockHash<MapData, SocketCookie>,
 }
 
 impl Acceleration {
@@ -46,7 +47,7 @@ impl Acceleration {
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
-            _sockets: sockets,
+            sockets,
         })
     }
 
@@ -60,6 +61,11 @@ impl Acceleration {
         ];
         let clone = |map: &MapData| map.fd().as_fd().try_clone_to_owned();
         maps.into_iter().map(clone).collect()
+    }
+
+    /// The socket hash, for the battery alone.
+    pub(super) fn sockets_fd(&self) -> std::io::Result<OwnedFd> {
+        self.sockets.fd().as_fd().try_clone_to_owned()
     }
 
     /// A data plane is gone, and with it its flows: what it noted of them is worth nothing.
@@ -109,6 +115,20 @@ impl Acceleration {
 }
 
 impl EbpfBackend {
+    /// Accelerates nothing when this kernel may not: `learned` is what [`super::battery::Trial::learn`] said.
+    pub fn heed(&mut self, learned: &Result<Behaviour, String>) {
+        let refusal = match learned {
+            Ok(behaviour) => behaviour.refusal(),
+            Err(reason) => Some(reason.clone()),
+        };
+        if let Some(reason) = refusal
+            && self.acceleration.is_ok()
+        {
+            tracing::warn!(reason, "nothing is accelerated");
+            self.acceleration = Err(reason);
+        }
+    }
+
     /// The path that a captured connection is meant to take, and why.
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
         let port = inquiry.destination.port();

@@ -27,8 +27,8 @@ const HOOKS: [(&str, Hook); 7] = [
     ("shunt_connect4", Hook::Connect4),
     ("shunt_connect6", Hook::Connect6),
 ];
-const HANDSHAKE: &str = "shunt_handshake";
-const AGENT: &str = "shunt_agent";
+pub(super) const HANDSHAKE: &str = "shunt_handshake";
+pub(super) const AGENT: &str = "shunt_agent";
 
 /// A cgroup's inode, which is its id: never reused, however it is spelled or made anew.
 type CgroupId = u64;
@@ -250,7 +250,7 @@ fn attach(
         .map_err(|error| failed(&format!("attach {name} to {}", cgroup.display()), &error))
 }
 
-fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
+pub(super) fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
     let program = object.main.program_mut(name);
     let program = program.ok_or_else(|| missing("program", name))?;
     let loaded = if [HANDSHAKE, AGENT].contains(&name) {
