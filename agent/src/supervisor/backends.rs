@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use shunt_core::behaviour::Behaviour;
 use shunt_core::config::Config;
-use shunt_core::workload::{Mode, ModeSetting};
+use shunt_core::workload::{Mode, ModeSetting, WorkloadSpec};
 use shunt_intercept::ebpf::EbpfBackend;
+use shunt_intercept::ebpf::battery::Trial;
 use shunt_intercept::iptables::IptablesBackend;
 use shunt_intercept::{Backend, Enrolment, InterceptError, Marks};
 
@@ -20,6 +22,9 @@ pub(super) struct Backends {
     iptables: Slot<IptablesBackend>,
     /// Where the agent's own sockets are made, for the hook that knows them.
     cgroup: Option<OwnCgroup>,
+    state_dir: PathBuf,
+    /// What this kernel does to accelerated connections, once somebody wanted to have one. Or why it is not known.
+    behaviour: Option<Result<Behaviour, String>>,
 }
 
 #[derive(Debug)]
@@ -41,7 +46,33 @@ impl Backends {
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
             cgroup: None,
+            state_dir: config.state_dir.clone(),
+            behaviour: None,
         }
+    }
+
+    /// Before a workload is served as `spec` says: when it wants to be accelerated, is that right on this kernel? Asked
+    /// once, some tenths of a second, and not again until the host boots anew.
+    pub(super) fn prepare(&mut self, spec: &WorkloadSpec) {
+        if self.behaviour.is_some()
+            || spec.mode == ModeSetting::Iptables
+            || !spec.acceleration.is_any()
+        {
+            return;
+        }
+        let trial = Trial {
+            state_dir: &self.state_dir,
+            remember: true,
+        };
+        let learned = trial.learn();
+        if let Ok(behaviour) = &learned {
+            let milliseconds = behaviour.milliseconds;
+            tracing::info!(milliseconds, "it is known what the kernel's queues do");
+        }
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.heed(&learned);
+        }
+        self.behaviour = Some(learned);
     }
 
     /// The modes to try for a wish, best first.
@@ -82,7 +113,10 @@ impl Backends {
 
     fn load_ebpf(&mut self) -> Result<EbpfBackend, InterceptError> {
         let cgroup = OwnCgroup::find_or_make()?;
-        let backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        let mut backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
+        if let Some(learned) = &self.behaviour {
+            backend.heed(learned);
+        }
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)

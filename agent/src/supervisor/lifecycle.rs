@@ -290,6 +290,7 @@ impl Supervisor {
         mut serving: Box<Serving>,
         change: Option<Retry>,
     ) -> Phase {
+        self.backends.prepare(spec);
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
         let changed = self.backends.get(serving.mode).and_then(|backend| {
             backend
