@@ -12,6 +12,7 @@ mod handshake;
 mod maps;
 mod pairing;
 mod rules;
+mod setsockopt;
 mod sk_lookup;
 mod sk_msg;
 

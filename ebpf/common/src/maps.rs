@@ -229,11 +229,13 @@ pub enum Event {
     ReceiverGone,
     /// A direction goes past the agent.
     HandedOver,
+    /// An accelerated socket was refused an option that it cannot have.
+    OptionRefused,
 }
 
 impl Event {
     pub const COUNT: u32 = 16;
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -249,6 +251,7 @@ impl Event {
         "queue_full",
         "receiver_gone",
         "handed_over",
+        "option_refused",
     ];
 }
 

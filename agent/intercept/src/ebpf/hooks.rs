@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, SockOps};
+use aya::programs::Program;
 use shunt_core::sockets::Family;
 use shunt_core::workload::WorkloadId;
 
@@ -17,8 +17,9 @@ use super::pins::Pins;
 use crate::InterceptError;
 use crate::drift::{Drift, Part};
 
-/// In attachment order: what shows addresses and what hands them over come before what changes them.
-const HOOKS: [(&str, Hook); 7] = [
+/// In attachment order: what keeps accelerated sockets from harm, what shows addresses and what hands them over come before what changes them.
+const HOOKS: [(&str, Hook); 8] = [
+    ("shunt_setsockopt", Hook::SetSockOpt),
     (HANDSHAKE, Hook::SockOps),
     ("shunt_peername4", Hook::Peername4),
     ("shunt_peername6", Hook::Peername6),
@@ -253,10 +254,11 @@ fn attach(
 pub(super) fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
     let program = object.main.program_mut(name);
     let program = program.ok_or_else(|| missing("program", name))?;
-    let loaded = if [HANDSHAKE, AGENT].contains(&name) {
-        <&mut SockOps>::try_from(&mut *program).and_then(SockOps::load)
-    } else {
-        <&mut CgroupSockAddr>::try_from(&mut *program).and_then(CgroupSockAddr::load)
+    let loaded = match &mut *program {
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(missing("program of a kind for cgroups", name)),
     };
     let fd = loaded.and_then(|()| {
         program
