@@ -8,6 +8,7 @@ mod connect4;
 mod connect6;
 mod getpeername;
 mod getsockname;
+mod getsockopt;
 mod handshake;
 mod maps;
 mod pairing;

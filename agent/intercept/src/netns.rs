@@ -269,6 +269,27 @@ pub(crate) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io:
     }
 }
 
+/// An option of four bytes.
+pub(crate) fn int_option(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<u32> {
+    let mut value = 0_u32;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: `value` and `length` live across the call and `length` is the size of `value`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if done == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The cookie of the namespace in which `socket` was made.
 ///
 /// # Errors

@@ -201,6 +201,11 @@ pub struct Handoff {
     pub messages: u64,
 }
 
+/// The option by which the data plane asks one of its sockets for the room in the queue that it writes into: bytes, an
+/// `u32`. No kernel knows the level.
+pub const ROOM_LEVEL: i32 = 0x5368;
+pub const ROOM_OPTION: i32 = 1;
+
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
