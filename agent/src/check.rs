@@ -4,10 +4,14 @@ use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use shunt_core::behaviour::Behaviour;
+use shunt_core::config::file;
+use shunt_intercept::ebpf::battery::{self, Trial};
 use shunt_intercept::{Finding, ebpf, foreign, iptables};
 
 use crate::cleanup;
 use crate::cli::{self, CheckArgs, Format};
+use crate::run;
 
 #[derive(Serialize)]
 struct Report {
@@ -44,7 +48,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
 }
 
 fn examine() -> Report {
-    let (ebpf, iptables) = (ebpf::probe(), iptables::probe());
+    let (mut ebpf, iptables) = (ebpf::probe(), iptables::probe());
     let others = foreign::probe(cleanup::namespaces().into_values());
     let works = |findings: &[Finding]| {
         findings
@@ -52,6 +56,9 @@ fn examine() -> Report {
             .all(|finding| finding.ok || !finding.required)
     };
     let (ebpf_works, iptables_works) = (works(&ebpf), works(&iptables));
+    if ebpf_works {
+        ebpf.extend(battery::findings(&learn()));
+    }
     let rows = |mode, findings: Vec<Finding>| {
         findings.into_iter().map(move |finding| Row {
             mode,
@@ -70,6 +77,16 @@ fn examine() -> Report {
             .chain(rows("both", others))
             .collect(),
     }
+}
+
+/// As the agent found it, if it has been asked; else by asking, which leaves nothing.
+fn learn() -> Result<Behaviour, String> {
+    let config = run::config_path(None).and_then(|path| file::load(&path).ok());
+    let trial = Trial {
+        state_dir: &config.unwrap_or_default().state_dir,
+        remember: false,
+    };
+    trial.learn()
 }
 
 fn table(report: &Report) -> String {

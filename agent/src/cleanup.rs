@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use shunt_core::config::Config;
 use shunt_core::config::file;
-use shunt_intercept::ebpf::Remains;
+use shunt_intercept::ebpf::{Remains, battery};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::{InterceptError, cgroup, iptables};
 
@@ -151,8 +151,9 @@ fn empty_cgroups(extent: Extent) -> Vec<String> {
 
 /// A cgroup of this name was made by an agent whose process is gone.
 fn is_of_dead_agent(name: &str) -> bool {
-    let pid = name
-        .strip_prefix(CGROUP_PREFIX)
+    let pid = [CGROUP_PREFIX, battery::CGROUP_PREFIX]
+        .into_iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
         .filter(|pid| pid.parse::<u32>().is_ok());
     pid.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true))
 }

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shunt_core::config::Config;
 use shunt_core::workload::ModeSetting;
+use shunt_intercept::ebpf::battery::Fault;
 
 /// Wrong usage or configuration, as in sysexits.h.
 pub const EX_USAGE: u8 = 64;
@@ -28,6 +29,9 @@ pub enum Command {
     /// The data plane; started by `run`
     #[command(hide = true)]
     Worker,
+    /// Ask this kernel what its queues past TCP do; started by `run` and `check`
+    #[command(hide = true)]
+    Battery(BatteryArgs),
     /// Say what this host can do, with the evidence
     Check(CheckArgs),
     /// Show workloads, how they are steered and why, connections and bytes
@@ -54,6 +58,16 @@ pub struct RunArgs {
     /// Enrol a workload: a name, and a namespace under /run/netns or a path
     #[arg(long = "workload", value_name = "NAME=NETNS", value_parser = parse_workload)]
     pub workloads: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub struct BatteryArgs {
+    /// An empty cgroup, for its sockets
+    #[arg(value_name = "CGROUP")]
+    pub cgroup: PathBuf,
+    /// Break something, to see that it is found: detached, unbounded, crossed or deleted
+    #[arg(long, value_name = "FAULT")]
+    pub fault: Option<Fault>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! none. Everything else asks or cleans up.
 
 mod ask;
+mod battery;
 mod check;
 mod cleanup;
 mod cli;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Worker => worker::run(),
+        Command::Battery(args) => battery::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -9,6 +9,7 @@ mod connect6;
 mod direct;
 mod getpeername;
 mod getsockname;
+mod getsockopt;
 mod handshake;
 mod ledger;
 mod listeners;
@@ -17,6 +18,7 @@ mod pairing;
 mod policy;
 mod rules;
 mod services;
+mod setsockopt;
 mod sk_lookup;
 mod sk_msg;
 

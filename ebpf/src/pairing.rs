@@ -183,7 +183,7 @@ fn has_begun(ctx: &SockOpsContext, cookie: &SocketCookie) -> bool {
 
 /// Something of a socket that is in `QUEUES`, as the kernel keeps it.
 #[inline(always)]
-fn read<T: Copy + Default>(cookie: &SocketCookie, offset: *const u32) -> Option<T> {
+pub fn read<T: Copy + Default>(cookie: &SocketCookie, offset: *const u32) -> Option<T> {
     let mut value = T::default();
     // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
     // that fails when there is none.

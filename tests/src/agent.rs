@@ -77,6 +77,13 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A host whose kernel refuses unshare(2).
+    #[must_use]
+    pub fn without_new_namespaces(mut self) -> Self {
+        self.prefix = require::without_new_namespaces();
+        self
+    }
+
     /// A host on which the agent may not change sysctls.
     #[must_use]
     pub fn with_read_only_sysctls(mut self) -> Self {

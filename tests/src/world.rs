@@ -354,7 +354,7 @@ fn ip_quietly(args: &str) -> bool {
     output.expect("`ip` runs").status.success()
 }
 
-fn cgroup2() -> PathBuf {
+pub fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
     let line = mounts
         .lines()

@@ -1,6 +1,7 @@
 //! The words all parts of the agent share. No I/O here, except reading the configuration file.
 
 pub mod address;
+pub mod behaviour;
 pub mod config;
 pub mod counters;
 pub mod explain;

@@ -118,6 +118,12 @@ pub trait Accelerator: std::fmt::Debug + Send + Sync {
     /// The kernel does not tell.
     fn has_delivered(&self, socket: BorrowedFd<'_>, bytes: u64) -> io::Result<bool>;
 
+    /// How many bytes the queue takes yet into which this socket writes. `None`: it writes into none.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn room(&self, socket: BorrowedFd<'_>) -> io::Result<Option<u64>>;
+
     /// From now on what `from` sends goes straight to `to`, provided that it has sent exactly `at` bytes: those that the
     /// agent has delivered.
     ///

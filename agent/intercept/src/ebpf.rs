@@ -4,6 +4,7 @@
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod acceleration;
+pub mod battery;
 mod clock;
 mod destinations;
 mod direct_events;
@@ -81,6 +82,8 @@ pub struct EbpfBackend {
     last_look: Instant,
     /// Or why no connection can be accelerated.
     acceleration: Result<Acceleration, String>,
+    /// Why it is not used, although it could be.
+    refusal: Option<String>,
     bpffs: PathBuf,
     /// Made when the first workload needs it.
     pins: Option<Pins>,
@@ -113,6 +116,7 @@ impl EbpfBackend {
         kernel::give_memory_back();
         Ok(Self {
             acceleration,
+            refusal: None,
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
             retired: Vec::new(),
@@ -343,7 +347,7 @@ impl Backend for EbpfBackend {
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
         };
-        if let Err(reason) = &self.acceleration
+        if let Some(reason) = self.why_not()
             && enrolment.spec.acceleration.is_any()
         {
             text.push_str("; nothing is accelerated: ");

@@ -250,7 +250,7 @@ fn keep_ports_apart(socket: &Socket, role: SocketRole) {
     }
 }
 
-fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` lives across the call and `length` is its size.
     let done = unsafe {
@@ -264,6 +264,27 @@ fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()>
     };
     if done == 0 {
         Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// An option of four bytes.
+pub(crate) fn int_option(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<u32> {
+    let mut value = 0_u32;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: `value` and `length` live across the call and `length` is the size of `value`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if done == 0 {
+        Ok(value)
     } else {
         Err(io::Error::last_os_error())
     }

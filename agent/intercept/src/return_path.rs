@@ -321,7 +321,7 @@ impl Netlink {
     }
 
     /// Sends a change and waits for the kernel's word.
-    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    pub(crate) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.send(message, NLM_F_ACK | flags)?;
         let mut failure = None;
         self.receive(|payload| match payload {

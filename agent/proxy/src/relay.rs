@@ -27,6 +27,7 @@ use crate::buffers::Buffers;
 use crate::pipes::Pipes;
 
 mod half;
+mod room;
 mod shortcut;
 #[cfg(test)]
 mod tests;
@@ -108,7 +109,7 @@ pub(crate) async fn relay(
                 });
             }
             if let Some(shortcut) = &mut shortcut {
-                shortcut.offer(&to_upstream, &to_client);
+                shortcut.offer(&mut to_upstream, &mut to_client);
                 shortcut.poll_count(cx, account);
             }
             loop {

@@ -6,11 +6,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use shunt_core::behaviour::Behaviour;
 use shunt_core::config::Config;
 use shunt_core::policy::Policy;
 use shunt_core::service::Service;
-use shunt_core::workload::{Mode, ModeSetting};
+use shunt_core::workload::{Mode, ModeSetting, WorkloadSpec};
 use shunt_intercept::ebpf::EbpfBackend;
+use shunt_intercept::ebpf::battery::Trial;
 use shunt_intercept::iptables::IptablesBackend;
 use shunt_intercept::{Backend, Enrolment, InterceptError, Marks};
 
@@ -26,6 +28,9 @@ pub(super) struct Backends {
     cgroup: Option<OwnCgroup>,
     services: Vec<Service>,
     policy: Arc<Policy>,
+    state_dir: PathBuf,
+    /// What this kernel does to accelerated connections, once somebody wanted to have one. Or why it is not known.
+    behaviour: Option<Result<Behaviour, String>>,
 }
 
 #[derive(Debug)]
@@ -47,6 +52,8 @@ impl Backends {
             ebpf: Slot::Untried,
             iptables: Slot::Untried,
             cgroup: None,
+            state_dir: config.state_dir.clone(),
+            behaviour: None,
             services: config.services.clone(),
             policy: Arc::new(Policy::new(config.policy.clone())),
         }
@@ -59,6 +66,30 @@ impl Backends {
         if let Slot::Ready(backend) = &mut self.ebpf {
             govern(backend, &self.services, &self.policy);
         }
+    }
+
+    /// Before a workload is served as `spec` says: when it wants to be accelerated, is that right on this kernel? Asked
+    /// once, some tenths of a second, and not again until the host boots anew.
+    pub(super) fn prepare(&mut self, spec: &WorkloadSpec) {
+        if self.behaviour.is_some()
+            || spec.mode == ModeSetting::Iptables
+            || !spec.acceleration.is_any()
+        {
+            return;
+        }
+        let trial = Trial {
+            state_dir: &self.state_dir,
+            remember: true,
+        };
+        let learned = trial.learn();
+        if let Ok(behaviour) = &learned {
+            let milliseconds = behaviour.milliseconds;
+            tracing::info!(milliseconds, "it is known what the kernel's queues do");
+        }
+        if let Slot::Ready(backend) = &mut self.ebpf {
+            backend.heed(&learned);
+        }
+        self.behaviour = Some(learned);
     }
 
     /// The modes to try for a wish, best first.
@@ -101,6 +132,9 @@ impl Backends {
         let cgroup = OwnCgroup::find_or_make()?;
         let mut backend = EbpfBackend::load(self.marks, cgroup.path(), &self.bpffs)?;
         govern(&mut backend, &self.services, &self.policy);
+        if let Some(learned) = &self.behaviour {
+            backend.heed(learned);
+        }
         self.cgroup = Some(cgroup);
         tracing::info!("eBPF programs loaded");
         Ok(backend)

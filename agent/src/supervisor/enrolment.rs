@@ -57,6 +57,7 @@ impl Serving {
         let claim = hold(&netns, CLAIM)?;
         let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
         let addresses = netns.addresses()?;
+        backends.prepare(spec);
         let mut reasons = Vec::new();
         for &mode in Backends::candidates(spec.mode) {
             let backend = match backends.get(mode) {

@@ -314,6 +314,7 @@ impl Supervisor {
         mut serving: Box<Serving>,
         change: Option<Retry>,
     ) -> Phase {
+        self.backends.prepare(spec);
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
         serving.enrolment.needs_proxy = needs_proxy(&self.config);
         let changed = self.backends.get(serving.mode).and_then(|backend| {

@@ -225,6 +225,11 @@ impl Handoff {
     pub const DIRECT: u32 = 1;
 }
 
+/// The option by which the data plane asks one of its sockets for the room in the queue that it writes into: bytes, an
+/// `u32`. No kernel knows the level.
+pub const ROOM_LEVEL: i32 = 0x5368;
+pub const ROOM_OPTION: i32 = 1;
+
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
@@ -259,11 +264,13 @@ pub enum Event {
     /// A hook refused a connection: policy denies it, or its service has no endpoint.
     OutboundDenied,
     ServiceEmpty,
+    /// An accelerated socket was refused an option that it cannot have.
+    OptionRefused,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 19] = [
+    pub const NAMES: [&'static str; 20] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -283,6 +290,7 @@ impl Event {
         "direct_event_lost",
         "outbound_denied",
         "service_empty",
+        "option_refused",
     ];
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::address::to_kernel;
+use shunt_core::behaviour::Behaviour;
 use shunt_core::explain::Inquiry;
 use shunt_core::flow::{DataPath, Direction};
 use shunt_core::workload::{Acceleration as Wish, AccelerationPolicy};
@@ -27,7 +28,7 @@ pub(super) struct Acceleration {
     owners: BTreeMap<IpAddr, Vec<NetnsCookie>>,
     /// Of workloads that other rules than ours steer.
     unhooked: BTreeMap<NetnsCookie, Vec<IpAddr>>,
-    _sockets: SockHash<MapData, SocketCookie>,
+    sockets: SockHash<MapData, SocketCookie>,
 }
 
 impl Acceleration {
@@ -53,7 +54,7 @@ impl Acceleration {
             ends: object.sk_storage("SHUNT_ENDS")?,
             owners: BTreeMap::new(),
             unhooked: BTreeMap::new(),
-            _sockets: sockets,
+            sockets,
         })
     }
 
@@ -67,6 +68,11 @@ impl Acceleration {
         ];
         let clone = |map: &MapData| map.fd().as_fd().try_clone_to_owned();
         maps.into_iter().map(clone).collect()
+    }
+
+    /// The socket hash, for the battery alone.
+    pub(super) fn sockets_fd(&self) -> std::io::Result<OwnedFd> {
+        self.sockets.fd().as_fd().try_clone_to_owned()
     }
 
     /// A data plane is gone, and with it its flows: what it noted of them is worth nothing.
@@ -159,6 +165,24 @@ impl Acceleration {
 }
 
 impl EbpfBackend {
+    /// Accelerates nothing when this kernel may not: `learned` is what [`super::battery::Trial::learn`] said.
+    pub fn heed(&mut self, learned: &Result<Behaviour, String>) {
+        let refusal = match learned {
+            Ok(behaviour) => behaviour.refusal(),
+            Err(reason) => Some(reason.clone()),
+        };
+        if let Some(reason) = &refusal {
+            tracing::warn!(reason, "nothing is accelerated");
+        }
+        self.refusal = refusal;
+    }
+
+    /// Why nothing is accelerated.
+    pub(super) fn why_not(&self) -> Option<&str> {
+        let missing = self.acceleration.as_ref().err();
+        missing.or(self.refusal.as_ref()).map(String::as_str)
+    }
+
     /// The namespaces, by cookie, and addresses of workloads that are steered without hooks: what connects to them does
     /// not go past the agent.
     pub fn steered_by_rules(&mut self, workloads: BTreeMap<NetnsCookie, Vec<IpAddr>>) {
@@ -178,7 +202,7 @@ impl EbpfBackend {
         let wish = &enrolment.spec.acceleration;
         Possible {
             wish,
-            accelerates: self.acceleration.is_ok(),
+            accelerates: self.why_not().is_none(),
             direct: wish.direct && enrolment.needs_proxy.is_none() && self.acceleration.is_ok(),
         }
     }
@@ -241,16 +265,16 @@ impl EbpfBackend {
                     .into(),
             );
         };
-        match &self.acceleration {
-            Err(reason) => copied(format!("nothing is accelerated here: {reason}")),
-            Ok(_) if own & server & Workload::ACCELERATE != 0 => {
+        match self.why_not() {
+            Some(reason) => copied(format!("nothing is accelerated here: {reason}")),
+            None if own & server & Workload::ACCELERATE != 0 => {
                 let reason = format!("both workloads always accelerate port {port}");
                 (DataPath::Handoff, reason)
             }
-            Ok(_) if own & Workload::ACCELERATE != 0 => copied(format!(
+            None if own & Workload::ACCELERATE != 0 => copied(format!(
                 "the destination's workload does not accelerate its port {port}"
             )),
-            Ok(_) => copied(format!(
+            None => copied(format!(
                 "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
                  proves that yet"
             )),
@@ -259,13 +283,13 @@ impl EbpfBackend {
 
     /// Why a connection goes directly, and what of it passes the TCP stack.
     fn directly(&self, own: u32, server: Option<u32>, port: u16) -> String {
-        let bytes = match (&self.acceleration, server) {
-            (Err(reason), _) => format!("its bytes by TCP: {reason}"),
-            (Ok(_), None) => "its bytes by TCP to another node".to_owned(),
-            (Ok(_), Some(server)) if own & server & Workload::ACCELERATE != 0 => {
+        let bytes = match (self.why_not(), server) {
+            (Some(reason), _) => format!("its bytes by TCP: {reason}"),
+            (None, None) => "its bytes by TCP to another node".to_owned(),
+            (None, Some(server)) if own & server & Workload::ACCELERATE != 0 => {
                 format!("past the TCP stack: both workloads always accelerate port {port}")
             }
-            (Ok(_), Some(_)) => format!(
+            (None, Some(_)) => format!(
                 "its bytes by TCP: not both workloads always accelerate port {port}, and nothing proves yet that their \
                  sockets would not notice"
             ),

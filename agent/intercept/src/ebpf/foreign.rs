@@ -15,12 +15,13 @@ const OURS: &str = "shunt_";
 /// Cgroups that `shunt check` looks at: more than any node has, less than for ever.
 const CGROUPS: usize = 20_000;
 
-const HOOKS: [(Hook, &str); 5] = [
+const HOOKS: [(Hook, &str); 6] = [
     (Hook::Connect4, "connect4"),
     (Hook::Connect6, "connect6"),
     (Hook::Peername4, "getpeername4"),
     (Hook::Peername6, "getpeername6"),
     (Hook::SockOps, "sock_ops"),
+    (Hook::SetSockOpt, "setsockopt"),
 ];
 
 /// A program attached to a cgroup.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, SockOps};
+use aya::programs::Program;
 use shunt_core::sockets::Family;
 use shunt_core::workload::WorkloadId;
 
@@ -17,8 +17,9 @@ use super::pins::Pins;
 use crate::InterceptError;
 use crate::drift::{Drift, Part};
 
-/// In attachment order: what shows addresses and what hands them over come before what changes them.
-const HOOKS: [(&str, Hook); 7] = [
+/// In attachment order: what keeps accelerated sockets from harm, what shows addresses and what hands them over come before what changes them.
+const HOOKS: [(&str, Hook); 8] = [
+    ("shunt_setsockopt", Hook::SetSockOpt),
     (HANDSHAKE, Hook::SockOps),
     ("shunt_peername4", Hook::Peername4),
     ("shunt_peername6", Hook::Peername6),
@@ -27,20 +28,23 @@ const HOOKS: [(&str, Hook); 7] = [
     ("shunt_connect4", Hook::Connect4),
     ("shunt_connect6", Hook::Connect6),
 ];
-const HANDSHAKE: &str = "shunt_handshake";
-const AGENT: &str = "shunt_agent";
+pub(super) const HANDSHAKE: &str = "shunt_handshake";
+pub(super) const AGENT: &str = "shunt_agent";
+/// At the agent's own cgroup: what knows its sockets, and what answers them.
+const AGENT_HOOKS: [(&str, Hook); 2] = [(AGENT, Hook::SockOps), ("shunt_room", Hook::GetSockOpt)];
 
 /// A cgroup's inode, which is its id: never reused, however it is spelled or made anew.
 type CgroupId = u64;
 
 #[derive(Debug)]
 pub(super) struct Hooks {
-    /// By name, in the order of [`HOOKS`], then [`AGENT`].
+    /// By name, those of [`HOOKS`], then those of [`AGENT_HOOKS`].
     programs: Vec<(&'static str, OwnedFd)>,
     attached: HashMap<CgroupId, Attached>,
     /// Where each workload's are.
     places: HashMap<WorkloadId, CgroupId>,
-    agent: Link,
+    /// In the order of [`AGENT_HOOKS`].
+    agent: Vec<Link>,
     agent_cgroup: PathBuf,
 }
 
@@ -53,11 +57,15 @@ struct Attached {
 
 impl Hooks {
     pub(super) fn load(object: &mut Object, agent_cgroup: &Path) -> Result<Self, InterceptError> {
-        let names = HOOKS.iter().map(|(name, _)| *name).chain([AGENT]);
+        let names = HOOKS.iter().chain(&AGENT_HOOKS);
         let programs = names
+            .map(|(name, _)| *name)
             .map(|name| Ok((name, load(object, name)?)))
             .collect::<Result<Vec<_>, InterceptError>>()?;
-        let agent = attach(&programs, (AGENT, Hook::SockOps), agent_cgroup)?;
+        let agent = AGENT_HOOKS
+            .into_iter()
+            .map(|hook| attach(&programs, hook, agent_cgroup))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             programs,
             attached: HashMap::new(),
@@ -98,7 +106,9 @@ impl Hooks {
     /// A data plane without its supervisor still serves those whom pinned hooks lead to it: its own connections must not
     /// be led to itself.
     fn pin_agent(&mut self, pins: &Pins) -> Result<(), InterceptError> {
-        pins.pin(&mut self.agent, id_of(&self.agent_cgroup)?, AGENT)
+        let cgroup_id = id_of(&self.agent_cgroup)?;
+        let mut links = self.agent.iter_mut().zip(AGENT_HOOKS);
+        links.try_for_each(|(link, (name, _))| pins.pin(link, cgroup_id, name))
     }
 
     /// Does the kernel run the connect hook of this family for `cgroup`?
@@ -136,9 +146,11 @@ impl Hooks {
         cgroup: &Path,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        if !is_attached(&self.agent)? {
-            let what = format!("{AGENT} is detached from the agent's own cgroup");
-            found.push(Drift::new(Part::Links, what));
+        for (link, (name, _)) in self.agent.iter().zip(AGENT_HOOKS) {
+            if !is_attached(link)? {
+                let what = format!("{name} is detached from the agent's own cgroup");
+                found.push(Drift::new(Part::Links, what));
+            }
         }
         let at = cgroup.display();
         let Some((cgroup_id, attached)) = self.of(id) else {
@@ -175,7 +187,7 @@ impl Hooks {
     /// Those of this workload's cgroup and of the agent's.
     pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
         let links = self.of(id).map(|(_, attached)| attached.links.iter());
-        let links = links.into_iter().flatten().chain([&self.agent]);
+        let links = links.into_iter().flatten().chain(&self.agent);
         links.filter(|link| link.has_lost_its_pin()).count()
     }
 
@@ -186,8 +198,10 @@ impl Hooks {
         cgroup: &Path,
         pins: Option<&Pins>,
     ) -> Result<(), InterceptError> {
-        if !is_attached(&self.agent)? {
-            self.agent = attach(&self.programs, (AGENT, Hook::SockOps), &self.agent_cgroup)?;
+        for (link, hook) in self.agent.iter_mut().zip(AGENT_HOOKS) {
+            if !is_attached(link)? {
+                *link = attach(&self.programs, hook, &self.agent_cgroup)?;
+            }
         }
         let cgroup_id = id_of(cgroup)?;
         if self
@@ -250,13 +264,14 @@ fn attach(
         .map_err(|error| failed(&format!("attach {name} to {}", cgroup.display()), &error))
 }
 
-fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
+pub(super) fn load(object: &mut Object, name: &str) -> Result<OwnedFd, InterceptError> {
     let program = object.main.program_mut(name);
     let program = program.ok_or_else(|| missing("program", name))?;
-    let loaded = if [HANDSHAKE, AGENT].contains(&name) {
-        <&mut SockOps>::try_from(&mut *program).and_then(SockOps::load)
-    } else {
-        <&mut CgroupSockAddr>::try_from(&mut *program).and_then(CgroupSockAddr::load)
+    let loaded = match &mut *program {
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(missing("program of a kind for cgroups", name)),
     };
     let fd = loaded.and_then(|()| {
         program

@@ -22,6 +22,8 @@ pub(super) enum Hook {
     SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
+    GetSockOpt = 21,
+    SetSockOpt = 22,
     Peername4 = 29,
     Peername6 = 30,
     Sockname4 = 31,

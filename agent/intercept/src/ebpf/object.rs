@@ -22,7 +22,7 @@ use super::raw;
 use crate::{Enrolment, InterceptError, Marks};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/src/ebpf/shunt-ebpf.o"
 ));
@@ -80,10 +80,16 @@ impl std::fmt::Debug for Logger {
 
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
+        Self::load_with(marks, RECEIVE_QUEUE_LIMIT)
+    }
+
+    /// `queue` is how many bytes may wait for an application.
+    pub(super) fn load_with(marks: Marks, queue: u32) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
         let offsets = Offsets::of_the_kernel();
         let mut loader = loader(&bpffs);
-        let instance = Instance::Main(*offsets.as_ref().unwrap_or(&Offsets::default()));
+        let known = *offsets.as_ref().unwrap_or(&Offsets::default());
+        let instance = Instance::Main(known, queue);
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
@@ -258,13 +264,13 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
 
 /// What the programs of one load of the object are told.
 enum Instance {
-    Main(Offsets),
+    Main(Offsets, u32),
     /// The namespace whose connections it picks.
     Inbound(NetnsCookie),
 }
 
 /// Bytes that may wait for an application before its sender feels back-pressure.
-const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
+pub(super) const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
 
 /// For all instances: a new one reads the kernel's types, megabytes of them, which takes most of the time of an
 /// enrolment. Our programs ask for none of them.
@@ -282,9 +288,9 @@ fn load(
     marks: Marks,
     instance: Instance,
 ) -> Result<Ebpf, InterceptError> {
-    let (offsets, netns) = match instance {
-        Instance::Main(offsets) => (offsets, 0),
-        Instance::Inbound(netns) => (Offsets::default(), netns),
+    let (offsets, queue, netns) = match instance {
+        Instance::Main(offsets, queue) => (offsets, queue, 0),
+        Instance::Inbound(netns) => (Offsets::default(), 0, netns),
     };
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
@@ -294,8 +300,7 @@ fn load(
     for (name, offset) in offsets.statics() {
         set(&mut object, name, &offset.to_ne_bytes())?;
     }
-    let limit = RECEIVE_QUEUE_LIMIT.to_ne_bytes();
-    set(&mut object, "RECEIVE_QUEUE_LIMIT", &limit)?;
+    set(&mut object, "RECEIVE_QUEUE_LIMIT", &queue.to_ne_bytes())?;
     let loaded = loader.load(&object);
     loaded.map_err(|error| failed("load the eBPF object", &error))
 }

@@ -35,6 +35,7 @@ impl EbpfBackend {
     /// Descriptors ran out.
     pub fn shortcut_fds(&self) -> std::io::Result<Vec<OwnedFd>> {
         let acceleration = self.acceleration.as_ref().ok();
+        let acceleration = acceleration.filter(|_| self.why_not().is_none());
         acceleration.map_or(Ok(Vec::new()), Acceleration::fds)
     }
 

@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
-use shunt_ebpf_common::maps::{End, Handoff};
+use shunt_ebpf_common::maps::{End, Handoff, ROOM_LEVEL, ROOM_OPTION};
 
 use super::element::Elements;
+use crate::netns::int_option;
 
 /// See the head of this module.
 #[derive(Debug)]
@@ -55,6 +56,15 @@ impl Accelerator for Shortcuts {
             End::REDIRECTED => end.sent == bytes,
             _ => false,
         }))
+    }
+
+    fn room(&self, socket: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+        match int_option(socket, ROOM_LEVEL, ROOM_OPTION) {
+            Ok(room) => Ok(Some(room.into())),
+            // As without the program that answers.
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn hand_over(&self, from: SocketCookie, to: SocketCookie, at: u64) -> io::Result<()> {

@@ -357,7 +357,7 @@ fn nothing_stays_in_the_kernel() {
             .count()
     };
     // The socket hash holds its program without a link.
-    assert_eq!((programs.len(), links()), (10, 9));
+    assert_eq!((programs.len(), links()), (12, 11));
     drop(live);
     let gone = || using(&shared).is_empty() && links() == 0;
     until("the programs are gone", gone);

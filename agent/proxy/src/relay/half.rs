@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::Pools;
+use super::room::Room;
 use super::turns::{Turn, Turns};
 use crate::buffers::{Lease, Size};
 use crate::pipes::{self, NoPipe};
@@ -45,6 +46,7 @@ pub(super) struct Half<'a> {
     spliced: bool,
     turn: Turn,
     way: Way<'a>,
+    room: Room,
     /// The source had nothing more when it was asked last, and everything before that is written.
     drained: bool,
 }
@@ -55,25 +57,22 @@ pub(super) enum Way<'a> {
     /// Splices after this many; `None`: never.
     Tcp { splice_after: Option<u64> },
     /// Through receive queues past TCP, which splice(2) does not see, and from which a short read does not mean that
-    /// there is nothing more. `None`: the application at the source's far end is not known.
-    Queues(Option<Source<'a>>),
-}
-
-/// The application's socket from which bytes come.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Source<'a> {
-    pub(super) accelerator: &'a dyn Accelerator,
-    pub(super) cookie: SocketCookie,
+    /// there is nothing more.
+    Queues {
+        accelerator: &'a dyn Accelerator,
+        /// The application's socket from which bytes come; `None`: it is not known.
+        source: Option<SocketCookie>,
+    },
 }
 
 impl Way<'_> {
     /// The source has ended its direction: in order?
     fn end(self) -> io::Result<()> {
         match self {
-            Self::Queues(Some(Source {
+            Self::Queues {
                 accelerator,
-                cookie,
-            })) if accelerator.was_cut(cookie)? => Err(io::ErrorKind::ConnectionReset.into()),
+                source: Some(cookie),
+            } if accelerator.was_cut(cookie)? => Err(io::ErrorKind::ConnectionReset.into()),
             _ => Ok(()),
         }
     }
@@ -82,7 +81,7 @@ impl Way<'_> {
     fn path(self) -> DataPath {
         match self {
             Self::Tcp { .. } => DataPath::Copy,
-            Self::Queues(_) => DataPath::Sockmap,
+            Self::Queues { .. } => DataPath::Sockmap,
         }
     }
 }
@@ -120,7 +119,7 @@ impl<'a> Half<'a> {
     ) -> Self {
         let splice_after = match way {
             Way::Tcp { splice_after } => splice_after,
-            Way::Queues(_) => None,
+            Way::Queues { .. } => None,
         };
         Self {
             read,
@@ -134,6 +133,7 @@ impl<'a> Half<'a> {
             spliced: false,
             turn: turns.turn(),
             way,
+            room: Room::default(),
             drained: false,
         }
     }
@@ -200,6 +200,11 @@ impl<'a> Half<'a> {
         self.write.as_ref()
     }
 
+    /// Its source may write to where its sink leads, past it.
+    pub(super) fn handed_over(&mut self) {
+        self.room.forget();
+    }
+
     /// Has it nothing in its hands, and its source nothing more?
     pub(super) fn is_drained(&self) -> bool {
         self.drained
@@ -223,8 +228,14 @@ impl<'a> Half<'a> {
         let (path, written, empty) = match &mut self.load {
             Load::Nothing => (copying, 0, true),
             Load::Buffer { lease, from, to } => {
-                let bytes = &lease.bytes()[*from..*to];
+                let mut bytes = &lease.bytes()[*from..*to];
+                if let Way::Queues { accelerator, .. } = self.way {
+                    let room = ready!(self.room.poll(cx, accelerator, self.write.as_ref()));
+                    let most = usize::try_from(room).unwrap_or(usize::MAX);
+                    bytes = &bytes[..bytes.len().min(most)];
+                }
                 let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes))?;
+                self.room.written(written);
                 *from += written;
                 (copying, written, from == to)
             }
@@ -281,7 +292,7 @@ impl<'a> Half<'a> {
                 ready!(Pin::new(&mut self.read).poll_read(cx, &mut buffer))?;
                 buffer.filled().len()
             }
-            Way::Queues(_) => ready!(self.poll_receive(cx, lease.bytes()))?,
+            Way::Queues { .. } => ready!(self.poll_receive(cx, lease.bytes()))?,
         };
         if to == lease.bytes().len() {
             self.size.grow();

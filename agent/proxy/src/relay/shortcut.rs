@@ -7,7 +7,8 @@
 //! A direction is handed over whenever the relay has nothing of it in its hands: then what its application sends next
 //! may overtake nothing. The kernel compares the byte count under the sender's lock, so an offer that comes too late is
 //! void. Ends and resets still come through the agent's sockets, behind the bytes. When the receiver's queue is full
-//! the kernel falls back to the relay, and that direction stays there.
+//! the kernel falls back to the relay, and that direction stays there: what it brings is put into the same queue as soon
+//! as there is room ([`super::room`]).
 
 use std::future::Future;
 use std::io;
@@ -21,7 +22,7 @@ use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::half::{Half, Source, Way};
+use super::half::{Half, Way};
 use crate::account::Account;
 
 /// How often the bytes of a living flow are asked for.
@@ -77,14 +78,14 @@ impl<'a> Shortcut<'a> {
     pub(super) fn ways(&self) -> [Way<'a>; 2] {
         let accelerator = self.accelerator;
         [self.client, self.server].map(|far_end| {
-            let found = match far_end {
+            let source = match far_end {
                 FarEnd::Found(cookie) => Some(cookie),
                 FarEnd::NotAccelerated | FarEnd::Unknown => None,
             };
-            Way::Queues(found.map(|cookie| Source {
+            Way::Queues {
                 accelerator,
-                cookie,
-            }))
+                source,
+            }
         })
     }
 
@@ -97,7 +98,7 @@ impl<'a> Shortcut<'a> {
     }
 
     /// Offers what can be handed over now.
-    pub(super) fn offer(&mut self, to_upstream: &Half<'_>, to_client: &Half<'_>) {
+    pub(super) fn offer(&mut self, to_upstream: &mut Half<'_>, to_client: &mut Half<'_>) {
         let Some((client, server)) = self.ends() else {
             return;
         };
@@ -157,7 +158,7 @@ impl Leg {
     fn offer(
         &mut self,
         accelerator: &dyn Accelerator,
-        half: &Half<'_>,
+        half: &mut Half<'_>,
         from: SocketCookie,
         to: SocketCookie,
     ) {
@@ -173,6 +174,7 @@ impl Leg {
         }
         self.given_up = told(accelerator.hand_over(from, to, half.moved)).is_none();
         self.offered_at = Some(half.moved);
+        half.handed_over();
     }
 
     fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> u64 {

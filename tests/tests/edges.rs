@@ -1,0 +1,107 @@
+//! Programs that wait for edges, on flows past the TCP stack whose queues were full once.
+
+use std::time::Duration;
+
+use shunt_tests::{Agent, Pair, Running, Script, wait};
+
+/// A reader as tokio's and nginx's: it takes a short read for "nothing more", and then waits for the next edge. And a
+/// writer that waits for the edge of room.
+const EDGES: &str = "
+import hashlib, random, select, socket, sys
+class Edges:
+    def __init__(self, s):
+        self.s = s; s.setblocking(False); s.setsockopt(6, 1, 1)
+        self.epoll = select.epoll(); self.epoll.register(s, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self.readable = self.writable = True
+    def edge(self):
+        told = self.epoll.poll(10)
+        if not told: raise SystemExit(f'no edge; readable {self.readable} writable {self.writable}')
+        if told[0][1] & ~select.EPOLLOUT: self.readable = True
+        if told[0][1] & ~select.EPOLLIN: self.writable = True
+    def recv(self, most):
+        while True:
+            while not self.readable: self.edge()
+            try: some = self.s.recv(most)
+            except BlockingIOError: self.readable = False; continue
+            if 0 < len(some) < most: self.readable = False
+            return some
+    def send(self, bytes):
+        while bytes:
+            while not self.writable: self.edge()
+            try: bytes = bytes[self.s.send(bytes):]
+            except BlockingIOError: self.writable = False
+    def exactly(self, length):
+        heard = b''
+        while len(heard) < length:
+            some = self.recv(length - len(heard)); assert some; heard += some
+        return heard
+def data(seed, length): return random.Random(seed).randbytes(length)
+";
+
+/// Bytes of the burst: some more than the queue takes.
+const BURST: usize = 1_130_000;
+
+/// Answers a word, reads nothing for a while, then a burst by edges, and says what it was.
+const SERVER: &str = "
+l, told = socket.create_server(('', 7000)), socket.create_server(('127.0.0.1', 7001))
+while True:
+    s = Edges(l.accept()[0])
+    for _ in range(3): s.send(s.exactly(5))
+    told.accept()
+    # All has come, and all edges have been seen.
+    s.edge()
+    heard, length = hashlib.sha256(), 0
+    while length < BURST: some = s.recv(50_000); assert some; heard.update(some); length += len(some)
+    s.send(heard.hexdigest().encode()); assert s.recv(1) == b''; s.s.close()
+";
+
+fn scene(server: &str) -> (Pair, Agent, Running) {
+    let scene = Pair::new();
+    let script = format!("{EDGES}BURST = {BURST}\n{server}");
+    let running = scene.server.spawn("python3", &["-c", &script]);
+    scene.server.wait_for_listener(7000);
+    let agent = scene
+        .both("ebpf", "acceleration: {default: always, direct: false}")
+        .start();
+    (scene, agent, running)
+}
+
+/// The queue is overfilled while nobody reads; what did not fit comes another way, and nothing after it.
+#[test]
+fn a_short_read_behind_a_full_queue_is_not_the_last() {
+    let (scene, agent, _server) = scene(SERVER);
+    let script = format!(
+        "{EDGES}
+for seed in range({ROUNDS}):
+    s = Edges(socket.create_connection(('{}', 7000)))
+    for _ in range(3): s.send(b'hello'); assert s.exactly(5) == b'hello'
+    sys.stdin.readline()
+    burst = data(seed, {BURST}); s.send(burst)
+    print('sent', flush=True)
+    assert s.exactly(64).decode() == hashlib.sha256(burst).hexdigest()
+    s.s.close(); print('right', flush=True)
+",
+        scene.server.v4,
+        ROUNDS = ROUNDS,
+    );
+    let mut client = Script::start(&scene.client, &script, &[]);
+    for round in 0..ROUNDS {
+        client.tell("");
+        assert_eq!(client.says(), "sent");
+        // What did not fit has gone as far as it goes.
+        wait::pause(Duration::from_millis(100));
+        scene
+            .server
+            .python("import socket; socket.create_connection(('127.0.0.1', 7001))");
+        assert_eq!(client.says(), "right", "round {round}");
+    }
+    client.succeeds();
+    let full = agent.admin("GET", "/stats", "").1;
+    assert!(!full.contains("kernel.queue_full: 0\n"), "{full}");
+    for line in agent.lines(ROUNDS) {
+        assert_eq!(line["path"], "handoff", "{line}");
+        assert_eq!(line["bytes_received"], BURST + 15, "{line}");
+    }
+}
+
+const ROUNDS: usize = 4;
