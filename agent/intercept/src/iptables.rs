@@ -32,9 +32,9 @@ pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
 use self::netfilter::Kept;
-use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
-use self::sweep::sweep;
+use self::render::{Rendered, has_chains, jumps, removal, return_to};
 pub use self::sweep::{cleanup, leftovers};
+use self::sweep::{sweep, unhook};
 use self::tools::{Tools, Variant};
 use self::tracking::Tracking;
 use crate::drift::{Drift, Look};
@@ -229,16 +229,7 @@ impl Backend for IptablesBackend {
         let Some(installed) = self.installed.remove(&enrolment.id) else {
             return Ok(());
         };
-        for family in FAMILIES {
-            let saved = self
-                .tools
-                .save(&enrolment.netns, installed.choice.variant, family)?;
-            if let Some(text) = unhooking(&saved) {
-                self.tools
-                    .restore(&enrolment.netns, installed.choice.variant, family, &text)?;
-            }
-        }
-        Ok(())
+        unhook(&self.tools, &enrolment.netns, installed.choice.variant)
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {

@@ -2,6 +2,7 @@
 //! deleted only if nothing is in it at that instant.
 
 mod reading;
+mod removing;
 
 use std::io;
 use std::time::Duration;

@@ -1,9 +1,11 @@
 //! Removing what is ours from a namespace, whoever of us put it there.
 
+use std::io;
+
 use super::FAMILIES;
 use super::dead_man::{destroy_sets, sets};
-use super::netfilter::Kept;
-use super::render::{has_chains, removal};
+use super::netfilter::{Kept, Netfilter};
+use super::render::{has_chains, removal, unhooking};
 use super::tools::{Tools, Variant};
 use crate::netns::Netns;
 use crate::{InterceptError, return_path};
@@ -30,20 +32,21 @@ impl Swept {
 pub(super) fn sweep(tools: &Tools, netns: &Netns, foreign: Option<&[Kept]>) -> Swept {
     let mut swept = Swept::default();
     for variant in tools.variants(netns) {
+        let had = match remove_ours(tools, netns, variant) {
+            Ok(had) => had,
+            Err(error) => {
+                swept.note(Err(error));
+                continue;
+            }
+        };
         for (index, family) in FAMILIES.into_iter().enumerate() {
-            let remove = || {
-                let text = removal(&tools.save(netns, variant, family)?);
-                if let Some(text) = &text {
-                    tools.restore(netns, variant, family, text)?;
-                }
-                let known = foreign.and_then(|foreign| foreign.get(index));
-                if known.is_some() || text.is_some() {
-                    let unseen = Kept::unseen();
-                    tools.drop_empty_table(netns, variant, family, known.unwrap_or(&unseen))?;
-                }
-                Ok(text.map(|_| describe(tools, variant, family)))
-            };
-            swept.note(remove());
+            let removed = had.contains(&family);
+            let known = foreign.and_then(|foreign| foreign.get(index));
+            let unseen = removed.then(Kept::unseen);
+            let dropped = known.or(unseen.as_ref()).map_or(Ok(()), |keep| {
+                tools.drop_empty_table(netns, variant, family, keep)
+            });
+            swept.note(dropped.map(|()| removed.then(|| describe(tools, variant, family))));
         }
     }
     match destroy_sets(netns) {
@@ -51,6 +54,49 @@ pub(super) fn sweep(tools: &Tools, netns: &Netns, foreign: Option<&[Kept]>) -> S
         Err(error) => swept.note(Err(error)),
     }
     swept
+}
+
+/// Leaves our chains without anything that leads to them.
+pub(super) fn unhook(tools: &Tools, netns: &Netns, variant: Variant) -> Result<(), InterceptError> {
+    if variant == Variant::Nft {
+        return directly(netns, Netfilter::unhook);
+    }
+    for family in FAMILIES {
+        if let Some(text) = unhooking(&tools.save(netns, variant, family)?) {
+            tools.restore(netns, variant, family, &text)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes our chains. The families that had any.
+fn remove_ours(
+    tools: &Tools,
+    netns: &Netns,
+    variant: Variant,
+) -> Result<Vec<Family>, InterceptError> {
+    if variant == Variant::Nft {
+        return directly(netns, Netfilter::remove_ours);
+    }
+    let mut had = Vec::new();
+    for family in FAMILIES {
+        if let Some(text) = removal(&tools.save(netns, variant, family)?) {
+            tools.restore(netns, variant, family, &text)?;
+            had.push(family);
+        }
+    }
+    Ok(had)
+}
+
+/// Without a program: it takes a tenth of the time.
+fn directly<T>(
+    netns: &Netns,
+    work: impl FnOnce(&Netfilter) -> io::Result<T>,
+) -> Result<T, InterceptError> {
+    let done = netns.enter(|| work(&Netfilter::open()?));
+    done.and_then(|done| done).map_err(|error| {
+        InterceptError::io("change the nat tables of", netns.path().display(), error)
+    })
 }
 
 /// What an earlier agent has left in a namespace. Looks only.
