@@ -305,7 +305,7 @@ impl Pod {
             "ip rule",
             "ip -6 rule",
             "ip route show table all",
-            "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect net.netfilter.nf_conntrack_tcp_timeout_time_wait net.netfilter.nf_conntrack_tcp_timeout_close net.ipv4.tcp_timestamps",
+            "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect net.netfilter.nf_conntrack_tcp_timeout_time_wait net.netfilter.nf_conntrack_tcp_timeout_close",
             "ss -Hltn",
         ] {
             let words: Vec<&str> = command.split(' ').collect();

@@ -152,7 +152,7 @@ impl IptablesBackend {
         family: Family,
         saved: &str,
     ) -> Result<(), InterceptError> {
-        let rendered = Rendered::of(enrolment, self.marks, choice, family);
+        let rendered = Rendered::of(enrolment, self.marks, choice.dead_man, family);
         let text = match rendered.captures_nothing() {
             // The family may have gone from the namespace since.
             true => removal(saved),
@@ -216,10 +216,9 @@ impl Backend for IptablesBackend {
         };
         // The rules stay where they are, whatever others have done since.
         let variant = installed.choice.variant;
-        let on_failure = enrolment.spec.on_failure;
         let choice = self
             .abilities
-            .stay(&self.tools, &enrolment.netns, variant, on_failure)?;
+            .stay(&self.tools, variant, enrolment.spec.on_failure)?;
         self.put(enrolment, choice)
     }
 

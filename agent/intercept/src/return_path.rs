@@ -6,7 +6,6 @@
 //! docs/adr/0004.
 
 mod inspection;
-mod sysctls;
 
 use std::fs;
 use std::io;
@@ -24,8 +23,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use self::inspection::Watched;
-pub(crate) use self::sysctls::clock_can_be_common;
-use self::sysctls::{ALL_BITS, FORGETTING, SYSCTLS, Sysctl, is};
 use shunt_core::workload::Mode;
 
 use crate::InterceptError;
@@ -36,6 +33,52 @@ const TABLE: u32 = 15006;
 /// The rule's priority keeps what must be restored: this plus the bits of the sysctls that we switched on.
 const PRIORITY: u32 = 15000;
 
+/// A setting of the namespace that is changed while it is served.
+#[derive(Clone, Copy, Debug)]
+struct Sysctl {
+    /// In the rule's priority: it was us who changed it.
+    bit: u32,
+    path: &'static str,
+    /// Only this, the kernel's default, is changed.
+    default: &'static str,
+    ours: &'static str,
+}
+
+/// What the path itself needs. The first carries answers back, the others refusals.
+const SYSCTLS: [Sysctl; 3] = [
+    switch(1, "/proc/sys/net/ipv4/tcp_fwmark_accept"),
+    switch(2, "/proc/sys/net/ipv4/fwmark_reflect"),
+    switch(4, "/proc/sys/net/ipv6/fwmark_reflect"),
+];
+/// What connection tracking remembers of connections that are over, in iptables mode. REDIRECT gives all connections of a namespace one destination, so each ephemeral port is taken until connection
+/// tracking forgets it. With its two minutes there is room for 540 connections a second (seen: timeouts at 1,400);
+/// two seconds are enough for whatever comes late on loopback.
+const FORGETTING: [Sysctl; 2] = [
+    Sysctl {
+        bit: 8,
+        path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait",
+        default: "120",
+        ours: "2",
+    },
+    // What ended in a reset is over at once: a later connection from the same port would be led where that one went,
+    // to a listener that has gone since.
+    Sysctl {
+        bit: 16,
+        path: "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close",
+        default: "10",
+        ours: "0",
+    },
+];
+const ALL_BITS: u32 = 31;
+
+const fn switch(bit: u32, path: &'static str) -> Sysctl {
+    Sysctl {
+        bit,
+        path,
+        default: "0",
+        ours: "1",
+    }
+}
 /// lo is the first interface of every namespace.
 const LO: u32 = 1;
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
@@ -173,6 +216,11 @@ fn routes(family: AddressFamily) -> bool {
     const V6: &str = "/proc/sys/net/ipv6";
     family != AddressFamily::Inet6
         || fs::exists(V6).unwrap_or(false) && !is(&format!("{V6}/conf/lo/disable_ipv6"), "1")
+}
+
+/// A sysctl that does not exist is nothing.
+fn is(sysctl: &str, value: &str) -> bool {
+    fs::read_to_string(sysctl).is_ok_and(|now| now.trim() == value)
 }
 
 /// What is there of it. Looks only.

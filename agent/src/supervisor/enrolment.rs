@@ -82,8 +82,8 @@ impl Serving {
                 continue;
             }
             let mark = config.delivery_mark();
-            let path = return_path::ensure(&netns, mark, mode)
-                .and_then(|()| Watched::open(&netns, mark, mode));
+            let path =
+                return_path::ensure(&netns, mark, mode).and_then(|()| Watched::open(&netns, mark));
             let return_path = path
                 .map_err(|error| {
                     let reason = error.chain();

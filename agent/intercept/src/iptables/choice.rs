@@ -10,7 +10,6 @@ use super::dead_man::DeadMan;
 use super::tools::{Tools, Variant};
 use crate::InterceptError;
 use crate::netns::Netns;
-use crate::return_path::clock_can_be_common;
 
 /// What the rules of one namespace are made with.
 #[derive(Clone, Debug)]
@@ -18,8 +17,6 @@ pub(super) struct Choice {
     pub(super) variant: Variant,
     /// `None`: the host has none, and the workload does without.
     pub(super) dead_man: Option<DeadMan>,
-    /// Captured connections get source ports of their own: see docs/adr/0013.
-    pub(super) apart: bool,
     /// For people.
     pub(super) reason: String,
 }
@@ -80,10 +77,7 @@ impl Abilities {
                 Some(refusal) => {
                     let _ = write!(reason, "iptables {}: {refusal}; ", variant.as_str());
                 }
-                None => {
-                    let choice = ability.choice(variant, because, reason, on_failure)?;
-                    return Ok(choice.within(netns));
-                }
+                None => return ability.choice(variant, because, reason, on_failure),
             }
         }
         Err(InterceptError::Unsupported(
@@ -95,14 +89,16 @@ impl Abilities {
     pub(super) fn stay(
         &mut self,
         tools: &Tools,
-        netns: &Netns,
         variant: Variant,
         on_failure: OnFailure,
     ) -> Result<Choice, InterceptError> {
         let ability = self.ability(tools, variant);
-        let because = "the rules were there already";
-        let choice = ability.choice(variant, because, String::new(), on_failure)?;
-        Ok(choice.within(netns))
+        ability.choice(
+            variant,
+            "the rules were there already",
+            String::new(),
+            on_failure,
+        )
     }
 
     fn ability(&mut self, tools: &Tools, variant: Variant) -> Ability {
@@ -137,22 +133,8 @@ impl Ability {
         Ok(Choice {
             variant,
             dead_man,
-            apart: true,
             reason,
         })
-    }
-}
-
-impl Choice {
-    /// What the namespace allows of it. With ports that come back at random, and clocks that do not agree, connections
-    /// would wait for the ends of old ones.
-    fn within(mut self, netns: &Netns) -> Self {
-        self.apart = netns.enter(clock_can_be_common).unwrap_or(false);
-        if !self.apart {
-            self.reason += "; net.ipv4.tcp_timestamps cannot be 2: of two connections from one port at the same \
-                            moment one may take a second";
-        }
-        self
     }
 }
 

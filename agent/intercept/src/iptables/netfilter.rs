@@ -242,11 +242,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// For whoever has not seen the table before the rules: the chain that our rules never use.
+    /// For whoever has not seen the table before the rules: the chains that our rules never use.
     pub(super) fn unseen() -> Self {
         Self {
             table: false,
-            chains: vec!["INPUT".into()],
+            chains: vec!["INPUT".into(), "POSTROUTING".into()],
         }
     }
 }

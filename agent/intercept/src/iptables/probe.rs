@@ -93,7 +93,7 @@ fn rules(tools: &Tools, name: &'static str, variant: Variant, family: Family) ->
         ok: result.is_ok(),
         required: family == Family::V4,
         found: match result {
-            Ok(()) => format!("{program} took mark, addrtype, REDIRECT and SNAT"),
+            Ok(()) => format!("{program} took mark, addrtype and REDIRECT"),
             Err(error) => error.chain(),
         },
         meaning: "tried in a namespace of its own: REDIRECT is what captures".into(),

@@ -9,7 +9,6 @@ use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
 
-use super::choice::Choice;
 use super::dead_man::DeadMan;
 use crate::{Enrolment, Marks};
 
@@ -17,28 +16,23 @@ use crate::{Enrolment, Marks};
 pub(super) const OURS: &str = "SHUNT_";
 
 /// Our chains. A jump leads only to a later one.
-pub(super) const CHAINS: [&str; 6] = [
+pub(super) const CHAINS: [&str; 5] = [
     "SHUNT_OUTPUT",
     "SHUNT_OUT_ADDR",
     "SHUNT_TO_OUT",
     "SHUNT_PREROUTING",
     "SHUNT_TO_IN",
-    "SHUNT_POSTROUTING",
 ];
 
 /// tcpmux, on which nobody listens: the kernel refuses. If somebody did, the workload would talk to itself, and still
 /// not past the agent. A nat table has no REJECT.
 pub(super) const REFUSING: u16 = 1;
 
-/// Source ports of captured connections as the agent sees them, any and at random: see docs/adr/0013.
-pub(super) const ANY_PORT: &str = "SNAT --to-source :1024-65535 --random-fully";
-
 /// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
 /// SYNs only: the first packet that connection tracking sees of a connection that was there before is not its first.
-pub(super) const JUMPS: [(&str, &str); 3] = [
+pub(super) const JUMPS: [(&str, &str); 2] = [
     ("OUTPUT", "SHUNT_OUTPUT"),
     ("PREROUTING", "SHUNT_PREROUTING"),
-    ("POSTROUTING", "SHUNT_POSTROUTING"),
 ];
 
 /// Everything the rules of one family depend on.
@@ -52,7 +46,6 @@ pub(super) struct Rendered<'a> {
     inbound: &'a CapturePolicy,
     own: &'a [IpAddr],
     dead_man: Option<DeadMan>,
-    apart: bool,
     on_failure: OnFailure,
 }
 
@@ -60,7 +53,7 @@ impl<'a> Rendered<'a> {
     pub(super) fn of(
         enrolment: &'a Enrolment,
         marks: Marks,
-        choice: &Choice,
+        dead_man: Option<DeadMan>,
         family: Family,
     ) -> Self {
         Self {
@@ -71,8 +64,7 @@ impl<'a> Rendered<'a> {
             outbound: &enrolment.spec.outbound,
             inbound: &enrolment.spec.inbound,
             own: &enrolment.addresses,
-            dead_man: choice.dead_man,
-            apart: choice.apart,
+            dead_man,
             on_failure: enrolment.spec.on_failure,
         }
     }
@@ -146,20 +138,6 @@ impl<'a> Rendered<'a> {
             rules.push(format!("SHUNT_OUT_ADDR -d {net} -j SHUNT_TO_OUT"));
         }
         self.redirect(rules, "SHUNT_TO_OUT", port);
-        if self.apart {
-            self.keep_apart(rules, port);
-        }
-    }
-
-    /// What comes from one port, and REDIRECT has led to one place.
-    fn keep_apart(&self, rules: &mut Vec<String>, port: u16) {
-        let loopback = match self.family {
-            Family::V4 => "127.0.0.1/32",
-            Family::V6 => "::1/128",
-        };
-        rules.push(format!(
-            "SHUNT_POSTROUTING -d {loopback} -p tcp -m tcp --dport {port} -j {ANY_PORT}"
-        ));
     }
 
     fn inbound_rules(&self, port: u16, rules: &mut Vec<String>) {

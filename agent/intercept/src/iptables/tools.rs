@@ -13,7 +13,7 @@ use shunt_core::sockets::Family;
 
 use super::dead_man::{DeadMan, list, pause};
 use super::netfilter::{Kept, Netfilter};
-use super::render::{ANY_PORT, has_chains};
+use super::render::has_chains;
 use crate::InterceptError;
 use crate::netns::Netns;
 
@@ -246,8 +246,7 @@ impl Tools {
              -A OUTPUT -p tcp -m mark --mark 0x1 -j RETURN\n\
              -A OUTPUT -m addrtype --dst-type LOCAL -j RETURN\n\
              -A OUTPUT -p tcp -j SHUNT_OUTPUT\n\
-             -A SHUNT_OUTPUT -p tcp {alive}-j REDIRECT --to-ports 1\n\
-             -A POSTROUTING -p tcp -j {ANY_PORT}\nCOMMIT\n"
+             -A SHUNT_OUTPUT -p tcp {alive}-j REDIRECT --to-ports 1\nCOMMIT\n"
         );
         let mut command = command(&program)?;
         command.args(WITHOUT_FLUSHING);

@@ -10,12 +10,10 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::sysctls::{CLOCK, SYSCTLS, Sysctl};
-use super::{FAMILIES, Netlink, TABLE, at, routes};
+use super::{FAMILIES, Netlink, SYSCTLS, TABLE, at, routes};
 use crate::InterceptError;
 use crate::drift::{Drift, Part};
 use crate::netns::Netns;
-use shunt_core::workload::Mode;
 
 /// Documentation addresses (RFC 5737, RFC 3849): nobody's, so nothing but the mark makes them local.
 const NOBODY: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
@@ -25,18 +23,16 @@ const NOBODY: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub struct Watched {
     mark: u32,
     /// They know their namespace, and reading them takes no entering.
-    sysctls: Vec<(Sysctl, File)>,
+    sysctls: Vec<(&'static str, File)>,
 }
 
 impl Watched {
     /// # Errors
     /// The namespace cannot be entered.
-    pub fn open(netns: &Netns, delivery_mark: u32, mode: Mode) -> Result<Self, InterceptError> {
+    pub fn open(netns: &Netns, delivery_mark: u32) -> Result<Self, InterceptError> {
         let open = || {
-            let clock = (mode == Mode::Iptables).then_some(CLOCK);
-            let watched = SYSCTLS.into_iter().chain(clock);
-            let files = watched.map(|sysctl| Some((sysctl, File::open(sysctl.path).ok()?)));
-            files.flatten().collect()
+            let files = SYSCTLS.map(|sysctl| Some((sysctl.path, File::open(sysctl.path).ok()?)));
+            files.into_iter().flatten().collect()
         };
         let opened = netns.enter(open);
         let sysctls = opened.map_err(|error| {
@@ -50,16 +46,13 @@ impl Watched {
 
     /// What nobody announces: the sysctls.
     pub fn glance(&self) -> Option<Drift> {
-        let is_off = |sysctl: &Sysctl, file: &File| {
+        let is_off = |file: &File| {
             let mut value = [0];
-            file.read_at(&mut value, 0).is_ok() && value == sysctl.default.as_bytes()
+            file.read_at(&mut value, 0).is_ok() && value == *b"0"
         };
-        let all = self.sysctls.iter();
-        let off: Vec<String> = all
-            .filter(|(sysctl, file)| is_off(sysctl, file))
-            .map(|(sysctl, _)| format!("{} is {}", sysctl.path, sysctl.default))
-            .collect();
-        (!off.is_empty()).then(|| Drift::new(Part::ReturnPath, off.join(", ")))
+        let off = self.sysctls.iter().filter(|(_, file)| is_off(file));
+        let off: Vec<&str> = off.map(|(sysctl, _)| *sysctl).collect();
+        (!off.is_empty()).then(|| Drift::new(Part::ReturnPath, format!("{} is 0", off.join(", "))))
     }
 
     /// Rules and routes too, by asking where a marked packet would go.

@@ -18,7 +18,7 @@ fn cleanup_removes_what_a_crash_left() {
     ] {
         for damage in [
             "true",
-            "iptables-$V -t nat -F OUTPUT; ip rule del pref 15063; ip -6 route flush table 15006",
+            "iptables-$V -t nat -F OUTPUT; ip rule del pref 15031; ip -6 route flush table 15006",
         ] {
             let world = World::new();
             if variant == "legacy" {

@@ -62,8 +62,7 @@ impl Space {
         self.sh("{ iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; ip6tables-legacy-save; \
                    nft list ruleset; ipset list; ip rule; ip -6 rule; \
                    ip route show table all; ip -6 route show table all; \
-                   cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv[46]/fwmark_reflect \
-                   /proc/sys/net/ipv4/tcp_timestamps; } 2>/dev/null \
+                   cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv[46]/fwmark_reflect; } 2>/dev/null \
                  | grep -v '^#' | sed 's/\\[[0-9:]*\\]//; s/counter packets [0-9]* bytes [0-9]*/counter/'")
     }
 

@@ -32,7 +32,6 @@ fn rendered<'a>(
         inbound,
         own,
         dead_man: Some(DeadMan::Recent),
-        apart: true,
         on_failure: OnFailure::Open,
     }
 }
@@ -174,10 +173,8 @@ fn the_text_of_a_small_policy() {
 :SHUNT_TO_OUT - [0:0]
 :SHUNT_PREROUTING - [0:0]
 :SHUNT_TO_IN - [0:0]
-:SHUNT_POSTROUTING - [0:0]
 -I OUTPUT 1 -p tcp -m tcp --syn -j SHUNT_OUTPUT
 -I PREROUTING 1 -p tcp -m tcp --syn -j SHUNT_PREROUTING
--I POSTROUTING 1 -p tcp -m tcp --syn -j SHUNT_POSTROUTING
 -A SHUNT_OUTPUT -m mark --mark 0x539 -j RETURN
 -A SHUNT_OUTPUT -m mark --mark 0x53a -j RETURN
 -A SHUNT_OUTPUT -d 127.0.0.0/8 -j RETURN
@@ -192,7 +189,6 @@ fn the_text_of_a_small_policy() {
 -A SHUNT_OUTPUT -j SHUNT_OUT_ADDR
 -A SHUNT_OUT_ADDR -j SHUNT_TO_OUT
 -A SHUNT_TO_OUT -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15001
--A SHUNT_POSTROUTING -d 127.0.0.1/32 -p tcp -m tcp --dport 15001 -j SNAT --to-source :1024-65535 --random-fully
 -A SHUNT_PREROUTING -m addrtype ! --dst-type LOCAL -j RETURN
 -A SHUNT_PREROUTING -m mark --mark 0x539 -j RETURN
 -A SHUNT_PREROUTING -m mark --mark 0x53a -j RETURN
