@@ -28,25 +28,28 @@ impl Swept {
 }
 
 /// Removes chains, what is empty of the tables that came with them, and sets. `foreign`: what is not ours, where that
-/// is known; else a table goes only together with chains of ours.
-pub(super) fn sweep(tools: &Tools, netns: &Netns, foreign: Option<&[Kept]>) -> Swept {
+/// is known; else a table goes only together with chains of ours. `netfilter`: one of the namespace, if there is one.
+pub(super) fn sweep(
+    tools: &Tools,
+    netns: &Netns,
+    foreign: Option<&[Kept]>,
+    netfilter: Option<Netfilter>,
+) -> Swept {
     let mut swept = Swept::default();
+    let nft = |netfilter: &Netfilter| remove_from_nft(netfilter, foreign);
     for variant in tools.variants(netns) {
-        let had = match remove_ours(tools, netns, variant) {
-            Ok(had) => had,
-            Err(error) => {
-                swept.note(Err(error));
-                continue;
-            }
+        let had = match (variant, &netfilter) {
+            (Variant::Legacy, _) => remove_from_legacy(tools, netns),
+            (Variant::Nft, Some(netfilter)) => nft(netfilter).map_err(|error| failed(netns, error)),
+            (Variant::Nft, None) => directly(netns, nft),
         };
-        for (index, family) in FAMILIES.into_iter().enumerate() {
-            let removed = had.contains(&family);
-            let known = foreign.and_then(|foreign| foreign.get(index));
-            let unseen = removed.then(Kept::unseen);
-            let dropped = known.or(unseen.as_ref()).map_or(Ok(()), |keep| {
-                tools.drop_empty_table(netns, variant, family, keep)
-            });
-            swept.note(dropped.map(|()| removed.then(|| describe(tools, variant, family))));
+        match had {
+            Ok(had) => {
+                let removed = had.into_iter();
+                let removed = removed.map(|family| describe(tools, variant, family));
+                swept.removed.extend(removed);
+            }
+            Err(error) => swept.note(Err(error)),
         }
     }
     match destroy_sets(netns) {
@@ -69,19 +72,25 @@ pub(super) fn unhook(tools: &Tools, netns: &Netns, variant: Variant) -> Result<(
     Ok(())
 }
 
-/// Removes our chains. The families that had any.
-fn remove_ours(
-    tools: &Tools,
-    netns: &Netns,
-    variant: Variant,
-) -> Result<Vec<Family>, InterceptError> {
-    if variant == Variant::Nft {
-        return directly(netns, Netfilter::remove_ours);
+/// The families that had chains of ours.
+fn remove_from_nft(netfilter: &Netfilter, foreign: Option<&[Kept]>) -> io::Result<Vec<Family>> {
+    let had = netfilter.remove_ours()?;
+    for (index, family) in FAMILIES.into_iter().enumerate() {
+        let known = foreign.and_then(|foreign| foreign.get(index));
+        let unseen = had.contains(&family).then(Kept::unseen);
+        if let Some(keep) = known.or(unseen.as_ref()) {
+            netfilter.delete_empty_nat(family, keep)?;
+        }
     }
+    Ok(had)
+}
+
+/// As [`remove_from_nft`]. Its tables stay.
+fn remove_from_legacy(tools: &Tools, netns: &Netns) -> Result<Vec<Family>, InterceptError> {
     let mut had = Vec::new();
     for family in FAMILIES {
-        if let Some(text) = removal(&tools.save(netns, variant, family)?) {
-            tools.restore(netns, variant, family, &text)?;
+        if let Some(text) = removal(&tools.save(netns, Variant::Legacy, family)?) {
+            tools.restore(netns, Variant::Legacy, family, &text)?;
             had.push(family);
         }
     }
@@ -94,9 +103,12 @@ fn directly<T>(
     work: impl FnOnce(&Netfilter) -> io::Result<T>,
 ) -> Result<T, InterceptError> {
     let done = netns.enter(|| work(&Netfilter::open()?));
-    done.and_then(|done| done).map_err(|error| {
-        InterceptError::io("change the nat tables of", netns.path().display(), error)
-    })
+    done.and_then(|done| done)
+        .map_err(|error| failed(netns, error))
+}
+
+fn failed(netns: &Netns, error: io::Error) -> InterceptError {
+    InterceptError::io("change the nat tables of", netns.path().display(), error)
 }
 
 /// What an earlier agent has left in a namespace. Looks only.
@@ -126,7 +138,7 @@ pub fn leftovers(netns: &Netns) -> Vec<String> {
 /// Something of ours may still be there; everything was tried.
 pub fn cleanup(netns: &Netns) -> Result<Vec<String>, InterceptError> {
     let mut swept = Tools::find()
-        .map(|tools| sweep(&tools, netns, None))
+        .map(|tools| sweep(&tools, netns, None, None))
         .unwrap_or_default();
     match return_path::remove_any(netns) {
         Ok(removed) => swept.removed.extend(removed),

@@ -50,7 +50,7 @@ impl Netfilter {
     pub(in crate::iptables) fn has_nat(&self, family: Family) -> io::Result<bool> {
         let mut message = Message::new(GET_TABLE, REQUEST, family_number(family));
         message.text(TABLE, "nat");
-        self.socket.send(&message.finish(1), 0)?;
+        self.send(&message.finish(1))?;
         let found = self.receive(|answer| {
             let there = answer.kind == NEW_TABLE;
             if there { Some(Ok(())) } else { answer.error() }
@@ -75,7 +75,7 @@ impl Netfilter {
         kind: u16,
         mut each: impl FnMut(&Answer<'_>),
     ) -> io::Result<()> {
-        self.socket.send(&question.finish(1), 0)?;
+        self.send(&question.finish(1))?;
         let mut torn = false;
         self.receive(|answer| {
             torn |= answer.is_torn();
