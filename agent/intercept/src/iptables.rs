@@ -21,6 +21,7 @@ mod tools;
 mod tracking;
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
@@ -32,9 +33,9 @@ pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
 use self::netfilter::Kept;
-use self::render::{Rendered, has_chains, jumps, removal, return_to, unhooking};
-use self::sweep::sweep;
+use self::render::{Rendered, has_chains, jumps, removal, return_to};
 pub use self::sweep::{cleanup, leftovers};
+use self::sweep::{sweep, unhook};
 use self::tools::{Tools, Variant};
 use self::tracking::Tracking;
 use crate::drift::{Drift, Look};
@@ -135,14 +136,37 @@ impl IptablesBackend {
             self.foreign
                 .insert(netns.inode(), seen.collect::<Result<_, _>>()?);
         }
-        let applied = before
-            .iter()
-            .try_for_each(|(family, saved)| self.apply_family(enrolment, choice, *family, saved))
+        let applied = self
+            .apply_families(enrolment, choice, &before)
             .and_then(|()| switches(enrolment, choice.dead_man));
         if applied.is_err() {
             self.roll_back(netns, choice.variant, &before);
         }
         applied
+    }
+
+    /// At the same time, where their programs do not wait for each other's lock.
+    fn apply_families(
+        &self,
+        enrolment: &Enrolment,
+        choice: &Choice,
+        before: &Before,
+    ) -> Result<(), InterceptError> {
+        let apply = |(family, saved): &(Family, String)| {
+            self.apply_family(enrolment, choice, *family, saved)
+        };
+        if choice.variant == Variant::Legacy {
+            return before.iter().try_for_each(apply);
+        }
+        std::thread::scope(|scope| {
+            let started = before.iter().map(|each| scope.spawn(move || apply(each)));
+            let started: Vec<_> = started.collect();
+            // All of them: what they did is undone together.
+            let done = started
+                .into_iter()
+                .map(|each| each.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            done.collect::<Vec<_>>().into_iter().collect()
+        })
     }
 
     fn apply_family(
@@ -228,26 +252,19 @@ impl Backend for IptablesBackend {
         let Some(installed) = self.installed.remove(&enrolment.id) else {
             return Ok(());
         };
-        for family in FAMILIES {
-            let saved = self
-                .tools
-                .save(&enrolment.netns, installed.choice.variant, family)?;
-            if let Some(text) = unhooking(&saved) {
-                self.tools
-                    .restore(&enrolment.netns, installed.choice.variant, family, &text)?;
-            }
-        }
-        Ok(())
+        unhook(&self.tools, &enrolment.netns, installed.choice.variant)
     }
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
-        self.tracking.remove(&inode);
+        let tracking = self.tracking.remove(&inode).flatten();
+        // One for all of it: closing holds up the next.
+        let netfilter = tracking.map(Tracking::let_go);
         let Some(foreign) = self.foreign.get(&inode) else {
             // Nothing of ours was ever there.
             return Ok(());
         };
-        let swept = sweep(&self.tools, &enrolment.netns, Some(foreign));
+        let swept = sweep(&self.tools, &enrolment.netns, Some(foreign), netfilter);
         swept.failure.map_or(Ok(()), Err)?;
         self.foreign.remove(&inode);
         Ok(())

@@ -36,7 +36,7 @@ impl Live {
             }
             (Variant::Legacy, None) => {}
             (Variant::Nft, _) => {
-                Netfilter::open()?.nat_rules(family, |chain, expressions| {
+                Netfilter::open()?.nat_rules(family, |chain, _, expressions| {
                     let rule = without_counters(expressions);
                     let to = JUMPS
                         .iter()

@@ -2,8 +2,10 @@
 //! deleted only if nothing is in it at that instant.
 
 mod reading;
+mod removing;
 
 use std::io;
+use std::thread::Builder;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
@@ -32,7 +34,7 @@ const NOT_A_MEMBER: i32 = 4103;
 /// The oldest version of the protocol that kernels still take.
 const IPSET_PROTOCOL: u8 = 6;
 
-const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
+pub(super) const DELETE_TABLE: u16 = NFTABLES | libc::NFT_MSG_DELTABLE as u16;
 const NEW_CHAIN: u16 = NFTABLES | libc::NFT_MSG_NEWCHAIN as u16;
 const GET_CHAIN: u16 = NFTABLES | libc::NFT_MSG_GETCHAIN as u16;
 const DELETE_CHAIN: u16 = NFTABLES | libc::NFT_MSG_DELCHAIN as u16;
@@ -43,7 +45,18 @@ const BUILT_IN: [&str; 4] = ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"];
 /// Speaks for the namespace in which it was opened, from wherever it is used.
 #[derive(Debug)]
 pub(super) struct Netfilter {
-    socket: Socket,
+    /// Always there, until it is dropped.
+    socket: Option<Socket>,
+}
+
+impl Drop for Netfilter {
+    fn drop(&mut self) {
+        // After a change closing takes some 10 ms, until no core can see what was there before, and holds up whoever changes
+        // the namespace's tables. Where there is no thread to be had, this one waits.
+        let socket = self.socket.take();
+        let closing = Builder::new().name("closing".into());
+        let _ = closing.spawn(|| drop(socket));
+    }
 }
 
 impl Netfilter {
@@ -53,7 +66,9 @@ impl Netfilter {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket: Some(socket),
+        })
     }
 
     /// A set of networks whose members vanish after a second. One that exists already will do.
@@ -162,14 +177,14 @@ impl Netfilter {
             batch.extend(message.finish(sequence));
         }
         batch.extend(Message::batch(libc::NFNL_MSG_BATCH_END as u16).finish(last + 1));
-        self.socket.send(&batch, 0)?;
+        self.send(&batch)?;
         self.verdict(last)
     }
 
     fn nat_chains(&self, family: Family) -> io::Result<Vec<Chain>> {
         let flags = REQUEST | libc::NLM_F_DUMP as u16;
         let message = Message::new(GET_CHAIN, flags, family_number(family));
-        self.socket.send(&message.finish(1), 0)?;
+        self.send(&message.finish(1))?;
         let mut chains = Vec::new();
         self.receive(|answer| match answer.kind {
             NEW_CHAIN => {
@@ -182,8 +197,23 @@ impl Netfilter {
         Ok(chains)
     }
 
+    fn socket(&self) -> io::Result<&Socket> {
+        self.socket
+            .as_ref()
+            .ok_or(io::ErrorKind::NotConnected.into())
+    }
+
+    /// Of a transaction that failed the kernel says several things, of which only the first was listened to.
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut late = Vec::with_capacity(32 << 10);
+        while self.socket()?.recv(&mut late, libc::MSG_DONTWAIT).is_ok() {
+            late.clear();
+        }
+        self.socket()?.send(bytes, 0).map(|_| ())
+    }
+
     fn ask(&self, message: Message) -> io::Result<()> {
-        self.socket.send(&message.finish(1), 0)?;
+        self.send(&message.finish(1))?;
         self.verdict(1)
     }
 
@@ -203,7 +233,7 @@ impl Netfilter {
         let mut verdict = None;
         while verdict.is_none() {
             buffer.clear();
-            self.socket.recv(&mut buffer, 0)?;
+            self.socket()?.recv(&mut buffer, 0)?;
             let mut rest = buffer.as_slice();
             // To the end of what came, so that nothing of it is left for the next question.
             while let Some((answer, next)) = Answer::first(rest) {

@@ -149,7 +149,10 @@ impl Tools {
         let absent = || match variant {
             // Asking would make it.
             Variant::Legacy => !legacy_names(family).contains("nat"),
-            Variant::Nft => !family_exists(family) || which(&program).is_none(),
+            Variant::Nft => {
+                let has_nat = || Netfilter::open()?.has_nat(family);
+                !family_exists(family) || which(&program).is_none() || !has_nat().unwrap_or(true)
+            }
         };
         if netns.enter(absent).unwrap_or(false) {
             return Ok(String::new());

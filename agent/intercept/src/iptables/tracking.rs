@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::netfilter::Netfilter;
+use super::netfilter::{DELETE_TABLE, Netfilter};
 use crate::netlink::{Message, NFTABLES, REQUEST};
 use crate::netns::Netns;
 
@@ -37,16 +37,25 @@ const STATE: u32 = 0;
 /// Dropping it lets go.
 #[derive(Debug)]
 pub(super) struct Tracking {
-    _owner: Netfilter,
+    owner: Netfilter,
 }
 
 impl Tracking {
+    /// Its socket, for more in the same namespace.
+    pub(super) fn let_go(self) -> Netfilter {
+        let mut table = Message::new(DELETE_TABLE, REQUEST, INET);
+        table.text(1, TABLE);
+        // Else it goes with the socket.
+        let _ = self.owner.transact(vec![table]);
+        self.owner
+    }
+
     /// `None`: this kernel cannot; then a flush may break flows under way.
     pub(super) fn keep(netns: &Arc<Netns>) -> Option<Self> {
         let kept = netns.enter(|| {
             let owner = Netfilter::open()?;
             owner.transact(messages())?;
-            Ok::<_, io::Error>(Self { _owner: owner })
+            Ok::<_, io::Error>(Self { owner })
         });
         let kept = kept.and_then(|kept| kept);
         kept.inspect_err(|error| {
