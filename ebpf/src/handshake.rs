@@ -19,6 +19,7 @@ use aya_log_ebpf::warn;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{Destination, Event, Handshake, ListeningPort, Workload};
 
+use crate::classes;
 use crate::connect::{note_of, storage};
 use crate::maps::{HANDSHAKES, LISTENING, SocketNote, WORKLOADS, count};
 use crate::pairing;
@@ -38,6 +39,7 @@ pub fn shunt_handshake(ctx: SockOpsContext) -> u32 {
             BPF_TCP_CLOSE => {
                 closed(&ctx);
                 pairing::left(&ctx);
+                classes::closed(&ctx);
             }
             _ => {}
         },
@@ -82,7 +84,7 @@ fn connected(ctx: &SockOpsContext) {
     // SAFETY: as above, and the program's context.
     let (netns, destination) =
         unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), (*note).destination) };
-    if pairing::is_wanted(netns, &destination.address, destination.port) {
+    if classes::connected(ctx, netns, &destination) {
         pairing::connected(ctx);
     }
 }
@@ -90,14 +92,18 @@ fn connected(ctx: &SockOpsContext) {
 /// A connection reached an application. Only ends that are wanted wait to be met.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
-    const SOME: u32 = Workload::ACCELERATE | Workload::ACCELERATION_BY_PORT;
+    const SOME: u32 =
+        Workload::ACCELERATE | Workload::ACCELERATE_PROVEN | Workload::ACCELERATION_BY_PORT;
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     // SAFETY: see `connect`.
-    let flags = unsafe { WORKLOADS.get(&netns) }.map_or(0, |workload| workload.flags);
+    let Some(workload) = (unsafe { WORKLOADS.get(&netns) }) else {
+        return;
+    };
     // At the cgroup2 root this also sees what the agent accepts on loopback; that is `agent_sockets`' affair.
-    if flags & SOME != 0 && !local_address(ctx).is_loopback() {
+    if workload.flags & SOME != 0 && !local_address(ctx).is_loopback() {
         pairing::accepted(ctx);
+        classes::accepted(ctx, workload);
     }
 }
 

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod agent_sockets;
+mod classes;
 mod connect;
 mod connect4;
 mod connect6;
@@ -10,6 +11,7 @@ mod getpeername;
 mod getsockname;
 mod handshake;
 mod maps;
+mod observer;
 mod pairing;
 mod rules;
 mod sk_lookup;

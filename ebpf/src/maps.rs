@@ -5,6 +5,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash, SockMap};
+use shunt_ebpf_common::classes::{Class, ClassKey, Verdict};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
     Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
@@ -104,6 +105,43 @@ pub static ENDS: SkStorage<End> = SkStorage::new();
 /// What only the kernel knows of an end. Written by `pairing` and `sk_msg`.
 #[btf_map(name = "SHUNT_SENDERS")]
 pub static SENDERS: SkStorage<Sender> = SkStorage::new();
+
+/// What was learned of classes of sockets. Written by `classes` and `observer`, read by the agent, which removes those of
+/// workloads that are gone. When it is full, nothing more is learned.
+#[map(name = "SHUNT_CLASSES")]
+pub static CLASSES: HashMap<ClassKey, Class> =
+    HashMap::with_max_entries(capacity::CLASSES, BPF_F_NO_PREALLOC);
+
+/// Sockets that are watched. Written by `classes` and `observer`.
+#[btf_map(name = "SHUNT_WATCHED")]
+pub static WATCHED: SkStorage<Watched> = SkStorage::new();
+
+/// Connections by verdict. Written by `classes`, read by the agent.
+#[map(name = "SHUNT_VERDICTS")]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
+
+/// A socket that is watched.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Watched {
+    pub class: ClassKey,
+    /// The number of its first byte in TCP, and how many bytes were read.
+    pub start: u32,
+    pub taken: u32,
+    /// Reads that could not wait and got bytes.
+    pub reads: u32,
+    /// Bits of this type.
+    pub state: u32,
+}
+
+impl Watched {
+    /// Its class has been told of it.
+    pub const TOLD: u32 = 1;
+    /// Its fault has been noted.
+    pub const FAULTY: u32 = 2;
+    /// It proves nothing: it blocked when it connected.
+    pub const BLOCKING: u32 = 4;
+}
 
 #[repr(C)]
 #[derive(Clone, Copy)]

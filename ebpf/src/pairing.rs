@@ -17,13 +17,9 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SockOpsContext;
-use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{End, Event, Meeting, NetnsCookie, RuleKey, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{End, Event, Meeting, SocketCookie};
 
-use crate::maps::{
-    ADDRESSES, CUT, ENDS, MEETINGS, PEERS, QUEUES, RULES, SENDERS, SOCKHASH, Sender, WORKLOADS,
-    count,
-};
+use crate::maps::{CUT, ENDS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, count};
 use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
 
 /// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
@@ -34,38 +30,6 @@ pub static USER_DATA_OFFSET: u32 = 0;
 pub static WRITERS_OFFSET: u32 = 0;
 #[unsafe(no_mangle)]
 pub static WRITTEN_OFFSET: u32 = 0;
-
-/// Is a connection from this namespace to that server one that both workloads want accelerated?
-#[inline(always)]
-pub fn is_wanted(from: NetnsCookie, server: &Address, port: u16) -> bool {
-    // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
-    unsafe {
-        let Some(client) = WORKLOADS.get(&from) else {
-            return false;
-        };
-        if !accelerates(client, port) {
-            return false;
-        }
-        let Some(owner) = ADDRESSES.get(server) else {
-            return false;
-        };
-        WORKLOADS
-            .get(owner)
-            .is_some_and(|server| accelerates(server, port))
-    }
-}
-
-#[inline(always)]
-fn accelerates(workload: &Workload, port: u16) -> bool {
-    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
-        let key = RuleKey::acceleration(workload.rules, port);
-        let key = aya_ebpf::maps::lpm_trie::Key::new(RuleKey::PORT_BITS, key);
-        if let Some(marks) = RULES.get(&key) {
-            return *marks != 0;
-        }
-    }
-    workload.flags & Workload::ACCELERATE != 0
-}
 
 /// The connecting end of a connection that is to be accelerated.
 #[inline(always)]
@@ -236,7 +200,7 @@ fn enter(ctx: &SockOpsContext, peer: SocketCookie, meeting: Meeting) -> Option<S
 }
 
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+pub fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the program's context.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
 }

@@ -4,6 +4,7 @@
 //! and connections go directly. Except for workloads that are to be refused then: see [`pins`].
 
 mod acceleration;
+mod classes;
 mod clock;
 mod destinations;
 mod element;
@@ -14,6 +15,7 @@ mod inspection;
 mod kernel;
 mod listening_ports;
 mod object;
+mod observer;
 mod pins;
 mod probe;
 mod shortcuts;
@@ -126,23 +128,10 @@ impl EbpfBackend {
         self.object.destinations.fd().as_fd().try_clone_to_owned()
     }
 
-    /// What [`Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate. Flows of an earlier data plane are
-    /// forgotten.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn shortcut_fds(&mut self) -> std::io::Result<Vec<OwnedFd>> {
-        match &mut self.acceleration {
-            Ok(acceleration) => {
-                acceleration.forget_flows();
-                acceleration.fds()
-            }
-            Err(_) => Ok(Vec::new()),
-        }
-    }
-
     /// What the programs counted since they were loaded, by name.
     pub fn events(&self) -> Vec<(&'static str, u64)> {
+        let verdicts = self.acceleration.as_ref().ok();
+        let verdicts = verdicts.map(|acceleration| acceleration.classes.connections());
         Event::NAMES
             .into_iter()
             .zip(0..)
@@ -153,6 +142,7 @@ impl EbpfBackend {
                     .map(|per_cpu| per_cpu.iter().sum());
                 (name, sum.unwrap_or(0))
             })
+            .chain(verdicts.into_iter().flatten())
             .collect()
     }
 
@@ -162,6 +152,7 @@ impl EbpfBackend {
         let cookie = enrolment.netns.cookie();
         let rules_set = self.next_rules;
         self.next_rules += 1;
+        self.learn(enrolment);
         let rules = self.write_rules(enrolment, rules_set)?;
         let value = self.workload_value(enrolment, rules_set);
         self.enrolled.insert(
@@ -213,7 +204,7 @@ impl EbpfBackend {
 
     fn workload_value(&self, enrolment: &Enrolment, rules: u32) -> Workload {
         let accelerated = match &self.acceleration {
-            Ok(_) => acceleration::flags(&enrolment.spec.acceleration),
+            Ok(known) => acceleration::flags(&enrolment.spec.acceleration, &known.classes),
             Err(_) => 0,
         };
         value::of(enrolment, rules, accelerated)
@@ -232,7 +223,11 @@ impl EbpfBackend {
         };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
-        entries.extend(trie::acceleration(set, &enrolment.spec.acceleration));
+        if let Ok(known) = &self.acceleration {
+            let in_kernel = |wish| known.classes.in_kernel(wish);
+            let policy = &enrolment.spec.acceleration;
+            entries.extend(trie::acceleration(set, policy, in_kernel));
+        }
         for (index, (key, marks)) in entries.iter().enumerate() {
             if let Err(error) = self.rules.insert(key, marks, 0) {
                 for (written, _) in &entries[..index] {
@@ -279,6 +274,7 @@ impl Backend for EbpfBackend {
         self.remove_retired_rules();
         let set = self.next_rules;
         self.next_rules += 1;
+        self.learn(enrolment);
         let rules = self.write_rules(enrolment, set)?;
         let value = self.workload_value(enrolment, set);
         if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
@@ -313,6 +309,7 @@ impl Backend for EbpfBackend {
                 .remove(&enrolled.cookie)
                 .map_err(|error| object::failed("remove the workload", &error))?;
         }
+        self.unlearn(enrolment.id);
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
@@ -344,12 +341,7 @@ impl Backend for EbpfBackend {
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
         };
-        if let Err(reason) = &self.acceleration
-            && enrolment.spec.acceleration.is_any()
-        {
-            text.push_str("; nothing is accelerated: ");
-            text.push_str(reason);
-        }
+        text.push_str(&self.without_acceleration(&enrolment.spec.acceleration));
         text
     }
 
@@ -369,6 +361,9 @@ impl Backend for EbpfBackend {
         if self.last_look.elapsed() >= LISTENING_LOOK {
             self.last_look = Instant::now();
             self.listening.look_at_some();
+            if let Ok(acceleration) = &mut self.acceleration {
+                acceleration.classes.look();
+            }
         }
         self.remove_retired_rules();
     }

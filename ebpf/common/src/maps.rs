@@ -32,6 +32,8 @@ impl Workload {
     pub const ACCELERATE: u32 = 4;
     /// Some ports have a rule of their own, in [`RuleKey::ACCELERATION`].
     pub const ACCELERATION_BY_PORT: u32 = 8;
+    /// Where it is not [`Workload::ACCELERATE`]: where their classes are proven, see [`crate::classes`].
+    pub const ACCELERATE_PROVEN: u32 = 64;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -70,7 +72,7 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: 1 accelerated, 0 not.
+    /// Ports whose acceleration is not the workload's default. Value: [`Wish::marks`](crate::classes::Wish::marks).
     pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
@@ -262,6 +264,8 @@ pub mod capacity {
     /// Accelerated sockets, four for a flow.
     pub const SOCKETS: u32 = 1 << 18;
     pub const ADDRESSES: u32 = 1 << 14;
+    /// Two for each port that somebody listens on and others call.
+    pub const CLASSES: u32 = 1 << 16;
 }
 
 #[cfg(feature = "user")]
@@ -290,6 +294,10 @@ mod pod {
     unsafe impl aya::Pod for End {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Address {}
+    // SAFETY: as above, by the test beside them.
+    unsafe impl aya::Pod for crate::classes::ClassKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::classes::Class {}
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Same-node connections past the TCP stack: loads what that needs, and tells the hooks whose address is whose.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,10 +9,12 @@ use aya::programs::SkMsg;
 use shunt_core::address::to_kernel;
 use shunt_core::explain::Inquiry;
 use shunt_core::flow::{DataPath, Direction};
-use shunt_core::workload::{Acceleration as Wish, AccelerationPolicy};
+use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
+use shunt_ebpf_common::classes::{ClassKey, Verdict, Wish};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{Handoff, NetnsCookie, RuleKey, SocketCookie, Workload};
 
+use super::classes::Classes;
 use super::object::{Object, failed, missing};
 use super::{EbpfBackend, Enrolled, RuleEntry, trie};
 use crate::{Enrolment, InterceptError};
@@ -22,6 +25,7 @@ pub(super) struct Acceleration {
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
     ends: MapData,
+    pub(super) classes: Classes,
     _sockets: SockHash<MapData, SocketCookie>,
 }
 
@@ -46,6 +50,7 @@ impl Acceleration {
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
+            classes: Classes::load(object)?,
             _sockets: sockets,
         })
     }
@@ -109,27 +114,52 @@ impl Acceleration {
 }
 
 impl EbpfBackend {
+    /// What [`super::Shortcuts::from_fds`] takes. Empty: this kernel cannot accelerate. Flows of an earlier data plane are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn shortcut_fds(&mut self) -> std::io::Result<Vec<OwnedFd>> {
+        match &mut self.acceleration {
+            Ok(acceleration) => {
+                acceleration.forget_flows();
+                acceleration.fds()
+            }
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Why nothing of what is wished can be had, for people; empty if it can.
+    pub(super) fn without_acceleration(&self, wishes: &AccelerationPolicy) -> String {
+        match &self.acceleration {
+            Err(reason) if wishes.is_any() => format!("; nothing is accelerated: {reason}"),
+            Ok(acceleration) if wishes.learns() => match &acceleration.classes.observer {
+                Err(reason) => format!("; `acceleration: auto` accelerates nothing: {reason}"),
+                Ok(_) => String::new(),
+            },
+            _ => String::new(),
+        }
+    }
+
     /// The path that a captured connection is meant to take, and why.
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
         let port = inquiry.destination.port();
-        let wish = enrolment.spec.acceleration.of(port);
         let copied = |reason: String| (DataPath::Copy, reason);
         let acceleration = match &self.acceleration {
             Ok(acceleration) => acceleration,
             Err(reason) => return copied(format!("nothing is accelerated here: {reason}")),
         };
-        match wish {
-            Wish::Always => {}
-            Wish::Off => return copied(format!("acceleration of port {port} is off")),
-            Wish::Auto => {
-                return copied(format!(
-                    "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
-                     proves that yet"
-                ));
-            }
+        let judge = |wish, id, role| acceleration.classes.judge(wish, id, role, port);
+        let configured = enrolment.spec.acceleration.of(port);
+        if configured == Configured::Off {
+            return copied(format!("acceleration of port {port} is off"));
         }
+        let wish = acceleration.classes.in_kernel(configured);
         if inquiry.direction == Direction::Inbound {
-            return copied("a client that is not enrolled here is not accelerated".into());
+            let (_, reason) = judge(wish, enrolment.id.0, ClassKey::SERVER);
+            return copied(format!(
+                "a client that is not enrolled here is not accelerated; port {port} is {reason}"
+            ));
         }
         let owner = acceleration.owner(inquiry.destination.ip().to_canonical());
         let is_owner = |enrolled: &&Enrolled| Some(enrolled.cookie) == owner;
@@ -138,32 +168,69 @@ impl EbpfBackend {
                 "the destination is no workload that is in eBPF mode on this node".into(),
             );
         };
-        if !accelerates(&server.value, &server.rules, port) {
-            return copied(format!(
-                "the destination's workload does not accelerate its port {port}"
-            ));
+        let (own, client) = if wish == Wish::Off {
+            judge_unobserved(acceleration)
+        } else {
+            judge(wish, enrolment.id.0, ClassKey::CLIENT)
+        };
+        let wanted = wish_of(&server.value, &server.rules, port);
+        let (theirs, server) = judge(wanted, server.value.id, ClassKey::SERVER);
+        let path = match own.accelerates() && theirs.accelerates() {
+            true => DataPath::Handoff,
+            false => DataPath::Copy,
+        };
+        let reason =
+            format!("port {port}: the client's end is {client}; the server's end is {server}");
+        (path, reason)
+    }
+
+    /// What is known of a workload's sockets, by verdict.
+    pub fn classes(&self, id: WorkloadId) -> BTreeMap<String, u64> {
+        let known = self.acceleration.as_ref();
+        known.map_or_else(|_| BTreeMap::new(), |known| known.classes.summary(id.0))
+    }
+
+    /// Begins or ends learning about a workload's sockets, as it is configured. Before its programs are told.
+    pub(super) fn learn(&mut self, enrolment: &Enrolment) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            let (id, spec) = (enrolment.id.0, &enrolment.spec);
+            let learns = spec.acceleration.learns().then_some(&spec.name);
+            acceleration.classes.learn(&mut self.object, id, learns);
         }
-        let reason = format!("both workloads always accelerate port {port}");
-        (DataPath::Handoff, reason)
+    }
+
+    pub(super) fn unlearn(&mut self, id: WorkloadId) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.classes.learn(&mut self.object, id.0, None);
+            acceleration.classes.forget(id.0);
+        }
     }
 }
 
+/// It is `auto`, and the programs were told `off`.
+fn judge_unobserved(acceleration: &Acceleration) -> (Verdict, String) {
+    acceleration
+        .classes
+        .judge(Wish::Auto, 0, ClassKey::CLIENT, 0)
+}
+
 /// As the programs look it up.
-fn accelerates(workload: &Workload, rules: &[RuleEntry], port: u16) -> bool {
+fn wish_of(workload: &Workload, rules: &[RuleEntry], port: u16) -> Wish {
     let table = |(key, _): &&RuleEntry| key.data().table == RuleKey::ACCELERATION;
     let by_port: Vec<RuleEntry> = rules.iter().filter(table).copied().collect();
     let wanted = RuleKey::acceleration(workload.rules, port);
-    trie::longest(&by_port, &wanted)
-        .map_or(workload.flags & Workload::ACCELERATE != 0, |(_, marks)| {
-            *marks != 0
-        })
+    trie::longest(&by_port, &wanted).map_or_else(
+        || Wish::by_default(workload),
+        |(_, marks)| Wish::from(*marks),
+    )
 }
 
 /// The bits of [`Workload::flags`] that say this.
-pub(super) fn flags(policy: &AccelerationPolicy) -> u32 {
-    let by_default = match policy.default {
+pub(super) fn flags(policy: &AccelerationPolicy, classes: &Classes) -> u32 {
+    let by_default = match classes.in_kernel(policy.default) {
         Wish::Always => Workload::ACCELERATE,
-        Wish::Off | Wish::Auto => 0,
+        Wish::Auto => Workload::ACCELERATE_PROVEN,
+        Wish::Off => 0,
     };
     let by_port = match policy.ports.is_empty() {
         true => 0,

@@ -16,6 +16,7 @@ use shunt_core::sockets::Family;
 use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
+use super::observer;
 use super::pins::Pins;
 use super::raw;
 use crate::{Enrolment, InterceptError, Marks, btf};
@@ -27,7 +28,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 19] = [
+const SHARED: [&str; 22] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -46,6 +47,9 @@ const SHARED: [&str; 19] = [
     "SHUNT_HANDOFFS",
     "SHUNT_ENDS",
     "SHUNT_SENDERS",
+    "SHUNT_CLASSES",
+    "SHUNT_WATCHED",
+    "SHUNT_VERDICTS",
     "AYA_LOGS",
 ];
 
@@ -59,6 +63,8 @@ pub(super) struct Object {
     pub(super) destinations: MapData,
     /// Is it known where the kernel keeps what acceleration reads of sockets?
     pub(super) offsets: Result<(), InterceptError>,
+    /// The same, of what the observer reads.
+    pub(super) observed: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -74,9 +80,10 @@ impl std::fmt::Debug for Logger {
 impl Object {
     pub(super) fn load(marks: Marks) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let offsets = Offsets::of_the_kernel();
+        let (offsets, observed) = (offsets(), observer::statics());
         let mut loader = loader(&bpffs);
-        let instance = Instance::Main(*offsets.as_ref().unwrap_or(&Offsets::default()));
+        let known = [&offsets, &observed].into_iter().flatten().flatten();
+        let instance = Instance::Main(known.copied().collect());
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
@@ -88,7 +95,8 @@ impl Object {
             loader,
             main,
             destinations,
-            offsets: offsets.map(|_| ()),
+            offsets: offsets.map(drop),
+            observed: observed.map(drop),
             logger: Logger(logger),
         })
     }
@@ -243,41 +251,30 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
 
 /// What the programs of one load of the object are told.
 enum Instance {
-    Main(Offsets),
+    /// Where the running kernel keeps what they read, by the name of a static.
+    Main(Vec<(&'static str, u32)>),
     /// The namespace whose connections it picks.
     Inbound(NetnsCookie),
 }
 
-/// Where the running kernel keeps what acceleration reads of sockets, in the order of [`Offsets::MEMBERS`].
-#[derive(Clone, Copy, Default)]
-struct Offsets([u32; Self::MEMBERS.len()]);
+/// What acceleration reads of sockets, by the name of the programs' static: the structure and the path of members in it.
+const MEMBERS: [(&str, &str, &[&str]); 4] = [
+    (
+        "RECEIVE_QUEUE_OFFSET",
+        "sock",
+        &["sk_backlog", "rmem_alloc"],
+    ),
+    ("USER_DATA_OFFSET", "sock", &["sk_user_data"]),
+    ("WRITERS_OFFSET", "sock", &["sk_write_pending"]),
+    ("WRITTEN_OFFSET", "tcp_sock", &["write_seq"]),
+];
 
-impl Offsets {
-    /// By the name of the programs' static: the structure and the path of members in it.
-    const MEMBERS: [(&str, &str, &[&str]); 4] = [
-        (
-            "RECEIVE_QUEUE_OFFSET",
-            "sock",
-            &["sk_backlog", "rmem_alloc"],
-        ),
-        ("USER_DATA_OFFSET", "sock", &["sk_user_data"]),
-        ("WRITERS_OFFSET", "sock", &["sk_write_pending"]),
-        ("WRITTEN_OFFSET", "tcp_sock", &["write_seq"]),
-    ];
-
-    fn of_the_kernel() -> Result<Self, InterceptError> {
-        let types = btf::Kernel::read()?;
-        let mut offsets = Self::default();
-        for (place, (_, structure, members)) in offsets.0.iter_mut().zip(Self::MEMBERS) {
-            *place = types.offset(structure, members)?;
-        }
-        Ok(offsets)
-    }
-
-    fn statics(self) -> impl Iterator<Item = (&'static str, u32)> {
-        let names = Self::MEMBERS.into_iter().map(|(name, _, _)| name);
-        names.zip(self.0)
-    }
+fn offsets() -> Result<Vec<(&'static str, u32)>, InterceptError> {
+    let types = btf::Kernel::read()?;
+    let found = MEMBERS.into_iter();
+    found
+        .map(|(name, structure, members)| Ok((name, types.offset(structure, members)?)))
+        .collect()
 }
 
 /// Bytes that may wait for an application before its sender feels back-pressure.
@@ -301,14 +298,14 @@ fn load(
 ) -> Result<Ebpf, InterceptError> {
     let (offsets, netns) = match instance {
         Instance::Main(offsets) => (offsets, 0),
-        Instance::Inbound(netns) => (Offsets::default(), netns),
+        Instance::Inbound(netns) => (Vec::new(), netns),
     };
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
     set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
     set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
     set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
-    for (name, offset) in offsets.statics() {
+    for (name, offset) in offsets {
         set(&mut object, name, &offset.to_ne_bytes())?;
     }
     let limit = RECEIVE_QUEUE_LIMIT.to_ne_bytes();

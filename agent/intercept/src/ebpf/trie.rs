@@ -12,6 +12,7 @@ use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
 use shunt_core::workload::{Acceleration, AccelerationPolicy, PortRange};
+use shunt_ebpf_common::classes::Wish;
 use shunt_ebpf_common::decision::{Marks, Rules};
 use shunt_ebpf_common::maps::{RuleKey, RuleMarks};
 
@@ -53,10 +54,14 @@ fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEnt
     entries
 }
 
-/// Ports whose acceleration is not the default: 1 accelerated, 0 not.
-pub(super) fn acceleration(set: u32, policy: &AccelerationPolicy) -> Vec<RuleEntry> {
+/// Ports whose acceleration is not the default.
+pub(super) fn acceleration(
+    set: u32,
+    policy: &AccelerationPolicy,
+    in_kernel: impl Fn(Acceleration) -> Wish,
+) -> Vec<RuleEntry> {
     let of_range = |(range, wish): &(PortRange, Acceleration)| {
-        let marks = RuleMarks::from(*wish == Acceleration::Always);
+        let marks: RuleMarks = in_kernel(*wish).marks();
         let blocks = prefixes(u32::from(range.first), u32::from(range.last) + 1);
         blocks.into_iter().map(move |(port, bits)| {
             let key = RuleKey::acceleration(set, port);
