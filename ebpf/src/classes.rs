@@ -70,7 +70,7 @@ fn wish(workload: &Workload, port: u16) -> Wish {
     Wish::by_default(workload)
 }
 
-/// Of a connection from this namespace to that server: the worse of its ends'.
+/// Of a connection that the agent makes for a client in this namespace to that server.
 #[inline(always)]
 pub fn both(from: NetnsCookie, server: &Address, port: u16) -> Verdict {
     // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
@@ -84,10 +84,21 @@ pub fn both(from: NetnsCookie, server: &Address, port: u16) -> Verdict {
         let Some(server) = WORKLOADS.get(owner) else {
             return Verdict::Off;
         };
-        worse(
+        // It is not known which of its sockets this is for; to that one nothing happens here.
+        let own = better(
             verdict(client, ClassKey::CLIENT, port),
-            verdict(server, ClassKey::SERVER, port),
-        )
+            verdict(client, ClassKey::BLOCKING_CLIENT, port),
+        );
+        worse(own, verdict(server, ClassKey::SERVER, port))
+    }
+}
+
+#[inline(always)]
+fn better(one: Verdict, other: Verdict) -> Verdict {
+    if (one as u32) < other as u32 {
+        one
+    } else {
+        other
     }
 }
 
@@ -116,7 +127,12 @@ pub fn connected(ctx: &SockOpsContext, from: NetnsCookie, to: &Destination) -> b
         };
         (client, server)
     };
-    let mut own = verdict(client, ClassKey::CLIENT, to.port);
+    let role = if wish(client, to.port) == Wish::Auto && blocks(ctx) {
+        ClassKey::BLOCKING_CLIENT
+    } else {
+        ClassKey::CLIENT
+    };
+    let own = verdict(client, role, to.port);
     let theirs = verdict(server, ClassKey::SERVER, to.port);
     if own.is_watched() && theirs != Verdict::Off && theirs != Verdict::Fault {
         // No more classes than there are listeners, whoever knocks at how many ports.
@@ -126,12 +142,7 @@ pub fn connected(ctx: &SockOpsContext, from: NetnsCookie, to: &Destination) -> b
         };
         // SAFETY: only whether it is there is asked.
         if unsafe { LISTENING.get(&listening) }.is_some() {
-            let blocks = blocks(ctx);
-            if blocks && own == Verdict::Proven {
-                own = Verdict::Blocking;
-            }
-            let state = if blocks { Watched::BLOCKING } else { 0 };
-            watch(ctx, key(client, ClassKey::CLIENT, to.port), state);
+            watch(ctx, key(client, role, to.port));
         }
     }
     let verdict = worse(own, theirs);
@@ -150,12 +161,12 @@ pub fn accepted(ctx: &SockOpsContext, workload: &Workload) {
     }
     let port = ctx.local_port() as u16;
     if verdict(workload, ClassKey::SERVER, port).is_watched() {
-        watch(ctx, key(workload, ClassKey::SERVER, port), 0);
+        watch(ctx, key(workload, ClassKey::SERVER, port));
     }
 }
 
 #[inline(always)]
-fn watch(ctx: &SockOpsContext, key: ClassKey, state: u32) {
+fn watch(ctx: &SockOpsContext, key: ClassKey) {
     if CLASSES.get_ptr(&key).is_none() {
         // SAFETY: all zeroes are a class of which nothing is known.
         let class: Class = unsafe { core::mem::zeroed() };
@@ -176,7 +187,7 @@ fn watch(ctx: &SockOpsContext, key: ClassKey, state: u32) {
         start: unsafe { (*ctx.ops).rcv_nxt },
         taken: 0,
         reads: 0,
-        state,
+        state: 0,
     };
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `watched` lives across the call, and `class` is a map's value.
@@ -256,7 +267,7 @@ pub fn noted(sk: *mut c_void, watched: *mut Watched, what: u32) -> Option<*mut C
 /// A connection has shown how it is used, and nothing was wrong.
 #[inline(always)]
 pub fn good(watched: *mut Watched) {
-    const DONE: u32 = Watched::TOLD | Watched::FAULTY | Watched::BLOCKING;
+    const DONE: u32 = Watched::TOLD | Watched::FAULTY;
     // SAFETY: the caller has checked for null; the other is a map's value.
     unsafe {
         if (*watched).state & DONE != 0 {
@@ -276,7 +287,7 @@ pub fn good(watched: *mut Watched) {
     }
 }
 
-/// Would a read of this socket wait, as it was opened? Who connects so reads so.
+/// Would a read of this socket wait, as it is now?
 #[inline(always)]
 fn blocks(ctx: &SockOpsContext) -> bool {
     let sk = socket(ctx);

@@ -139,8 +139,6 @@ impl Watched {
     pub const TOLD: u32 = 1;
     /// Its fault has been noted.
     pub const FAULTY: u32 = 2;
-    /// It proves nothing: it blocked when it connected.
-    pub const BLOCKING: u32 = 4;
 }
 
 #[repr(C)]

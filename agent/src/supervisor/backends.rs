@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use shunt_core::config::Config;
-use shunt_core::workload::{Mode, ModeSetting};
+use shunt_core::workload::{Mode, ModeSetting, WorkloadId};
 use shunt_intercept::ebpf::EbpfBackend;
 use shunt_intercept::iptables::IptablesBackend;
 use shunt_intercept::{Backend, Enrolment, InterceptError, Marks};
@@ -141,6 +141,22 @@ impl Backends {
                 .map(|(name, count)| (name.to_owned(), count))
                 .collect(),
             _ => BTreeMap::new(),
+        }
+    }
+
+    /// What was learned of a workload's sockets.
+    pub(super) fn classes(&self, id: WorkloadId) -> BTreeMap<String, u64> {
+        match &self.ebpf {
+            Slot::Ready(backend) => backend.classes(id),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// Has [`Backends::classes`] changed since this was asked last?
+    pub(super) fn have_learned(&mut self) -> bool {
+        match &mut self.ebpf {
+            Slot::Ready(backend) => backend.has_learned(),
+            _ => false,
         }
     }
 

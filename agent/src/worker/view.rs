@@ -174,6 +174,7 @@ impl View {
             state_reason: info.state_reason.clone(),
             notes: info.notes.clone(),
             listeners: info.listeners.clone(),
+            acceleration: info.acceleration.clone(),
             connections,
             bytes,
         }
@@ -218,6 +219,7 @@ mod tests {
             state: WorkloadState::Ready,
             state_reason: String::new(),
             listeners: Vec::new(),
+            acceleration: BTreeMap::new(),
         }
     }
 

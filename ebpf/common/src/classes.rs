@@ -16,10 +16,13 @@ pub struct ClassKey {
 }
 
 impl ClassKey {
-    /// Its sockets connect.
+    /// Its sockets connect, and do not block while they do.
     pub const CLIENT: u16 = 0;
     /// Its sockets are called.
     pub const SERVER: u16 = 1;
+    /// Its sockets connect, and block while they do. Most such programs block later too, and shall not be taken for
+    /// others of their workload.
+    pub const BLOCKING_CLIENT: u16 = 2;
 }
 
 /// Value of `CLASSES`: what was seen of a class. Written by the kernel only. Two CPUs at once may lose a count, never a
@@ -111,8 +114,6 @@ pub enum Verdict {
     Short,
     /// Not enough were seen.
     Learning,
-    /// The class is proven, but this socket blocks when it connects, as none of those did.
-    Blocking,
     /// The class has a fault.
     Fault,
     /// It is configured so.
@@ -120,18 +121,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::Always,
         Self::Proven,
         Self::Short,
         Self::Learning,
-        Self::Blocking,
         Self::Fault,
         Self::Off,
     ];
     /// Entries of `VERDICTS`: connections by verdict, and then how often a class's verdict changed.
-    pub const SLOTS: u32 = 8;
-    pub const CHANGES: u32 = 7;
+    pub const SLOTS: u32 = 7;
+    pub const CHANGES: u32 = 6;
 
     #[inline(always)]
     pub fn accelerates(self) -> bool {
@@ -141,10 +141,7 @@ impl Verdict {
     /// Do more connections tell more?
     #[inline(always)]
     pub fn is_watched(self) -> bool {
-        matches!(
-            self,
-            Self::Proven | Self::Short | Self::Learning | Self::Blocking
-        )
+        matches!(self, Self::Proven | Self::Short | Self::Learning)
     }
 
     pub fn as_str(self) -> &'static str {
@@ -153,7 +150,6 @@ impl Verdict {
             Self::Proven => "proven",
             Self::Short => "short",
             Self::Learning => "learning",
-            Self::Blocking => "blocking",
             Self::Fault => "fault",
             Self::Off => "off",
         }
@@ -166,7 +162,6 @@ impl Verdict {
             Self::Proven => "verdict_proven",
             Self::Short => "verdict_short",
             Self::Learning => "verdict_learning",
-            Self::Blocking => "verdict_blocking",
             Self::Fault => "verdict_fault",
             Self::Off => "verdict_off",
         }

@@ -36,8 +36,8 @@ macro_rules! scenes {
 
 scenes! {
     plain: None, "", "", "none";
-    ebpf_copy: Some("ebpf"), "splice_after: off", "", "copy";
-    ebpf_splice: Some("ebpf"), "splice_after: 0", "", "splice";
+    ebpf_copy: Some("ebpf"), "splice_after: off", "acceleration: off", "copy";
+    ebpf_splice: Some("ebpf"), "splice_after: 0", "acceleration: off", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
     ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: always", "handoff";
     iptables_splice: Some("iptables"), "splice_after: 0", "", "splice";

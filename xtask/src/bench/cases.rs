@@ -27,14 +27,15 @@ const COPY: &str = "splice_after: off";
 const SPLICE: &str = "splice_after: 1MiB";
 
 /// Interleaved in this order. The second baseline shows how much of a difference is noise.
-pub(super) const CASES: [Case; 7] = [
+pub(super) const CASES: [Case; 8] = [
     unmeshed(BASELINE),
     unmeshed("baseline_again"),
     meshed("iptables_copy", "iptables", COPY).with_steering(),
     meshed("iptables_splice", "iptables", SPLICE),
     meshed("ebpf_copy", "ebpf", COPY).with_steering(),
     meshed("ebpf_splice", "ebpf", SPLICE),
-    meshed("ebpf_handoff", "ebpf", SPLICE).accelerated(),
+    meshed("ebpf_handoff", "ebpf", SPLICE).accelerated("acceleration: always"),
+    meshed("ebpf_auto", "ebpf", SPLICE).accelerated("acceleration: auto"),
 ];
 
 const fn unmeshed(name: &'static str) -> Case {
@@ -45,7 +46,7 @@ const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -
     let agent = Setup {
         mode,
         setting,
-        workload: "",
+        workload: "acceleration: off",
         steering: false,
     };
     Case {
@@ -62,9 +63,9 @@ impl Case {
         self
     }
 
-    const fn accelerated(mut self) -> Self {
+    const fn accelerated(mut self, workload: &'static str) -> Self {
         if let Some(agent) = &mut self.agent {
-            agent.workload = "acceleration: always";
+            agent.workload = workload;
         }
         self
     }

@@ -171,7 +171,9 @@ impl EbpfBackend {
         let (own, client) = if wish == Wish::Off {
             judge_unobserved(acceleration)
         } else {
-            judge(wish, enrolment.id.0, ClassKey::CLIENT)
+            acceleration
+                .classes
+                .judge_clients(wish, enrolment.id.0, port)
         };
         let wanted = wish_of(&server.value, &server.rules, port);
         let (theirs, server) = judge(wanted, server.value.id, ClassKey::SERVER);
@@ -188,6 +190,12 @@ impl EbpfBackend {
     pub fn classes(&self, id: WorkloadId) -> BTreeMap<String, u64> {
         let known = self.acceleration.as_ref();
         known.map_or_else(|_| BTreeMap::new(), |known| known.classes.summary(id.0))
+    }
+
+    /// Has [`EbpfBackend::classes`] changed since this was asked last?
+    pub fn has_learned(&mut self) -> bool {
+        let known = self.acceleration.as_mut();
+        known.is_ok_and(|known| std::mem::take(&mut known.classes.has_learned))
     }
 
     /// Begins or ends learning about a workload's sockets, as it is configured. Before its programs are told.

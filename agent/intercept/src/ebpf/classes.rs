@@ -21,6 +21,8 @@ pub(super) struct Classes {
     learners: HashMap<u32, WorkloadName>,
     /// As at the last look.
     known: HashMap<ClassKey, Class>,
+    /// Since somebody asked.
+    pub(super) has_learned: bool,
     changes: u64,
 }
 
@@ -32,6 +34,7 @@ impl Classes {
             observer: Observer::load(object).map_err(|error| error.chain()),
             learners: HashMap::new(),
             known: HashMap::new(),
+            has_learned: false,
             changes: 0,
         })
     }
@@ -73,11 +76,11 @@ impl Classes {
         }
     }
 
-    /// Tells the log what is new. True: something is.
-    pub(super) fn look(&mut self) -> bool {
+    /// Tells the log what is new.
+    pub(super) fn look(&mut self) {
         let changes = self.counted(Verdict::CHANGES);
         if changes == self.changes {
-            return false;
+            return;
         }
         self.changes = changes;
         let now: HashMap<ClassKey, Class> = self.map.iter().filter_map(Result::ok).collect();
@@ -86,7 +89,7 @@ impl Classes {
             self.say(key, &before, class);
         }
         self.known = now;
-        true
+        self.has_learned = true;
     }
 
     fn say(&self, key: &ClassKey, before: &Class, now: &Class) {
@@ -155,11 +158,34 @@ impl Classes {
             }
         }
     }
+
+    /// The same, of clients: of those that block when they connect and of those that do not.
+    pub(super) fn judge_clients(&self, wish: Wish, id: u32, port: u16) -> (Verdict, String) {
+        let (verdict, reason) = self.judge(wish, id, ClassKey::CLIENT, port);
+        let (blocking, other) = self.judge(wish, id, ClassKey::BLOCKING_CLIENT, port);
+        let unknown = |role| {
+            let key = ClassKey {
+                workload: id,
+                port,
+                role,
+            };
+            self.map.get(&key, 0).is_err()
+        };
+        if wish != Wish::Auto || unknown(ClassKey::BLOCKING_CLIENT) {
+            (verdict, reason)
+        } else if unknown(ClassKey::CLIENT) {
+            (blocking, other)
+        } else {
+            let both = format!("{reason} (of sockets that block when they connect: {other})");
+            (verdict.min(blocking), both)
+        }
+    }
 }
 
 fn named(key: &ClassKey) -> String {
     let what = match key.role {
         ClassKey::CLIENT => "its connections to",
+        ClassKey::BLOCKING_CLIENT => "its connections, made while blocking, to",
         _ => "connections to its",
     };
     format!("{what} port {}", key.port)
