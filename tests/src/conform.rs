@@ -288,6 +288,8 @@ pub fn observe(
     let program = program();
     let path = control.display().to_string();
     let lessons = learn.then_some("--learn");
+    // An earlier run's: with it nobody could be called, and nothing be seen again.
+    let _ = std::fs::remove_file(control);
     let mut serve = server.command(&program);
     serve.args(["serve", "--control", &path]).args(lessons);
     let mut serve = Reaped(
