@@ -194,6 +194,8 @@ pub struct WorkloadInfo {
     pub state_reason: String,
     pub notes: Vec<String>,
     pub listeners: Vec<ListenerStatus>,
+    /// As [`shunt_core::status::WorkloadStatus::acceleration`].
+    pub acceleration: BTreeMap<String, u64>,
 }
 
 #[cfg(test)]

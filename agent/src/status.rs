@@ -78,11 +78,22 @@ fn row(workload: &WorkloadStatus) -> [String; 8] {
 
 /// Why it is steered as it is, what is wrong now, and who else is there.
 fn why(workload: &WorkloadStatus) -> String {
+    let learned = learned(workload);
     let mut lines = vec![workload.mode_reason.as_str()];
     let wrong = Some(workload.state_reason.as_str());
     lines.extend(wrong.filter(|wrong| !wrong.is_empty() && *wrong != workload.mode_reason));
     lines.extend(workload.notes.iter().map(String::as_str));
+    lines.extend(learned.as_deref());
     lines.join("\n")
+}
+
+/// What acceleration knows of its sockets.
+fn learned(workload: &WorkloadStatus) -> Option<String> {
+    let counted = workload.acceleration.iter();
+    let counts: Vec<String> = counted
+        .map(|(verdict, count)| format!("{count} {verdict}"))
+        .collect();
+    (!counts.is_empty()).then(|| format!("acceleration, by kind of socket: {}", counts.join(", ")))
 }
 
 /// Bytes for people, in powers of 1024.

@@ -287,6 +287,7 @@ impl Supervisor {
         self.take_over();
         self.look();
         self.look_for_strays();
+        self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();
         } else {

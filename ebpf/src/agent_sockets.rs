@@ -18,6 +18,7 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use shunt_ebpf_common::maps::{Event, Handshake, OwnFlow};
 
+use crate::classes;
 use crate::connect::{is_own_mark, is_upstream_mark};
 use crate::handshake::{local_address, remote_address};
 use crate::maps::{ACCEPTED, HANDSHAKES, OWN_FLOWS, count};
@@ -84,7 +85,7 @@ fn connected(ctx: &SockOpsContext) {
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     let port = u32::from_be(ctx.remote_port()) as u16;
-    if upstream && pairing::is_wanted(netns, port, &remote_address(ctx), port) {
+    if upstream && classes::both(netns, &remote_address(ctx), port).accelerates() {
         pairing::connected(ctx, Between::AgentAndApplication);
     }
 }

@@ -16,9 +16,11 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
+use shunt_ebpf_common::classes::Verdict;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{Event, Handshake, ListeningPort, Workload};
 
+use crate::classes;
 use crate::connect::{note_of, storage};
 use crate::ledger;
 use crate::maps::{HANDSHAKES, LISTENING, SocketNote, WORKLOADS, count};
@@ -39,6 +41,7 @@ pub fn shunt_handshake(ctx: SockOpsContext) -> u32 {
             BPF_TCP_CLOSE => {
                 closed(&ctx);
                 pairing::left(&ctx);
+                classes::closed(&ctx);
             }
             _ => {}
         },
@@ -93,29 +96,33 @@ fn connected(ctx: &SockOpsContext) {
             (*note).upstream,
         )
     };
-    let (server, between) = if state & SocketNote::CAPTURED != 0 {
-        (dialled, Between::AgentAndApplication)
-    } else if state & SocketNote::DIRECT != 0 {
-        (upstream, Between::Applications)
-    } else {
-        return;
-    };
-    if pairing::is_wanted(netns, dialled.port, &server.address, server.port) {
-        pairing::connected(ctx, between);
+    if state & SocketNote::CAPTURED != 0 {
+        if classes::connected(ctx, netns, &dialled) {
+            pairing::connected(ctx, Between::AgentAndApplication);
+        }
+    } else if state & SocketNote::DIRECT != 0
+        // Nobody is there who could hold bytes back behind a full queue: it must be asked for.
+        && classes::both(netns, &upstream.address, upstream.port) == Verdict::Always
+    {
+        pairing::connected(ctx, Between::Applications);
     }
 }
 
 /// A connection reached an application. Only ends that are wanted wait to be met.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) {
-    const SOME: u32 = Workload::ACCELERATE | Workload::ACCELERATION_BY_PORT;
+    const SOME: u32 =
+        Workload::ACCELERATE | Workload::ACCELERATE_PROVEN | Workload::ACCELERATION_BY_PORT;
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     // SAFETY: see `connect`.
-    let flags = unsafe { WORKLOADS.get(&netns) }.map_or(0, |workload| workload.flags);
+    let Some(workload) = (unsafe { WORKLOADS.get(&netns) }) else {
+        return;
+    };
     // At the cgroup2 root this also sees what the agent accepts on loopback; that is `agent_sockets`' affair.
-    if flags & SOME != 0 && !local_address(ctx).is_loopback() {
+    if workload.flags & SOME != 0 && !local_address(ctx).is_loopback() {
         pairing::accepted(ctx);
+        classes::accepted(ctx, workload);
     }
 }
 

@@ -26,7 +26,7 @@ use crate::pairing::WRITTEN_OFFSET;
 #[unsafe(no_mangle)]
 pub static ERROR_OFFSET: u32 = 0;
 #[unsafe(no_mangle)]
-pub static FLAGS_OFFSET: u32 = 0;
+pub static SOCK_FLAGS_OFFSET: u32 = 0;
 
 /// From net/sock.h, `enum sock_flags`: the peer's FIN has come.
 const SOCK_DONE: u64 = 1 << 1;
@@ -97,7 +97,7 @@ fn count_tcp(ctx: &SockOpsContext, sk: u64, ending: &mut Ending) {
         BPF_TCP_FIN_WAIT1 | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK
     );
     let fin = u64::from(has_sent_fin && first_unacked == written);
-    let flags: u64 = read(sk, &raw const FLAGS_OFFSET);
+    let flags: u64 = read(sk, &raw const SOCK_FLAGS_OFFSET);
     let peers_fin = u64::from(flags & SOCK_DONE != 0);
     ending.sent = acked.saturating_sub(1 + fin);
     ending.received = received.saturating_sub(peers_fin);

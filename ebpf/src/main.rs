@@ -3,6 +3,7 @@
 #![no_main]
 
 mod agent_sockets;
+mod classes;
 mod connect;
 mod connect4;
 mod connect6;
@@ -14,6 +15,7 @@ mod handshake;
 mod ledger;
 mod listeners;
 mod maps;
+mod observer;
 mod pairing;
 mod policy;
 mod rules;

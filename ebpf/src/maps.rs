@@ -5,6 +5,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap};
+use shunt_ebpf_common::classes::{Class, ClassKey, Verdict};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
     Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
@@ -136,6 +137,40 @@ pub static SELECTED: HashMap<Selected, u32> =
 /// by the data plane. When it is full an event is lost and counted.
 #[map(name = "SHUNT_DIRECT")]
 pub static DIRECT_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::DIRECT_EVENTS, 0);
+/// What was learned of classes of sockets. Written by `classes` and `observer`, read by the agent, which removes those of
+/// workloads that are gone. When it is full, nothing more is learned.
+#[map(name = "SHUNT_CLASSES")]
+pub static CLASSES: HashMap<ClassKey, Class> =
+    HashMap::with_max_entries(capacity::CLASSES, BPF_F_NO_PREALLOC);
+
+/// Sockets that are watched. Written by `classes` and `observer`.
+#[btf_map(name = "SHUNT_WATCHED")]
+pub static WATCHED: SkStorage<Watched> = SkStorage::new();
+
+/// Connections by verdict. Written by `classes`, read by the agent.
+#[map(name = "SHUNT_VERDICTS")]
+pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
+
+/// A socket that is watched.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Watched {
+    pub class: ClassKey,
+    /// The number of its first byte in TCP, and how many bytes were read.
+    pub start: u32,
+    pub taken: u32,
+    /// Reads that could not wait and got bytes.
+    pub reads: u32,
+    /// Bits of this type.
+    pub state: u32,
+}
+
+impl Watched {
+    /// Its class has been told of it.
+    pub const TOLD: u32 = 1;
+    /// Its fault has been noted.
+    pub const FAULTY: u32 = 2;
+}
 
 #[repr(C)]
 #[derive(Clone, Copy)]

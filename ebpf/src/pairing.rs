@@ -17,14 +17,9 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::SockOpsContext;
-use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, NetnsCookie, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, SocketCookie};
 
-use crate::maps::{
-    ADDRESSES, CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, WORKLOADS,
-    count,
-};
-use crate::rules::acceleration;
+use crate::maps::{CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, count};
 use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
 
 /// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
@@ -35,32 +30,6 @@ pub static USER_DATA_OFFSET: u32 = 0;
 pub static WRITERS_OFFSET: u32 = 0;
 #[unsafe(no_mangle)]
 pub static WRITTEN_OFFSET: u32 = 0;
-
-/// Is a connection from this namespace, to a port as the application dialled it, one that both workloads want
-/// accelerated?
-#[inline(always)]
-pub fn is_wanted(from: NetnsCookie, dialled: u16, server: &Address, port: u16) -> bool {
-    // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
-    unsafe {
-        let Some(client) = WORKLOADS.get(&from) else {
-            return false;
-        };
-        if !accelerates(client, dialled) {
-            return false;
-        }
-        let Some(owner) = ADDRESSES.get(server) else {
-            return false;
-        };
-        WORKLOADS
-            .get(owner)
-            .is_some_and(|server| accelerates(server, port))
-    }
-}
-
-#[inline(always)]
-fn accelerates(workload: &Workload, port: u16) -> bool {
-    acceleration(workload, port) & Workload::ACCELERATE != 0
-}
 
 /// Whose sockets the two ends of a connection are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -285,7 +254,7 @@ fn enter(
 }
 
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+pub fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the program's context.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
 }

@@ -302,14 +302,6 @@ impl Agent {
         self.rewrite_text(&config(&self.dir, &self.mode, &self.settings, workloads));
     }
 
-    /// Its configuration file.
-    ///
-    /// # Panics
-    /// It cannot be read.
-    pub fn configuration(&self) -> String {
-        fs::read_to_string(self.dir.join("shunt.yaml")).expect("a configuration")
-    }
-
     /// Replaces a part of the configuration file, and waits until everybody has this section changed.
     ///
     /// # Panics
@@ -326,7 +318,7 @@ impl Agent {
                 .count()
         };
         let (before, said_before) = (shown(), said());
-        let text = self.configuration();
+        let text = fs::read_to_string(self.dir.join("shunt.yaml")).expect("a file");
         assert!(text.contains(part), "no {part} in {text}");
         self.rewrite_text(&text.replacen(part, by, 1));
         wait::until("the change is in force", Duration::from_secs(10), || {

@@ -5,6 +5,7 @@
 //! [`observe`] runs all rows and gives what was seen, by the variant's name. What should be seen is said in
 //! `tests/conformance/`, and where a path differs in docs/semantics.md.
 
+mod lesson;
 mod link;
 mod raw;
 mod row;
@@ -56,6 +57,8 @@ enum Role {
     Serve {
         #[arg(long)]
         control: PathBuf,
+        #[arg(long)]
+        learn: bool,
     },
     Call {
         #[arg(long)]
@@ -68,6 +71,9 @@ enum Role {
         /// Only variants whose name contains this
         #[arg(long, default_value = "")]
         only: String,
+        /// Before each row, connections to the same port that behave well, of the row's kind
+        #[arg(long)]
+        learn: bool,
     },
 }
 
@@ -77,20 +83,21 @@ enum Role {
 /// The two roles cannot come together. What rows see is never an error.
 pub fn run() -> Result<()> {
     match Cli::parse().role {
-        Role::Serve { control } => serve(&control),
+        Role::Serve { control, learn } => serve(&control, learn),
         Role::Call {
             control,
             v4,
             v6,
             only,
+            learn,
         } => {
             let server = [v4, v6].map(|ip| SocketAddr::new(ip, 0));
-            call(&control, server, &only)
+            call(&control, server, &only, learn)
         }
     }
 }
 
-fn serve(control: &Path) -> Result<()> {
+fn serve(control: &Path, learn: bool) -> Result<()> {
     let listener = UnixListener::bind(control).context("the control socket")?;
     let busy = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&busy);
@@ -100,7 +107,7 @@ fn serve(control: &Path) -> Result<()> {
             busy.fetch_add(1, Ordering::SeqCst);
             std::thread::spawn(move || {
                 // A caller that is gone says so itself.
-                let _ = answer_one(stream);
+                let _ = answer_one(stream, learn);
                 busy.fetch_sub(1, Ordering::SeqCst);
             });
         }
@@ -112,7 +119,7 @@ fn serve(control: &Path) -> Result<()> {
     Ok(())
 }
 
-fn answer_one(stream: UnixStream) -> Result<()> {
+fn answer_one(stream: UnixStream, learn: bool) -> Result<()> {
     let mut link = Link::new(stream)?;
     let wanted = link.hear().map_err(gone)?;
     let all = rows::all().into_iter().flat_map(Row::variants);
@@ -120,10 +127,14 @@ fn answer_one(stream: UnixStream) -> Result<()> {
         .into_iter()
         .find(|variant| variant.to_string() == wanted)
         .context("no such row")?;
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    let port = if learn { lesson::port() } else { 0 };
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     let port = listener.local_addr()?.port();
     link.tell(&port.to_string()).map_err(gone)?;
     let nonblocking = variant.nonblocking;
+    if learn {
+        lesson::give(&listener, nonblocking).map_err(gone)?;
+    }
     report(variant, variant.turned, move || match variant.row.sides {
         Sides::Call { acceptor, .. } => acceptor(Acceptor {
             link,
@@ -139,7 +150,7 @@ fn answer_one(stream: UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn call(control: &Path, server: [SocketAddr; 2], only: &str) -> Result<()> {
+fn call(control: &Path, server: [SocketAddr; 2], only: &str, learn: bool) -> Result<()> {
     let all = rows::all().into_iter().flat_map(Row::variants);
     let wanted: Vec<Variant> = all
         .filter(|variant| variant.to_string().contains(only))
@@ -152,7 +163,7 @@ fn call(control: &Path, server: [SocketAddr; 2], only: &str) -> Result<()> {
                     if begun.elapsed() > SUITE || hung.load(Ordering::SeqCst) > HUNG {
                         return;
                     }
-                    match call_one(*variant, control, server) {
+                    match call_one(*variant, control, server, learn) {
                         Ok(true) => {}
                         Ok(false) => drop(hung.fetch_add(1, Ordering::SeqCst)),
                         Err(error) => {
@@ -167,13 +178,21 @@ fn call(control: &Path, server: [SocketAddr; 2], only: &str) -> Result<()> {
 }
 
 /// False when it hangs.
-fn call_one(variant: Variant, control: &Path, server: [SocketAddr; 2]) -> Result<bool> {
+fn call_one(
+    variant: Variant,
+    control: &Path,
+    server: [SocketAddr; 2],
+    learn: bool,
+) -> Result<bool> {
     let stream = UnixStream::connect(control).context("the control socket")?;
     let mut link = Link::new(stream)?;
     link.tell(&variant.to_string()).map_err(gone)?;
     let port: u16 = link.hear().map_err(gone)?.parse()?;
     let [v4, v6] = server.map(|at| SocketAddr::new(at.ip(), port));
     let nonblocking = variant.nonblocking;
+    if learn {
+        lesson::take(v4, nonblocking).map_err(gone)?;
+    }
     let ended = report(variant, !variant.turned, move || match variant.row.sides {
         Sides::Call { caller, .. } => caller(Caller {
             link,
@@ -255,15 +274,24 @@ fn say(variant: Variant, is_near: bool, seen: &str) {
     let _ = writeln!(std::io::stdout(), "{side}\t{variant}\t{seen}");
 }
 
-/// Runs all rows between two pods: what was seen, by the variant's name: `near ...; far ...`.
+/// Runs all rows between two pods: what was seen, by the variant's name: `near ...; far ...`. Whether each row comes after
+/// connections that behave well, of its own kind and to its own port.
 ///
 /// # Panics
 /// The program cannot be started, or does not come to an end.
-pub fn observe(client: &Pod, server: &Pod, control: &Path, only: &str) -> BTreeMap<String, String> {
+pub fn observe(
+    client: &Pod,
+    server: &Pod,
+    control: &Path,
+    (only, learn): (&str, bool),
+) -> BTreeMap<String, String> {
     let program = program();
     let path = control.display().to_string();
+    let lessons = learn.then_some("--learn");
+    // An earlier run's: with it nobody could be called, and nothing be seen again.
+    let _ = std::fs::remove_file(control);
     let mut serve = server.command(&program);
-    serve.args(["serve", "--control", &path]);
+    serve.args(["serve", "--control", &path]).args(lessons);
     let mut serve = Reaped(
         serve
             .stdin(Stdio::piped())
@@ -286,6 +314,7 @@ pub fn observe(client: &Pod, server: &Pod, control: &Path, only: &str) -> BTreeM
     ]);
     let call = call
         .args(["--only", only])
+        .args(lessons)
         .stdin(Stdio::null())
         .output()
         .expect("it runs");

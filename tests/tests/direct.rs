@@ -246,7 +246,7 @@ fn the_agent_stays_where_it_is_needed() {
 
     let idle = scene.both("ebpf", AUTO).set("timeouts: {idle: 1h}").start();
     said(&idle, "copy");
-    idle.rewrite_text(&idle.configuration().replace("timeouts: {idle: 1h}\n", ""));
+    idle.edit("timeouts", "timeouts: {idle: 1h}\n", "");
     wait::until("it is not needed any more", SECONDS, || {
         let (_, told) = idle.admin("GET", &target, "");
         let told: Value = serde_json::from_str(&told).expect("JSON");

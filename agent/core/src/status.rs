@@ -1,5 +1,7 @@
 //! What `/workloads` answers and `shunt status -o json` prints.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::flow::DataPath;
@@ -33,6 +35,10 @@ pub struct WorkloadStatus {
     #[serde(default)]
     pub notes: Vec<String>,
     pub listeners: Vec<ListenerStatus>,
+    /// What `acceleration: auto` has learned: how many classes of its sockets there are, by verdict: `learning`,
+    /// `proven`, `short`, `fault`.
+    #[serde(default)]
+    pub acceleration: BTreeMap<String, u64>,
     pub connections: Connections,
     pub bytes: BytesByPath,
 }

@@ -82,7 +82,7 @@ pub enum OnFailure {
 #[serde(rename_all = "lowercase")]
 pub enum Acceleration {
     Off,
-    /// Where nothing that an application may see is different. Nothing can tell yet: as [`Acceleration::Off`].
+    /// Where it was learned from an application's sockets that it sees nothing different.
     #[default]
     Auto,
     /// Also where blocking and splicing applications see differences, see docs/semantics.md.
@@ -112,12 +112,19 @@ impl AccelerationPolicy {
         ruled.map_or(self.default, |(_, acceleration)| *acceleration)
     }
 
-    /// Is anything accelerated at all?
+    /// May anything be accelerated at all?
     pub fn is_any(&self) -> bool {
+        self.all().any(|wish| wish != Acceleration::Off)
+    }
+
+    /// Is anything to be learned about its sockets? What goes directly is not accelerated by what was learned.
+    pub fn learns(&self) -> bool {
+        !self.direct && self.all().any(|wish| wish == Acceleration::Auto)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Acceleration> {
         let ruled = self.ports.iter().map(|(_, acceleration)| *acceleration);
-        ruled
-            .chain([self.default])
-            .any(|acceleration| acceleration == Acceleration::Always)
+        ruled.chain([self.default])
     }
 }
 

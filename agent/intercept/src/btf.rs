@@ -24,13 +24,26 @@ impl Kernel {
     /// # Errors
     /// There is no such member.
     pub(crate) fn offset(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
-        let types = Types::parse(&self.0).ok_or_else(|| {
-            let what = "not in the format that is known";
-            unreadable(io::Error::new(io::ErrorKind::InvalidData, what))
-        })?;
-        types.offset(structure, members).ok_or_else(|| {
+        self.types()?.offset(structure, members).ok_or_else(|| {
             let path = members.join(".");
             InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
+        })
+    }
+
+    /// The value of one name of an enumeration.
+    ///
+    /// # Errors
+    /// There is no such name.
+    pub(crate) fn enumerator(&self, of: &str, name: &str) -> Result<u32, InterceptError> {
+        self.types()?.enumerator(of, name).ok_or_else(|| {
+            InterceptError::Unsupported(format!("the kernel's types have no {name} in {of}"))
+        })
+    }
+
+    fn types(&self) -> Result<Types<'_>, InterceptError> {
+        Types::parse(&self.0).ok_or_else(|| {
+            let what = "not in the format that is known";
+            unreadable(io::Error::new(io::ErrorKind::InvalidData, what))
         })
     }
 }
@@ -41,6 +54,7 @@ fn unreadable(error: io::Error) -> InterceptError {
 
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
 
 struct Types<'a> {
     records: &'a [u8],
@@ -61,6 +75,7 @@ struct Record {
 impl<'a> Types<'a> {
     const HEAD: usize = 12;
     const MEMBER: usize = 12;
+    const ENUMERATOR: usize = 8;
 
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         if word(bytes, 0)? & 0xffff != MAGIC {
@@ -84,12 +99,30 @@ impl<'a> Types<'a> {
         Some(all)
     }
 
-    fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+    /// Where the record of this kind and name begins.
+    fn find(&self, kind: u32, name: &str) -> Option<usize> {
         let mut begins = self.begins.iter().copied();
-        let mut at = begins.find(|at| {
+        begins.find(|at| {
             self.record(*at)
-                .is_some_and(|record| record.kind == STRUCT && self.is(record.name, structure))
-        })?;
+                .is_some_and(|record| record.kind == kind && self.is(record.name, name))
+        })
+    }
+
+    fn enumerator(&self, of: &str, name: &str) -> Option<u32> {
+        let begins = self.find(ENUM, of)?;
+        let mut values = (0..self.record(begins)?.members).map(|index| {
+            let at = begins + Self::HEAD + index * Self::ENUMERATOR;
+            Some((word(self.records, at)?, word(self.records, at + 4)?))
+        });
+        values.find_map(|value| {
+            value
+                .filter(|(at, _)| self.is(*at, name))
+                .map(|(_, value)| value)
+        })
+    }
+
+    fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+        let mut at = self.find(STRUCT, structure)?;
         let mut bits = 0;
         for member in members {
             let (offset, of) = self.member(at, member)?;
@@ -114,16 +147,14 @@ impl<'a> Types<'a> {
             } else {
                 bits
             };
-            let (its_name, of) = (word(self.records, at)?, word(self.records, at + 4)?);
-            if self.is(its_name, name) {
-                return Some((bits, of));
+            let (called, of) = (word(self.records, at)?, word(self.records, at + 4)?);
+            if self.is(called, "") {
+                // Members of one without a name are members of what it is in.
+                let within = *self.begins.get((of as usize).checked_sub(1)?)?;
+                let (more, of) = self.member(within, name)?;
+                return Some((bits + more, of));
             }
-            let inner = self
-                .is(its_name, "")
-                .then_some(of as usize)?
-                .checked_sub(1)?;
-            let (further, of) = self.member(*self.begins.get(inner)?, name)?;
-            Some((bits + further, of))
+            self.is(called, name).then_some((bits, of))
         })
     }
 
@@ -156,7 +187,7 @@ impl Record {
             3 => 12,
             STRUCT | UNION | 15 | 19 => self.members * 12,
             // Enumeration, function prototype.
-            6 | 13 => self.members * 8,
+            ENUM | 13 => self.members * 8,
             _ => return None,
         })
     }
@@ -185,10 +216,17 @@ mod tests {
         let backlog = offset(&["sk_backlog"]).expect("a member");
         let counter = offset(&["sk_backlog", "rmem_alloc"]).expect("a member of a member");
         assert!(counter >= backlog && counter < 4096, "{backlog} {counter}");
-        // `union { unsigned long skc_flags; ... };`
-        let flags = offset(&["__sk_common", "skc_flags"]).expect("a member of one without a name");
-        assert!(flags > 0 && flags < backlog, "{flags}");
+        let flags = offset(&["__sk_common", "skc_flags"]).expect("a member of a nameless member");
+        assert!(flags > 0 && flags < backlog, "{flags} {backlog}");
         let error = offset(&["no_such_member"]).expect_err("no such member");
         assert!(error.to_string().contains("sock.no_such_member"), "{error}");
+        let state = |name| kernel.enumerator("sock_flags", name);
+        // The first of them, in the kernel's include/net/sock.h.
+        assert_eq!(
+            (state("SOCK_DEAD").ok(), state("SOCK_DONE").ok()),
+            (Some(0), Some(1))
+        );
+        let error = state("no_such_flag").expect_err("no such name");
+        assert!(error.to_string().contains("no_such_flag"), "{error}");
     }
 }

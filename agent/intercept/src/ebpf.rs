@@ -5,6 +5,7 @@
 
 mod acceleration;
 pub mod battery;
+mod classes;
 mod clock;
 mod destinations;
 mod direct_events;
@@ -16,7 +17,9 @@ mod inspection;
 mod kernel;
 mod listening_ports;
 mod object;
+mod observer;
 mod offsets;
+mod path;
 mod pins;
 mod policies;
 mod probe;
@@ -136,21 +139,6 @@ impl EbpfBackend {
         })
     }
 
-    /// What the programs counted since they were loaded, by name.
-    pub fn events(&self) -> Vec<(&'static str, u64)> {
-        Event::NAMES
-            .into_iter()
-            .zip(0..)
-            .map(|(name, index)| {
-                let sum = self
-                    .events
-                    .get(&index, 0)
-                    .map(|per_cpu| per_cpu.iter().sum());
-                (name, sum.unwrap_or(0))
-            })
-            .collect()
-    }
-
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         // First what costs little to miss: it is tried again and again.
         let cgroup = cgroup_of(enrolment)?;
@@ -158,6 +146,7 @@ impl EbpfBackend {
         let rules_set = self.next_rules;
         self.next_rules += 1;
         self.policies.choose(enrolment.id, &enrolment.spec)?;
+        self.learn(enrolment);
         let rules = self.write_rules(enrolment, rules_set)?;
         let value = self.workload_value(enrolment, rules_set);
         self.enrolled.insert(
@@ -278,6 +267,7 @@ impl Backend for EbpfBackend {
         let set = self.next_rules;
         self.next_rules += 1;
         self.policies.choose(enrolment.id, &enrolment.spec)?;
+        self.learn(enrolment);
         let rules = self.write_rules(enrolment, set)?;
         let value = self.workload_value(enrolment, set);
         if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
@@ -314,6 +304,7 @@ impl Backend for EbpfBackend {
                 .remove(&enrolled.cookie)
                 .map_err(|error| object::failed("remove the workload", &error))?;
         }
+        self.unlearn(enrolment.id);
         for (key, _) in &enrolled.rules {
             let _ = self.rules.remove(key);
         }
@@ -347,12 +338,7 @@ impl Backend for EbpfBackend {
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
         };
-        if let Some(reason) = self.why_not()
-            && enrolment.spec.acceleration.is_any()
-        {
-            text.push_str("; nothing is accelerated: ");
-            text.push_str(reason);
-        }
+        text.push_str(&self.without_acceleration(&enrolment.spec.acceleration));
         text
     }
 
@@ -372,6 +358,9 @@ impl Backend for EbpfBackend {
         if self.last_look.elapsed() >= LISTENING_LOOK {
             self.last_look = Instant::now();
             self.listening.look_at_some();
+            if let Ok(acceleration) = &mut self.acceleration {
+                acceleration.classes.look();
+            }
         }
         self.remove_retired_rules();
     }

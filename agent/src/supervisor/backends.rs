@@ -10,7 +10,7 @@ use shunt_core::behaviour::Behaviour;
 use shunt_core::config::Config;
 use shunt_core::policy::Policy;
 use shunt_core::service::Service;
-use shunt_core::workload::{Mode, ModeSetting, WorkloadSpec};
+use shunt_core::workload::{Mode, ModeSetting, WorkloadId, WorkloadSpec};
 use shunt_intercept::ebpf::EbpfBackend;
 use shunt_intercept::ebpf::battery::Trial;
 use shunt_intercept::iptables::IptablesBackend;
@@ -73,7 +73,7 @@ impl Backends {
     pub(super) fn prepare(&mut self, spec: &WorkloadSpec) {
         if self.behaviour.is_some()
             || spec.mode == ModeSetting::Iptables
-            || !spec.acceleration.is_any()
+            || !(spec.acceleration.is_any() || spec.acceleration.learns())
         {
             return;
         }
@@ -218,6 +218,22 @@ impl Backends {
                 .map(|(name, count)| (name.to_owned(), count))
                 .collect(),
             _ => BTreeMap::new(),
+        }
+    }
+
+    /// What was learned of a workload's sockets.
+    pub(super) fn classes(&self, id: WorkloadId) -> BTreeMap<String, u64> {
+        match &self.ebpf {
+            Slot::Ready(backend) => backend.classes(id),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// Has [`Backends::classes`] changed since this was asked last?
+    pub(super) fn have_learned(&mut self) -> bool {
+        match &mut self.ebpf {
+            Slot::Ready(backend) => backend.has_learned(),
+            _ => false,
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the data plane is told: of workloads, sockets, and what `status` shows.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
@@ -137,9 +138,16 @@ impl Supervisor {
 
     /// Sends what `status` and the metrics show, where it differs from what was sent last.
     pub(super) fn publish(&mut self) {
-        let states = self.workloads.values().map(info).collect();
+        let states = self.workloads.values();
+        let states = states.map(|workload| self.info(workload)).collect();
         self.data_plane.publish_states(states);
         self.publish_counters();
+    }
+
+    fn info(&self, workload: &Workload) -> WorkloadInfo {
+        let serving = workload.serving();
+        let learned = serving.map(|serving| self.backends.classes(serving.enrolment.id));
+        info(workload, learned.unwrap_or_default())
     }
 
     pub(super) fn publish_counters(&mut self) {
@@ -153,7 +161,7 @@ fn notes(serving: &Serving) -> Vec<String> {
     health.notes.iter().chain(&health.strays).cloned().collect()
 }
 
-fn info(workload: &Workload) -> WorkloadInfo {
+fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {
     let netns = workload.spec.netns.display().to_string();
     let name = workload.spec.name.clone();
     match &workload.phase {
@@ -169,6 +177,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             state_reason: serving.health.reason.clone(),
             notes: notes(serving),
             listeners: serving.listener_status(),
+            acceleration: learned,
         },
         Phase::Waiting { state, reason, .. } => WorkloadInfo {
             name,
@@ -179,6 +188,7 @@ fn info(workload: &Workload) -> WorkloadInfo {
             state_reason: reason.clone(),
             notes: Vec::new(),
             listeners: Vec::new(),
+            acceleration: BTreeMap::new(),
         },
     }
 }

@@ -230,6 +230,7 @@ impl View {
             state_reason: info.state_reason.clone(),
             notes: info.notes.clone(),
             listeners: info.listeners.clone(),
+            acceleration: info.acceleration.clone(),
             connections,
             bytes,
         }
@@ -260,6 +261,7 @@ mod tests {
             state: WorkloadState::Ready,
             state_reason: String::new(),
             listeners: Vec::new(),
+            acceleration: BTreeMap::new(),
         }
     }
 

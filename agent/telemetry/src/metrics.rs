@@ -19,6 +19,9 @@ use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
 #[cfg(test)]
 mod tests;
 
+/// Kernel events whose names begin so count connections by whether they may be accelerated.
+const VERDICT: &str = "verdict_";
+
 /// The `Content-Type` of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -46,7 +49,7 @@ type Gauges = Family<Labels, Gauge>;
 pub fn render(sources: &Sources<'_>) -> String {
     let mut registry = Registry::with_prefix("shunt");
     register_connections(&mut registry, sources.snapshot);
-    register_agent(&mut registry, sources.agent);
+    register_agent(&mut registry, sources);
     let named = |label, values: &[(String, u64)]| {
         let family = Counters::default();
         for (name, value) in values {
@@ -59,7 +62,7 @@ pub fn render(sources: &Sources<'_>) -> String {
     let repairs = named("what", sources.repairs);
     let help = "Interceptions found damaged and set up again";
     registry.register("interception_repairs", help, repairs);
-    let kernel_events = named("event", sources.kernel_events);
+    let kernel_events = named("event", &others(sources.kernel_events));
     registry.register(
         "kernel_events",
         "Events counted by the kernel programs",
@@ -125,7 +128,8 @@ fn flow_labels(workload: &Enrolled, direction: Direction, path: DataPath) -> Lab
     ])
 }
 
-fn register_agent(registry: &mut Registry, agent: &AgentCounters) {
+fn register_agent(registry: &mut Registry, sources: &Sources<'_>) {
+    let agent = sources.agent;
     let mut register = |name: &str, help: &str, value: &AtomicU64| {
         let counter = Counter::<u64>::default();
         counter.inc_by(value.load(Relaxed));
@@ -154,10 +158,16 @@ fn register_agent(registry: &mut Registry, agent: &AgentCounters) {
     );
     let help = "Access log lines dropped because the log was too slow";
     register("access_log_dropped", help, &agent.access_log_dropped);
-    register_reasons(registry, agent);
+    register_reasons(registry, agent, sources.kernel_events);
 }
 
-fn register_reasons(registry: &mut Registry, agent: &AgentCounters) {
+/// What the kernel says of a connection's acceleration is told with that.
+fn others(events: &[(String, u64)]) -> Vec<(String, u64)> {
+    let told = |(name, _): &&(String, u64)| !name.starts_with(VERDICT);
+    events.iter().filter(told).cloned().collect()
+}
+
+fn register_reasons(registry: &mut Registry, agent: &AgentCounters, events: &[(String, u64)]) {
     let closed = Counters::default();
     for reason in CloseReason::ALL {
         closed
@@ -179,7 +189,22 @@ fn register_reasons(registry: &mut Registry, agent: &AgentCounters) {
             .get_or_create(&Labels(labels))
             .inc_by(count.load(Relaxed));
     }
-    let help = "Directions of connections that took a faster path (bulk), or could not and why";
+    for (name, count) in events {
+        let Some(verdict) = name.strip_prefix(VERDICT) else {
+            continue;
+        };
+        let path = match verdict {
+            "always" | "proven" => DataPath::Handoff,
+            _ => DataPath::Copy,
+        };
+        let labels = vec![
+            ("path", path.as_str().to_owned()),
+            ("reason", verdict.to_owned()),
+        ];
+        acceleration.get_or_create(&Labels(labels)).inc_by(*count);
+    }
+    let help = "Directions of connections that took a faster path (bulk), or could not and why; same-node connections that \
+                were meant for a faster path, or not and why";
     registry.register("acceleration", help, acceleration);
 }
 

@@ -45,6 +45,8 @@ impl Workload {
     pub const POLICY_ELSEWHERE: u32 = 1 << 16;
     /// Some ask for the peer's address.
     pub const POLICY_BY_ADDRESS: u32 = 1 << 17;
+    /// Where it is not [`Workload::ACCELERATE`]: where their classes are proven, see [`crate::classes`].
+    pub const ACCELERATE_PROVEN: u32 = 64;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -83,7 +85,8 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: [`Workload::ACCELERATE`], [`Workload::DIRECT`].
+    /// Ports whose acceleration is not the workload's default. Value: [`Wish::marks`](crate::classes::Wish::marks) and
+    /// [`Workload::DIRECT`].
     pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
@@ -312,6 +315,8 @@ pub mod capacity {
     /// Rules of all workloads' L4 policies, and workloads that each of their selectors chooses.
     pub const POLICY: u32 = 1 << 18;
     pub const SELECTED: u32 = 1 << 18;
+    /// Two for each port that somebody listens on and others call.
+    pub const CLASSES: u32 = 1 << 16;
 }
 
 #[cfg(feature = "user")]
@@ -340,6 +345,10 @@ mod pod {
     unsafe impl aya::Pod for End {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Address {}
+    // SAFETY: as above, by the test beside them.
+    unsafe impl aya::Pod for crate::classes::ClassKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::classes::Class {}
 }
 
 #[cfg(test)]

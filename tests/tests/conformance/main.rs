@@ -2,6 +2,7 @@
 //! docs/semantics.md lists. One that is not listed fails, and so does a listed one that is no longer there.
 
 mod expected;
+mod learned;
 mod outages;
 mod semantics;
 
@@ -36,8 +37,8 @@ macro_rules! scenes {
 
 scenes! {
     plain: None, "", "", "none";
-    ebpf_copy: Some("ebpf"), "splice_after: off", "", "copy";
-    ebpf_splice: Some("ebpf"), "splice_after: 0", "", "splice";
+    ebpf_copy: Some("ebpf"), "splice_after: off", "acceleration: off", "copy";
+    ebpf_splice: Some("ebpf"), "splice_after: 0", "acceleration: off", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
     ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: {default: always, direct: false}", "handoff";
     ebpf_direct: Some("ebpf"), "", "acceleration: auto", "direct";
@@ -46,8 +47,7 @@ scenes! {
 }
 
 fn judge(name: &str) {
-    let scene = SCENES.iter().find(|scene| scene.name == name);
-    let scene = scene.expect("a scene");
+    let scene = scene(name);
     require::everything();
     let differences = semantics::differences();
     let world = World::new();
@@ -61,7 +61,7 @@ fn judge(name: &str) {
     });
     let only = std::env::var("SHUNT_ROWS").unwrap_or_default();
     let control = world.dir.path().join("control");
-    let mut seen = conform::observe(&client, &server, &control, &only);
+    let mut seen = conform::observe(&client, &server, &control, (&only, false));
     if only.is_empty() {
         let rows = expected::rows().filter(|row| !seen.keys().any(|variant| row.covers(variant)));
         let missing: Vec<String> = rows.map(|row| row.0).collect();
@@ -76,7 +76,7 @@ fn judge(name: &str) {
         // Its wake-ups race under load: told, and a fault when it shows again. Order and bytes are judged without mercy
         // by tests/acceleration.rs.
         note(&format!("seen once on {name}:\n{}", faults.join("\n")));
-        let again = conform::observe(&client, &server, &control, &only);
+        let again = conform::observe(&client, &server, &control, (&only, false));
         seen.retain(|variant, was| judged(variant) && again.get(variant) == Some(was));
         faults = self::faults(scene, &seen, &differences);
     }
@@ -94,6 +94,11 @@ fn judge(name: &str) {
     {
         took_the_path(&agent, scene);
     }
+}
+
+fn scene(name: &str) -> &'static Scene {
+    let scene = SCENES.iter().find(|scene| scene.name == name);
+    scene.expect("a scene")
 }
 
 #[expect(clippy::print_stderr, reason = "what a passing test has to tell")]

@@ -2,8 +2,13 @@
 
 use shunt_tests::{Pair, in_both_modes};
 
-use crate::{passed, write};
+use crate::{is_accelerated, passed, rounds, start, write};
 
+learned!(
+    python_blocking_and_asyncio,
+    node_streams,
+    java_blocking_and_channels,
+);
 in_both_modes!(
     python_blocking_and_asyncio,
     node_streams,
@@ -50,11 +55,11 @@ fn python_blocking_and_asyncio(mode: &str) {
     let _server = scene.server.spawn("python3", &["-c", PYTHON_SERVER]);
     scene.server.wait_for_listener(7001);
     scene.server.wait_for_listener(7002);
-    let agent = scene.both(mode, "").start();
-    let said = scene
-        .client
-        .says("python3", &["-c", PYTHON_CLIENT, &scene.server.v4]);
-    assert_eq!(said, "20 20\n20 20");
+    let agent = start(&scene, mode);
+    for _ in rounds(mode) {
+        let words = ["-c", PYTHON_CLIENT, &scene.server.v4];
+        assert_eq!(scene.client.says("python3", &words), "20 20\n20 20");
+    }
     passed(&agent, 80);
 }
 
@@ -73,11 +78,11 @@ fn node_streams(mode: &str) {
     let scene = Pair::new();
     let _server = scene.server.spawn("node", &["-e", NODE_SERVER]);
     scene.server.wait_for_listener(7003);
-    let agent = scene.both(mode, "").start();
-    let said = scene
-        .client
-        .says("node", &["-e", NODE_CLIENT, &scene.server.v4]);
-    assert_eq!(said, "20");
+    let agent = start(&scene, mode);
+    for _ in rounds(mode) {
+        let words = ["-e", NODE_CLIENT, &scene.server.v4];
+        assert_eq!(scene.client.says("node", &words), "20");
+    }
     passed(&agent, 20);
 }
 
@@ -121,10 +126,11 @@ fn java_blocking_and_channels(mode: &str) {
     scene.client.says("javac", &["-d", &classes, &source]);
     let _server = scene.server.spawn("java", &["-cp", &classes, "Echo"]);
     scene.server.wait_for_listener(7004);
-    let agent = scene.both(mode, "").start();
-    let said = scene
-        .client
-        .says("java", &["-cp", &classes, "Echo", &scene.server.v4]);
-    assert_eq!(said, "20");
+    let agent = start(&scene, mode);
+    for _ in rounds(mode) {
+        let words = ["-cp", &classes, "Echo", &scene.server.v4];
+        assert_eq!(scene.client.says("java", &words), "20");
+    }
+    is_accelerated(&agent, mode, "server", false);
     passed(&agent, 20);
 }

@@ -27,7 +27,7 @@ const COPY: &str = "splice_after: off";
 const SPLICE: &str = "splice_after: 1MiB";
 
 /// Interleaved in this order. The second baseline shows how much of a difference is noise.
-pub(super) const CASES: [Case; 9] = [
+pub(super) const CASES: [Case; 10] = [
     unmeshed(BASELINE),
     unmeshed("baseline_again"),
     meshed("iptables_copy", "iptables", COPY).with_steering(),
@@ -35,6 +35,7 @@ pub(super) const CASES: [Case; 9] = [
     meshed("ebpf_copy", "ebpf", COPY).with_steering(),
     meshed("ebpf_splice", "ebpf", SPLICE),
     meshed("ebpf_handoff", "ebpf", SPLICE).by("acceleration: {default: always, direct: false}"),
+    meshed("ebpf_auto", "ebpf", SPLICE).by("acceleration: {direct: false}"),
     // What is done without being told, and past the TCP stack.
     meshed("ebpf_direct_tcp", "ebpf", SPLICE).by("acceleration: auto"),
     meshed("ebpf_direct", "ebpf", SPLICE).by("acceleration: always"),

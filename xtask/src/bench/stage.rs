@@ -85,6 +85,10 @@ impl Stage {
             .enrol("server", &self.server, setup.workload)
             .enrol("neighbour", &self.neighbour, setup.workload)
             .start();
+        if setup.workload.ends_with("auto") {
+            // It learns, of each port, from connections that are not measured.
+            self.measured()?;
+        }
         let mut figures = self.measured()?;
         figures.insert("rss_mb".into(), memory::resident(&agent)? * 1024.0 / 1e6);
         if setup.steering && self.part == Part::All {

@@ -1,21 +1,21 @@
 //! Same-node connections past the TCP stack: loads what that needs, and tells the hooks whose address is whose.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::address::to_kernel;
 use shunt_core::behaviour::Behaviour;
-use shunt_core::explain::Inquiry;
-use shunt_core::flow::{DataPath, Direction};
-use shunt_core::workload::{Acceleration as Wish, AccelerationPolicy};
+use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
+use shunt_ebpf_common::classes::Wish;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Handoff, NetnsCookie, RuleKey, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, NetnsCookie, SocketCookie, Workload};
 
+use super::EbpfBackend;
+use super::classes::Classes;
 use super::object::{Object, failed, missing};
-use super::{EbpfBackend, Enrolled, RuleEntry, trie};
 use crate::{Enrolment, InterceptError};
 
 pub(super) struct Acceleration {
@@ -28,6 +28,7 @@ pub(super) struct Acceleration {
     owners: BTreeMap<IpAddr, Vec<NetnsCookie>>,
     /// Of workloads that other rules than ours steer.
     unhooked: BTreeMap<NetnsCookie, Vec<IpAddr>>,
+    pub(super) classes: Classes,
     sockets: SockHash<MapData, SocketCookie>,
 }
 
@@ -54,6 +55,7 @@ impl Acceleration {
             ends: object.sk_storage("SHUNT_ENDS")?,
             owners: BTreeMap::new(),
             unhooked: BTreeMap::new(),
+            classes: Classes::load(object)?,
             sockets,
         })
     }
@@ -159,7 +161,7 @@ impl Acceleration {
         Ok(())
     }
 
-    fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
+    pub(super) fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
         self.addresses.get(&to_kernel(address), 0).ok()
     }
 }
@@ -183,6 +185,18 @@ impl EbpfBackend {
         missing.or(self.refusal.as_ref()).map(String::as_str)
     }
 
+    /// The same for people, of what is wished; empty if it can be had.
+    pub(super) fn without_acceleration(&self, wishes: &AccelerationPolicy) -> String {
+        match (self.why_not(), &self.acceleration) {
+            (Some(reason), _) if wishes.is_any() => format!("; nothing is accelerated: {reason}"),
+            (None, Ok(acceleration)) if wishes.learns() => match &acceleration.classes.observer {
+                Err(reason) => format!("; `acceleration: auto` accelerates nothing: {reason}"),
+                Ok(_) => String::new(),
+            },
+            _ => String::new(),
+        }
+    }
+
     /// The namespaces, by cookie, and addresses of workloads that are steered without hooks: what connects to them does
     /// not go past the agent.
     pub fn steered_by_rules(&mut self, workloads: BTreeMap<NetnsCookie, Vec<IpAddr>>) {
@@ -198,154 +212,88 @@ impl EbpfBackend {
         }
     }
 
-    pub(super) fn possible<'a>(&self, enrolment: &'a Enrolment) -> Possible<'a> {
+    pub(super) fn possible<'a>(&'a self, enrolment: &'a Enrolment) -> Possible<'a> {
         let wish = &enrolment.spec.acceleration;
         Possible {
             wish,
-            accelerates: self.why_not().is_none(),
+            classes: match (self.why_not(), &self.acceleration) {
+                (None, Ok(acceleration)) => Some(&acceleration.classes),
+                _ => None,
+            },
             direct: wish.direct && enrolment.needs_proxy.is_none() && self.acceleration.is_ok(),
         }
     }
 
-    /// The path that a steered connection takes, and why.
-    pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> (DataPath, String) {
-        let copied = |reason: String| (DataPath::Copy, reason);
-        if inquiry.direction == Direction::Inbound {
-            return copied("a client that is not enrolled here is not accelerated".into());
-        }
-        let dialled = inquiry.destination;
-        let Some(endpoints) = self.services.at(dialled) else {
-            return self.path_to(enrolment, dialled.port(), dialled);
-        };
-        let mut paths = endpoints
-            .iter()
-            .map(|endpoint| self.path_to(enrolment, dialled.port(), *endpoint));
-        let Some(first) = paths.next() else {
-            return copied("the service has no endpoint".into());
-        };
-        match paths.find(|other| other.0 != first.0) {
-            Some(other) => copied(format!(
-                "it depends on the endpoint: {} ({}), or {} ({})",
-                first.0.as_str(),
-                first.1,
-                other.0.as_str(),
-                other.1
-            )),
-            None => first,
+    /// What is known of a workload's sockets, by verdict.
+    pub fn classes(&self, id: WorkloadId) -> BTreeMap<String, u64> {
+        let known = self.acceleration.as_ref();
+        known.map_or_else(|_| BTreeMap::new(), |known| known.classes.summary(id.0))
+    }
+
+    /// Has [`EbpfBackend::classes`] changed since this was asked last?
+    pub fn has_learned(&mut self) -> bool {
+        let known = self.acceleration.as_mut();
+        known.is_ok_and(|known| std::mem::take(&mut known.classes.has_learned))
+    }
+
+    /// Begins or ends learning about a workload's sockets, as it is configured. Before its programs are told.
+    pub(super) fn learn(&mut self, enrolment: &Enrolment) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            let (id, spec) = (enrolment.id.0, &enrolment.spec);
+            let name = spec.acceleration.learns().then_some(&spec.name);
+            acceleration.classes.learn(&mut self.object, id, name);
         }
     }
 
-    /// `dialled`: the port that the client asks for, perhaps of a service; `server`: where the connection goes.
-    fn path_to(
-        &self,
-        enrolment: &Enrolment,
-        dialled: u16,
-        server: SocketAddr,
-    ) -> (DataPath, String) {
-        let port = server.port();
-        let wish = enrolment.spec.acceleration.of(dialled);
-        let copied = |reason: String| (DataPath::Copy, reason);
-        if wish == Wish::Off {
-            return copied(format!("acceleration of port {dialled} is off"));
-        }
-        let own = self.possible(enrolment).marks(wish);
-        let server = match self.server(server.ip().to_canonical()) {
-            Server::Elsewhere => None,
-            Server::NotHooked => {
-                return copied("the destination's workload is not in eBPF mode".into());
-            }
-            Server::Hooked(server) => Some(marks(&server.value, &server.rules, port)),
-        };
-        if own & server.unwrap_or(Workload::DIRECT) & Workload::DIRECT != 0 {
-            return (DataPath::Direct, self.directly(own, server, port));
-        }
-        let Some(server) = server else {
-            return copied(
-                "the agent stays in the way, and the destination is no workload of this node"
-                    .into(),
-            );
-        };
-        match self.why_not() {
-            Some(reason) => copied(format!("nothing is accelerated here: {reason}")),
-            None if own & server & Workload::ACCELERATE != 0 => {
-                let reason = format!("both workloads always accelerate port {port}");
-                (DataPath::Handoff, reason)
-            }
-            None if own & Workload::ACCELERATE != 0 => copied(format!(
-                "the destination's workload does not accelerate its port {port}"
-            )),
-            None => copied(format!(
-                "acceleration of port {port} is auto: only for sockets that are proven not to notice, and nothing \
-                 proves that yet"
-            )),
+    pub(super) fn unlearn(&mut self, id: WorkloadId) {
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.classes.learn(&mut self.object, id.0, None);
+            acceleration.classes.forget(id.0);
         }
     }
-
-    /// Why a connection goes directly, and what of it passes the TCP stack.
-    fn directly(&self, own: u32, server: Option<u32>, port: u16) -> String {
-        let bytes = match (self.why_not(), server) {
-            (Some(reason), _) => format!("its bytes by TCP: {reason}"),
-            (None, None) => "its bytes by TCP to another node".to_owned(),
-            (None, Some(server)) if own & server & Workload::ACCELERATE != 0 => {
-                format!("past the TCP stack: both workloads always accelerate port {port}")
-            }
-            (None, Some(_)) => format!(
-                "its bytes by TCP: not both workloads always accelerate port {port}, and nothing proves yet that their \
-                 sockets would not notice"
-            ),
-        };
-        format!("nothing needs the agent in the way; {bytes}")
-    }
-
-    /// As the hooks find it.
-    fn server(&self, address: IpAddr) -> Server<'_> {
-        let owner = self.acceleration.as_ref().ok();
-        let Some(owner) = owner.and_then(|acceleration| acceleration.owner(address)) else {
-            return Server::Elsewhere;
-        };
-        let is_owner = |enrolled: &&Enrolled| enrolled.cookie == owner;
-        let hooked = self.enrolled.values().find(is_owner);
-        hooked.map_or(Server::NotHooked, Server::Hooked)
-    }
-}
-
-enum Server<'a> {
-    /// Not enrolled on this node.
-    Elsewhere,
-    NotHooked,
-    Hooked(&'a Enrolled),
-}
-
-/// As the programs look it up: [`Workload::ACCELERATE`] and [`Workload::DIRECT`].
-fn marks(workload: &Workload, rules: &[RuleEntry], port: u16) -> u32 {
-    let table = |(key, _): &&RuleEntry| key.data().table == RuleKey::ACCELERATION;
-    let by_port: Vec<RuleEntry> = rules.iter().filter(table).copied().collect();
-    let wanted = RuleKey::acceleration(workload.rules, port);
-    trie::longest(&by_port, &wanted).map_or(workload.flags, |(_, marks)| *marks)
 }
 
 /// What a workload wishes, and what of it can be had.
 pub(super) struct Possible<'a> {
     pub(super) wish: &'a AccelerationPolicy,
-    accelerates: bool,
+    /// `None`: nothing is accelerated.
+    classes: Option<&'a Classes>,
     direct: bool,
 }
 
 impl Possible<'_> {
-    /// Of a port with this wish.
-    pub(super) fn marks(&self, wish: Wish) -> u32 {
-        let accelerated = self.accelerates && wish == Wish::Always;
-        let direct = self.direct && wish != Wish::Off;
-        let accelerated = if accelerated { Workload::ACCELERATE } else { 0 };
-        accelerated | if direct { Workload::DIRECT } else { 0 }
+    /// What the programs are told of a wish.
+    pub(super) fn in_kernel(&self, wish: Configured) -> Wish {
+        let known = self
+            .classes
+            .filter(|_| wish != Configured::Auto || self.wish.learns());
+        known.map_or(Wish::Off, |classes| classes.in_kernel(wish))
+    }
+
+    /// The value of a port with this wish in `RULES`.
+    pub(super) fn marks(&self, wish: Configured) -> u32 {
+        self.in_kernel(wish).marks() | self.direct(wish)
     }
 
     /// The bits of [`Workload::flags`].
     pub(super) fn flags(&self) -> u32 {
+        let wish = self.wish.default;
+        let by_default = match self.in_kernel(wish) {
+            Wish::Always => Workload::ACCELERATE,
+            Wish::Auto => Workload::ACCELERATE_PROVEN,
+            Wish::Off => 0,
+        };
         let by_port = match self.wish.ports.is_empty() {
             true => 0,
             false => Workload::ACCELERATION_BY_PORT,
         };
-        self.marks(self.wish.default) | by_port
+        by_default | by_port | self.direct(wish)
+    }
+
+    fn direct(&self, wish: Configured) -> u32 {
+        match self.direct && wish != Configured::Off {
+            true => Workload::DIRECT,
+            false => 0,
+        }
     }
 }

@@ -16,9 +16,8 @@ use shunt_core::sockets::Family;
 use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
-use super::offsets::Offsets;
 use super::pins::Pins;
-use super::raw;
+use super::{observer, offsets, raw};
 use crate::{Enrolment, InterceptError, Marks};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
@@ -28,7 +27,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 25] = [
+const SHARED: [&str; 28] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -53,6 +52,9 @@ const SHARED: [&str; 25] = [
     "SHUNT_TURNS",
     "SHUNT_POLICY",
     "SHUNT_SELECTED",
+    "SHUNT_CLASSES",
+    "SHUNT_WATCHED",
+    "SHUNT_VERDICTS",
     "AYA_LOGS",
 ];
 
@@ -66,6 +68,8 @@ pub(super) struct Object {
     pub(super) destinations: MapData,
     /// Is it known where the kernel keeps what the programs read of sockets?
     pub(super) offsets: Result<(), InterceptError>,
+    /// The same, of what the observer reads.
+    pub(super) observed: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -86,10 +90,10 @@ impl Object {
     /// `queue` is how many bytes may wait for an application.
     pub(super) fn load_with(marks: Marks, queue: u32) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let offsets = Offsets::of_the_kernel();
+        let (offsets, observed) = (offsets::statics(), observer::statics());
         let mut loader = loader(&bpffs);
-        let known = *offsets.as_ref().unwrap_or(&Offsets::default());
-        let instance = Instance::Main(known, queue);
+        let known = [&offsets, &observed].into_iter().flatten().flatten();
+        let instance = Instance::Main(known.copied().collect(), queue);
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
@@ -101,7 +105,8 @@ impl Object {
             loader,
             main,
             destinations,
-            offsets: offsets.map(|_| ()),
+            offsets: offsets.map(drop),
+            observed: observed.map(drop),
             logger: Logger(logger),
         })
     }
@@ -264,7 +269,8 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
 
 /// What the programs of one load of the object are told.
 enum Instance {
-    Main(Offsets, u32),
+    /// Where the running kernel keeps what they read, by the name of a static, and how many bytes may wait.
+    Main(Vec<(&'static str, u32)>, u32),
     /// The namespace whose connections it picks.
     Inbound(NetnsCookie),
 }
@@ -290,14 +296,14 @@ fn load(
 ) -> Result<Ebpf, InterceptError> {
     let (offsets, queue, netns) = match instance {
         Instance::Main(offsets, queue) => (offsets, queue, 0),
-        Instance::Inbound(netns) => (Offsets::default(), 0, netns),
+        Instance::Inbound(netns) => (Vec::new(), 0, netns),
     };
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
     set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
     set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
     set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
-    for (name, offset) in offsets.statics() {
+    for (name, offset) in offsets {
         set(&mut object, name, &offset.to_ne_bytes())?;
     }
     set(&mut object, "RECEIVE_QUEUE_LIMIT", &queue.to_ne_bytes())?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shunt_core::policy::Policy;
 use shunt_core::service::Service;
+use shunt_ebpf_common::maps::Event;
 
 use super::EbpfBackend;
 use super::acceleration::Acceleration;
@@ -60,5 +61,23 @@ impl EbpfBackend {
     /// There is no room for it.
     pub fn set_policy(&mut self, policy: Arc<Policy>) -> Result<(), InterceptError> {
         self.policies.set(policy)
+    }
+
+    /// What the programs counted since they were loaded, by name.
+    pub fn events(&self) -> Vec<(&'static str, u64)> {
+        let verdicts = self.acceleration.as_ref().ok();
+        let verdicts = verdicts.map(|acceleration| acceleration.classes.connections());
+        Event::NAMES
+            .into_iter()
+            .zip(0..)
+            .map(|(name, index)| {
+                let sum = self
+                    .events
+                    .get(&index, 0)
+                    .map(|per_cpu| per_cpu.iter().sum());
+                (name, sum.unwrap_or(0))
+            })
+            .chain(verdicts.into_iter().flatten())
+            .collect()
     }
 }

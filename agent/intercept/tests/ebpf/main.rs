@@ -2,6 +2,7 @@
 
 mod agreement;
 mod cases;
+mod classes;
 mod log_lines;
 mod pods;
 mod reuse;
@@ -357,7 +358,7 @@ fn nothing_stays_in_the_kernel() {
             .count()
     };
     // The socket hash holds its program without a link.
-    assert_eq!((programs.len(), links()), (12, 11));
+    assert_eq!((programs.len(), links()), (13, 11));
     drop(live);
     let gone = || using(&shared).is_empty() && links() == 0;
     until("the programs are gone", gone);

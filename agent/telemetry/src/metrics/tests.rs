@@ -44,6 +44,7 @@ fn status(mode: StatusMode, state: WorkloadState) -> WorkloadStatus {
         state_reason: String::new(),
         notes: Vec::new(),
         listeners: Vec::new(),
+        acceleration: Default::default(),
         connections: Connections::default(),
         bytes: BytesByPath::default(),
     }
@@ -67,7 +68,11 @@ fn rendered() -> String {
             status(StatusMode::Off, WorkloadState::Pending),
         ],
         repairs: &[("iptables".to_owned(), 2)],
-        kernel_events: &[("own_flows_full".to_owned(), 4)],
+        kernel_events: &[
+            ("own_flows_full".to_owned(), 4),
+            ("verdict_proven".to_owned(), 7),
+            ("verdict_learning".to_owned(), 8),
+        ],
         version: "0.1.0",
     })
 }
@@ -88,6 +93,8 @@ fn every_metric_has_its_documented_name() {
         ),
         "shunt_connections_closed_total{reason=\"half_close_timeout\"} 5".to_owned(),
         "shunt_acceleration_total{path=\"splice\",reason=\"bulk\"} 6".to_owned(),
+        "shunt_acceleration_total{path=\"handoff\",reason=\"proven\"} 7".to_owned(),
+        "shunt_acceleration_total{path=\"copy\",reason=\"learning\"} 8".to_owned(),
         "shunt_original_dst_misses_total 0".to_owned(),
         "shunt_loops_refused_total 3".to_owned(),
         "shunt_interception_repairs_total{what=\"iptables\"} 2".to_owned(),

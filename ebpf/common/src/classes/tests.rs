@@ -1,0 +1,57 @@
+use super::*;
+
+fn seen(reads: &[u32]) -> Class {
+    let mut class = Class::default();
+    for reads in reads {
+        class.reads = class.average(*reads);
+        class.good += 1;
+    }
+    class
+}
+
+#[test]
+fn a_class_is_proven_by_enough_connections_that_are_not_short() {
+    assert_eq!(seen(&[20; 7]).verdict(), Verdict::Learning);
+    assert_eq!(seen(&[20; 8]).verdict(), Verdict::Proven);
+    assert_eq!(seen(&[3; 8]).verdict(), Verdict::Short);
+    // One that goes on for long does not make the others long, and the average follows what is usual.
+    assert_eq!(
+        seen(&[3, 3, 3, 3, 3, 3, 3, 1_000_000]).verdict(),
+        Verdict::Short
+    );
+    assert_eq!(seen(&[[3; 8], [32; 8]].concat()).verdict(), Verdict::Proven);
+    assert_eq!(
+        seen(&[[32; 8], [32; 8], [3; 8], [3; 8]].concat()).verdict(),
+        Verdict::Short
+    );
+}
+
+#[test]
+fn a_fault_outweighs_everything() {
+    let mut class = seen(&[32; 100]);
+    class.fault = fault::BLOCKING;
+    assert_eq!(class.verdict(), Verdict::Fault);
+    assert!(!class.verdict().accelerates() && !class.verdict().is_watched());
+}
+
+#[test]
+fn wishes_are_told_by_flags_and_by_marks() {
+    let of = |flags| {
+        Wish::by_default(&Workload {
+            flags,
+            ..Workload::default()
+        })
+    };
+    assert_eq!(of(0), Wish::Off);
+    assert_eq!(of(Workload::ACCELERATE), Wish::Always);
+    assert_eq!(of(Workload::ACCELERATE_PROVEN), Wish::Auto);
+    for wish in [Wish::Off, Wish::Always, Wish::Auto] {
+        assert_eq!(Wish::from(wish.marks()), wish);
+    }
+}
+
+#[test]
+fn no_map_type_has_padding() {
+    assert_eq!(size_of::<ClassKey>(), 4 + 2 + 2);
+    assert_eq!(size_of::<Class>(), 4 * 4 + 8 + 16 + 4 + 4);
+}
