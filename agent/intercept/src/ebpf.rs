@@ -41,7 +41,7 @@ use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
-use shunt_ebpf_common::maps::{Event, NetnsCookie, RuleKey, RuleMarks, Workload};
+use shunt_ebpf_common::maps::{NetnsCookie, RuleKey, RuleMarks, Workload};
 
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
