@@ -103,7 +103,10 @@ fn connecting(ctx: &SockOpsContext) {
     if !is_own_mark(mark) {
         return;
     }
-    if OWN_FLOWS.insert(&key(ctx), &1, u64::from(BPF_ANY)).is_err() {
+    if OWN_FLOWS
+        .insert(&key(ctx), &OwnFlow::AGENT, u64::from(BPF_ANY))
+        .is_err()
+    {
         count(Event::OwnFlowsFull);
         warn!(
             ctx,

@@ -39,7 +39,7 @@ pub fn opened(ctx: &SockOpsContext, note: &mut SocketNote) {
     // sk_lookup at an enrolled destination lets it through, as it does the agent's own.
     if note.peer != 0
         && OWN_FLOWS
-            .insert(&tuple(ctx), &1, u64::from(BPF_ANY))
+            .insert(&tuple(ctx), &OwnFlow::DIRECT, u64::from(BPF_ANY))
             .is_err()
     {
         count(Event::OwnFlowsFull);

@@ -254,3 +254,34 @@ fn the_agent_stays_where_it_is_needed() {
     });
     said(&idle, "direct");
 }
+
+/// Connects from one port, says so, waits for a line, resets the connection; and again.
+const SAME_PORT: &str = "
+import socket, struct, sys
+for _ in range(2):
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(('', 40001)); s.connect((sys.argv[1], 7000)); s.sendall(b'x'); assert s.recv(1) == b'x'
+    print('connected', flush=True); sys.stdin.readline()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()
+";
+
+/// The hooks of a withdrawn client do not tell when its connection ends. One that looks the same later is not taken for it.
+#[test]
+fn what_looks_like_a_connection_of_before_is_asked_about() {
+    let (scene, agent) = scene(AUTO);
+    let _server = scene.server.spawn("python3", &["-c", ECHO]);
+    scene.server.wait_for_listener(7000);
+    let mut flow = Script::start(&scene.client, SAME_PORT, &[&scene.server.v4]);
+    assert_eq!(flow.says(), "connected");
+    agent.rewrite(&[entry("server", &scene.server, AUTO)]);
+    let line = wait::until("its line", SECONDS, || agent.access_log().pop());
+    assert_eq!(line["close_reason"], "drained", "{line}");
+    flow.tell("go on");
+    assert_eq!(flow.says(), "connected");
+    flow.tell("and end");
+    let line = wait::until("the server's side", SECONDS, || {
+        let last = agent.access_log().pop();
+        last.filter(|line| line["direction"] == "inbound")
+    });
+    assert_eq!(line["workload"], "default/server", "{line}");
+}

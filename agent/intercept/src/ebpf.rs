@@ -314,6 +314,7 @@ impl Backend for EbpfBackend {
             for address in &enrolled.addresses {
                 acceleration.move_out(*address, enrolled.cookie);
             }
+            acceleration.forget_direct_flows(&enrolled.addresses);
         }
         self.listening.remove(enrolment.id);
         Ok(())

@@ -143,7 +143,7 @@ pub struct Destination {
     pub reserved: [u16; 3],
 }
 
-/// Key of `OWN_FLOWS`: a connection that the agent itself makes, which `sk_lookup` must let through.
+/// Key of `OWN_FLOWS`: a connection that was decided where it was made, which `sk_lookup` must let through.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OwnFlow {
@@ -151,6 +151,12 @@ pub struct OwnFlow {
     pub destination: Address,
     pub source_port: u16,
     pub destination_port: u16,
+}
+
+impl OwnFlow {
+    /// Values of `OWN_FLOWS`: the agent made it, or an application whose connection goes directly.
+    pub const AGENT: u32 = 1;
+    pub const DIRECT: u32 = 2;
 }
 
 /// Key of `LISTENING`: a port on which somebody in the workload listens beyond loopback. Value: how many sockets.

@@ -11,7 +11,7 @@ use shunt_core::behaviour::Behaviour;
 use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
 use shunt_ebpf_common::classes::Wish;
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Handoff, NetnsCookie, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, NetnsCookie, OwnFlow, SocketCookie, Workload};
 
 use super::EbpfBackend;
 use super::classes::Classes;
@@ -23,6 +23,7 @@ pub(super) struct Acceleration {
     handoffs: HashMap<MapData, SocketCookie, Handoff>,
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
+    own_flows: HashMap<MapData, OwnFlow, u32>,
     ends: MapData,
     /// Who has each address.
     owners: BTreeMap<IpAddr, Vec<NetnsCookie>>,
@@ -52,6 +53,7 @@ impl Acceleration {
             handoffs: object.map("SHUNT_HANDOFFS")?,
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
+            own_flows: object.map("SHUNT_OWN_FLOWS")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
             owners: BTreeMap::new(),
             unhooked: BTreeMap::new(),
@@ -119,6 +121,19 @@ impl Acceleration {
         if let Err(error) = self.write_owner(address) {
             let error = error.chain();
             tracing::warn!(%address, error, "connections to it are not recognised");
+        }
+    }
+
+    /// Nobody tells any more when direct connections from these addresses end. Another one with the same ports would be
+    /// let through unasked.
+    pub(super) fn forget_direct_flows(&mut self, from: &[IpAddr]) {
+        let from: Vec<Address> = from.iter().map(|address| to_kernel(*address)).collect();
+        let flows = self.own_flows.iter().filter_map(Result::ok);
+        let of_these =
+            |(flow, by): &(OwnFlow, u32)| *by == OwnFlow::DIRECT && from.contains(&flow.source);
+        let gone: Vec<(OwnFlow, u32)> = flows.filter(of_these).collect();
+        for (flow, _) in gone {
+            let _ = self.own_flows.remove(&flow);
         }
     }
 

@@ -124,7 +124,7 @@ impl Policies {
         let mut keys = Vec::new();
         let mut counts = [0; 2];
         for direction in [Direction::Outbound, Direction::Inbound] {
-            let Some(values) = self.about(spec, direction) else {
+            let Some(values) = about(&self.policy, &self.selectors, spec, direction) else {
                 counts[direction as usize] = Workload::POLICY_ELSEWHERE;
                 continue;
             };
@@ -166,34 +166,39 @@ impl Policies {
             }
         }
     }
+}
 
-    /// `None`: the hooks cannot go through so many.
-    fn about(&self, spec: &WorkloadSpec, direction: Direction) -> Option<Vec<Value>> {
-        let about = |rule: &PolicyRule| {
-            let chosen = rule.workload.as_ref();
-            rule.direction == direction && chosen.is_none_or(|chosen| chosen.fits(identity(spec)))
+/// The rules about a workload, as the hooks read them. `None`: they cannot go through so many.
+fn about(
+    policy: &Policy,
+    selectors: &[u32],
+    spec: &WorkloadSpec,
+    direction: Direction,
+) -> Option<Vec<Value>> {
+    let about = |rule: &PolicyRule| {
+        let chosen = rule.workload.as_ref();
+        rule.direction == direction && chosen.is_none_or(|chosen| chosen.fits(identity(spec)))
+    };
+    let rules = policy.rules().iter().zip(0..).zip(selectors);
+    let mut values = Vec::new();
+    for ((rule, index), selector) in rules.filter(|((rule, _), _)| about(rule)) {
+        let (address, mask, v6_only) = prefix(rule.peer.as_ref());
+        let ports = match rule.ports.as_slice() {
+            [] => &[ANY_PORT],
+            ports => ports,
         };
-        let rules = self.policy.rules().iter().zip(0..).zip(&self.selectors);
-        let mut values = Vec::new();
-        for ((rule, index), selector) in rules.filter(|((rule, _), _)| about(rule)) {
-            let (address, mask, v6_only) = prefix(rule.peer.as_ref());
-            let ports = match rule.ports.as_slice() {
-                [] => &[ANY_PORT],
-                ports => ports,
-            };
-            values.extend(ports.iter().map(|range| Value {
-                address,
-                mask,
-                first_port: range.first,
-                last_port: range.last,
-                selector: *selector,
-                denies: u32::from(rule.action == Action::Deny),
-                index,
-                v6_only: u32::from(v6_only),
-            }));
-        }
-        (values.len() <= Value::MOST).then_some(values)
+        values.extend(ports.iter().map(|range| Value {
+            address,
+            mask,
+            first_port: range.first,
+            last_port: range.last,
+            selector: *selector,
+            denies: u32::from(rule.action == Action::Deny),
+            index,
+            v6_only: u32::from(v6_only),
+        }));
     }
+    (values.len() <= Value::MOST).then_some(values)
 }
 
 /// Address, mask, and whether it is about IPv6 only.
@@ -224,3 +229,6 @@ fn identity(spec: &WorkloadSpec) -> Identity<'_> {
         labels: &spec.labels,
     }
 }
+
+#[cfg(test)]
+mod tests;
