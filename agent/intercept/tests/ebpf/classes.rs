@@ -67,6 +67,7 @@ fn serve(pod: &Pod, how: &str) -> Killed {
 fn learning(server: &Pod, id: u32, live: &Live) -> Enrolment {
     let mut enrolment = server.enrolment(id);
     enrolment.spec.acceleration = Acceleration::Auto.into();
+    enrolment.spec.acceleration.direct = false;
     enrolment
         .listeners
         .retain(|listener| listener.spec.direction == Direction::Outbound);
@@ -165,6 +166,7 @@ fn the_agents_own_sockets_prove_nothing() {
     let live = Live::load();
     let mut enrolment = server.enrolment(1);
     enrolment.spec.acceleration = Acceleration::Auto.into();
+    enrolment.spec.acceleration.direct = false;
     // At the root the hooks see what the agent accepts, too.
     enrolment.spec.cgroup = None;
     live.install(&enrolment);
