@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use shunt_core::address::{ClientAddr, OriginalDst, Provenance, UpstreamAddr, from_kernel};
 use shunt_core::counters::{AgentCounters, FlowCounters};
@@ -20,6 +20,11 @@ use shunt_ebpf_common::maps::Destination;
 use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
+/// How long a workload may stay unknown: afterwards it is one that was withdrawn.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Some megabytes.
+const MOST_WAITING: usize = 20_000;
+
 /// From linux/tcp_states.h.
 const ESTABLISHED: u32 = 1;
 const SYN_SENT: u32 = 2;
@@ -29,6 +34,9 @@ const CLOSE_WAIT: u32 = 8;
 pub(super) struct DirectFlows {
     events: DirectEvents,
     live: HashMap<SocketCookie, Live>,
+    /// Of workloads that this data plane has not heard of yet, and since when. The hooks are in force a moment before it is
+    /// told of a workload, and what a dead one did not read is there before the supervisor has told everything.
+    waiting: Vec<(Instant, DirectEvent)>,
     sink: FlowSink,
     agent: Arc<AgentCounters>,
 }
@@ -46,6 +54,7 @@ impl DirectFlows {
         Self {
             events,
             live: HashMap::new(),
+            waiting: Vec::new(),
             sink,
             agent,
         }
@@ -53,22 +62,32 @@ impl DirectFlows {
 
     /// Everything that the kernel has told since the last call. Says how much.
     pub(super) fn catch_up(&mut self, snapshot: &Snapshot) -> usize {
+        for (since, event) in std::mem::take(&mut self.waiting) {
+            self.take(since, event, snapshot);
+        }
         let mut told = 0;
         while let Some(event) = self.events.read() {
             told += 1;
-            let known = self.live.remove(&event.cookie);
-            // Opened before this data plane was there, or the event was lost: what ends has begun.
-            let Some(live) = known.or_else(|| Live::begin(event, snapshot)) else {
-                continue; // Of a workload that nobody knows any more.
-            };
-            if event.kind == DirectEvent::OPENED {
-                self.live.insert(event.cookie, live);
-            } else {
-                let (reason, detail) = live.reason(&event, snapshot);
-                self.tell(&live, &event, reason, detail);
-            }
+            self.take(Instant::now(), event, snapshot);
         }
         told
+    }
+
+    fn take(&mut self, since: Instant, event: DirectEvent, snapshot: &Snapshot) {
+        let known = self.live.remove(&event.cookie);
+        // Opened before this data plane was there, or the event was lost: what ends has begun.
+        let Some(live) = known.or_else(|| Live::begin(event, snapshot)) else {
+            if since.elapsed() < PATIENCE && self.waiting.len() < MOST_WAITING {
+                self.waiting.push((since, event));
+            }
+            return;
+        };
+        if event.kind == DirectEvent::OPENED {
+            self.live.insert(event.cookie, live);
+        } else {
+            let (reason, detail) = live.reason(&event, snapshot);
+            self.tell(&live, &event, reason, detail);
+        }
     }
 
     /// The kernel tells no more of these workloads' connections; they go on.
