@@ -33,7 +33,7 @@ impl Way {
     };
 }
 
-/// Runs each story, a function of the [`Way`](crate::Way), as a test on every way.
+/// Runs each story, a function of the [`Way`], as a test on every way.
 #[macro_export]
 macro_rules! on_every_way {
     ($($story:ident),* $(,)?) => {
