@@ -33,7 +33,7 @@ pub fn shunt_agent(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
-            let _ = OWN_FLOWS.remove(&key(&ctx));
+            let _ = OWN_FLOWS.remove(&own_flow(&ctx));
             pairing::left(&ctx);
         }
         _ => {}
@@ -104,7 +104,7 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     if OWN_FLOWS
-        .insert(&key(ctx), &OwnFlow::AGENT, u64::from(BPF_ANY))
+        .insert(&own_flow(ctx), &OwnFlow::AGENT, u64::from(BPF_ANY))
         .is_err()
     {
         count(Event::OwnFlowsFull);
@@ -118,7 +118,7 @@ fn connecting(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn key(ctx: &SockOpsContext) -> OwnFlow {
+pub fn own_flow(ctx: &SockOpsContext) -> OwnFlow {
     OwnFlow {
         source: local_address(ctx),
         destination: remote_address(ctx),

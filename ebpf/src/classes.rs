@@ -6,21 +6,20 @@
 //! ```
 
 use core::ffi::c_void;
-use core::ptr::{null_mut, read_volatile};
+use core::ptr::null_mut;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG};
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_sk_storage_get, bpf_skc_to_tcp_sock,
-};
-use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::classes::{Class, ClassKey, Verdict, Wish, fault};
 use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Destination, ListeningPort, NetnsCookie, RuleKey, Workload};
+use shunt_ebpf_common::maps::{Destination, ListeningPort, NetnsCookie, Workload};
 
 use crate::connect::is_upstream_mark;
-use crate::maps::{ADDRESSES, CLASSES, LISTENING, RULES, VERDICTS, WATCHED, WORKLOADS, Watched};
+use crate::kernel_memory::{address_of, at};
+use crate::maps::{ADDRESSES, CLASSES, LISTENING, VERDICTS, WATCHED, WORKLOADS, Watched};
 use crate::pairing::{ends, socket};
+use crate::rules::acceleration;
 
 /// The way from `struct sock` to how its file was opened; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -61,13 +60,7 @@ fn key(workload: &Workload, role: u16, port: u16) -> ClassKey {
 
 #[inline(always)]
 fn wish(workload: &Workload, port: u16) -> Wish {
-    if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {
-        let key = RuleKey::acceleration(workload.rules, port);
-        if let Some(marks) = RULES.get(&Key::new(RuleKey::PORT_BITS, key)) {
-            return Wish::from(*marks);
-        }
-    }
-    Wish::by_default(workload)
+    Wish::of(acceleration(workload, port))
 }
 
 /// Of a connection that the agent makes for a client in this namespace to that server.
@@ -215,9 +208,7 @@ pub fn closed(ctx: &SockOpsContext) {
     if watched.is_null() {
         return;
     }
-    // SAFETY: the verifier knows `sk` as a socket.
-    let address = unsafe { bpf_skc_to_tcp_sock(sk.cast()) } as u64;
-    if address != 0 && is_drained(address, watched) {
+    if is_drained(address_of(sk), watched) {
         // Whoever it was is not here.
         let _ = noted(sk.cast(), watched, fault::OTHERWISE);
     }
@@ -294,30 +285,10 @@ fn blocks(ctx: &SockOpsContext) -> bool {
     if sk.is_null() {
         return true;
     }
-    // The same address, of a kind that the verifier lets be added to.
-    // SAFETY: the verifier knows `sk` as a socket.
-    let sk = unsafe { bpf_skc_to_tcp_sock(sk.cast()) };
-    if sk.is_null() {
-        return true;
-    }
-    let socket: u64 = at(sk as u64, &raw const SOCKET_OFFSET).unwrap_or(0);
+    let socket: u64 = at(address_of(sk), &raw const SOCKET_OFFSET).unwrap_or(0);
     let file: u64 = at(socket, &raw const FILE_OFFSET).unwrap_or(0);
     let flags: u32 = at(file, &raw const FILE_FLAGS_OFFSET).unwrap_or(0);
     flags & O_NONBLOCK == 0
-}
-
-/// Something of the kernel's, `offset` bytes behind an address.
-#[inline(always)]
-pub fn at<T: Copy + Default>(address: u64, offset: *const u32) -> Option<T> {
-    let mut value = T::default();
-    // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
-    // that fails when there is none.
-    unsafe {
-        let from = address + u64::from(read_volatile(offset));
-        let size = size_of::<T>() as u32;
-        let failed = bpf_probe_read_kernel((&raw mut value).cast(), size, from as *const c_void);
-        (failed == 0).then_some(value)
-    }
 }
 
 #[inline(always)]

@@ -1,24 +1,21 @@
 //! The books of direct connections: what is known of one when its SYN is sent and when it ends, for the agent, which has
 //! no socket of its own in it.
 
-use core::ffi::c_void;
-use core::ptr::read_volatile;
-
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1,
-    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_addr,
+    BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_addr,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_probe_read_kernel,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::direct::DirectEvent;
 use shunt_ebpf_common::maps::{Destination, Event, Handoff, OwnFlow, SocketCookie, Workload};
 
+use crate::agent_sockets::own_flow;
 use crate::connect::place;
 use crate::direct::Refusal;
-use crate::handshake::{local_address, remote_address};
+use crate::handshake::local_address;
+use crate::kernel_memory::{address_of, at};
 use crate::maps::{DIRECT_EVENTS, HANDOFFS, OWN_FLOWS, PEERS, SocketNote, count};
 use crate::pairing::WRITTEN_OFFSET;
 
@@ -39,7 +36,7 @@ pub fn opened(ctx: &SockOpsContext, note: &mut SocketNote) {
     // sk_lookup at an enrolled destination lets it through, as it does the agent's own.
     if note.peer != 0
         && OWN_FLOWS
-            .insert(&tuple(ctx), &OwnFlow::DIRECT, u64::from(BPF_ANY))
+            .insert(&own_flow(ctx), &OwnFlow::DIRECT, u64::from(BPF_ANY))
             .is_err()
     {
         count(Event::OwnFlowsFull);
@@ -53,7 +50,7 @@ pub fn opened(ctx: &SockOpsContext, note: &mut SocketNote) {
 pub fn closed(ctx: &SockOpsContext, note: &mut SocketNote, state: u32) {
     note.state &= !(SocketNote::DIRECT | SocketNote::HANDED_OVER);
     if note.peer != 0 {
-        let _ = OWN_FLOWS.remove(&tuple(ctx));
+        let _ = OWN_FLOWS.remove(&own_flow(ctx));
     }
     let mut ending = Ending {
         state,
@@ -87,17 +84,17 @@ fn count_tcp(ctx: &SockOpsContext, sk: u64, ending: &mut Ending) {
         let ops = ctx.ops;
         ((*ops).bytes_acked, (*ops).bytes_received, (*ops).snd_una)
     };
-    ending.error = read(sk, &raw const ERROR_OFFSET);
+    ending.error = at(sk, &raw const ERROR_OFFSET).unwrap_or(0);
     if ending.state == BPF_TCP_SYN_SENT {
         return;
     }
-    let written: u32 = read(sk, &raw const WRITTEN_OFFSET);
+    let written: u32 = at(sk, &raw const WRITTEN_OFFSET).unwrap_or(0);
     let has_sent_fin = matches!(
         ending.state,
         BPF_TCP_FIN_WAIT1 | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK
     );
     let fin = u64::from(has_sent_fin && first_unacked == written);
-    let flags: u64 = read(sk, &raw const SOCK_FLAGS_OFFSET);
+    let flags: u64 = at(sk, &raw const SOCK_FLAGS_OFFSET).unwrap_or(0);
     let peers_fin = u64::from(flags & SOCK_DONE != 0);
     ending.sent = acked.saturating_sub(1 + fin);
     ending.received = received.saturating_sub(peers_fin);
@@ -200,47 +197,4 @@ fn submit(event: DirectEvent) {
         }
         None => count(Event::DirectEventLost),
     }
-}
-
-#[inline(always)]
-fn tuple(ctx: &SockOpsContext) -> OwnFlow {
-    OwnFlow {
-        source: local_address(ctx),
-        destination: remote_address(ctx),
-        source_port: ctx.local_port() as u16,
-        destination_port: u32::from_be(ctx.remote_port()) as u16,
-    }
-}
-
-/// The verifier lets nobody compute with a socket's address; as a copy from memory it is a number.
-#[inline(always)]
-fn address_of(sk: *mut bpf_sock) -> u64 {
-    let pointer = sk;
-    let mut address = 0_u64;
-    // SAFETY: both are on the stack, eight bytes each.
-    unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut address).cast(),
-            8,
-            (&raw const pointer).cast::<c_void>(),
-        )
-    };
-    address
-}
-
-/// Something of a socket as the kernel keeps it; zero when it cannot be read.
-#[inline(always)]
-fn read<T: Copy + Default>(sk: u64, offset: *const u32) -> T {
-    let mut value = T::default();
-    // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
-    // that fails when there is none.
-    let failed = unsafe {
-        let from = sk + u64::from(read_volatile(offset));
-        bpf_probe_read_kernel(
-            (&raw mut value).cast(),
-            size_of::<T>() as u32,
-            from as *const c_void,
-        )
-    };
-    if failed == 0 { value } else { T::default() }
 }

@@ -12,6 +12,7 @@ mod getpeername;
 mod getsockname;
 mod getsockopt;
 mod handshake;
+mod kernel_memory;
 mod ledger;
 mod listeners;
 mod maps;

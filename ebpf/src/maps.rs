@@ -181,6 +181,9 @@ pub struct Sender {
     pub queue: u64,
     /// Where a connecting end waits.
     pub meeting: Meeting,
+    /// Large messages in a row.
+    pub large: u32,
+    pub reserved: u32,
 }
 
 #[repr(C)]

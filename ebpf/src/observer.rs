@@ -11,7 +11,8 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use shunt_ebpf_common::classes::{Class, fault};
 
-use crate::classes::{at, good, is_drained, noted, watched_of};
+use crate::classes::{good, is_drained, noted, watched_of};
+use crate::kernel_memory::at;
 use crate::maps::Watched;
 
 /// Members of `struct sock`; set from the kernel's BTF when the programs are loaded.

@@ -6,19 +6,17 @@
 //! ```
 //! A socket enters here or never. Whoever is not found, or has begun to send, goes by TCP as if nothing had happened.
 
-use core::ffi::c_void;
-use core::ptr::{null_mut, read_volatile};
+use core::ptr::null_mut;
 
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock,
 };
 use aya_ebpf::helpers::bpf_sock_hash_update;
-use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_sk_storage_get,
-};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, SocketCookie};
 
+use crate::kernel_memory::at;
 use crate::maps::{CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, count};
 use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
 
@@ -153,15 +151,9 @@ fn has_begun(ctx: &SockOpsContext, cookie: &SocketCookie) -> bool {
 /// Something of a socket that is in `QUEUES`, as the kernel keeps it.
 #[inline(always)]
 pub fn read<T: Copy + Default>(cookie: &SocketCookie, offset: *const u32) -> Option<T> {
-    let mut value = T::default();
-    // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
-    // that fails when there is none.
-    unsafe {
-        let from = QUEUES.get(cookie)? + u64::from(read_volatile(offset));
-        let size = size_of::<T>() as u32;
-        let failed = bpf_probe_read_kernel((&raw mut value).cast(), size, from as *const c_void);
-        (failed == 0).then_some(value)
-    }
+    // SAFETY: copied at once.
+    let address = *unsafe { QUEUES.get(cookie) }?;
+    at(address, offset)
 }
 
 /// An accelerated socket has closed.
@@ -213,6 +205,8 @@ fn enter(
         target: peer,
         queue: 0,
         meeting,
+        large: 0,
+        reserved: 0,
     };
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; what is pointed to lives across the calls.

@@ -37,7 +37,7 @@ impl Rules for WorkloadRules<'_> {
     }
 }
 
-/// [`Workload::ACCELERATE`] and [`Workload::DIRECT`], as they are for a server's port.
+/// [`Workload::ACCELERATE`] and the like, as they are for a server's port.
 #[inline(always)]
 pub fn acceleration(workload: &Workload, port: u16) -> RuleMarks {
     if workload.flags & Workload::ACCELERATION_BY_PORT != 0 {

@@ -3,20 +3,20 @@
 //! ```text
 //!              first message: peer found          the agent says: all that you sent has arrived
 //!  UNDECIDED ─────────────────────────► REDIRECTED ──────────────────────────────────────────► HANDED_OVER
-//!      │ peer not found                    │ receiver's queue full, or receiver gone               │
+//!      │ peer not found                    │ receiver's queue full, receiver gone, bulk            │
 //!      └───────────────────────────────► TCP ◄─────────────────────────────────────────────────────┘
 //! ```
 //! TCP is for ever. A receiver reads its queue before what came by TCP, so the way there keeps the order, and no way
 //! back would.
 
-use core::ffi::c_void;
 use core::ptr::{null_mut, read_volatile};
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use shunt_ebpf_common::maps::{End, Event};
 
+use crate::kernel_memory::at;
 use crate::maps::{HANDOFFS, PEERS, QUEUES, SOCKHASH, Sender, count};
 use crate::pairing::{ends, senders};
 
@@ -30,6 +30,10 @@ pub static RECEIVE_QUEUE_OFFSET: u32 = 0;
 /// Bytes in a receiver's queue above which a direction goes by TCP, which knows back-pressure.
 #[unsafe(no_mangle)]
 pub static RECEIVE_QUEUE_LIMIT: u32 = 0;
+
+/// Bytes of a message that TCP sends faster, and how many of them in a row make a direction a bulk one.
+const BULK_MESSAGE: u32 = 32 << 10;
+const BULK_RUN: u32 = 16;
 
 #[sk_msg]
 pub fn shunt_message(ctx: SkMsgContext) -> u32 {
@@ -75,8 +79,15 @@ fn redirect(ctx: &SkMsgContext) {
             None => return by_tcp(end, Event::Unpaired),
         }
     }
-    if is_full(sender) {
+    let queued = queued(sender);
+    // SAFETY: reading our own static, volatile since the loader changes it.
+    let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
+    if queued.is_some_and(|queued| queued > limit) {
         return by_tcp(end, Event::QueueFull);
+    }
+    // The agent's relay is no faster.
+    if end.flags & End::DIRECT != 0 && is_bulk(sender, ctx.size()) && queued == Some(0) {
+        return by_tcp(end, Event::Bulk);
     }
     let mut target = sender.target;
     if SOCKHASH.redirect_msg(ctx, &mut target, BPF_F_INGRESS) != i64::from(SK_PASS) {
@@ -101,22 +112,24 @@ fn by_tcp(end: &mut End, why: Event) {
     count(why);
 }
 
-/// The receiver may be gone: then whatever is read decides between TCP and a redirect that fails, both of them right.
+/// Bytes that wait for the receiver. `None`: it may be gone, and a redirect that fails says so.
 #[inline(always)]
-fn is_full(sender: &mut Sender) -> bool {
+fn queued(sender: &mut Sender) -> Option<u32> {
     if sender.queue == 0 {
         // SAFETY: copied at once.
-        match unsafe { QUEUES.get(&sender.target) } {
-            Some(address) => sender.queue = *address,
-            None => return false,
-        }
+        sender.queue = *unsafe { QUEUES.get(&sender.target) }?;
     }
-    let mut queued = 0_u32;
-    // SAFETY: reading our own statics, volatile since the loader changes them; the kernel's memory is read by a helper
-    // that fails when there is none.
-    unsafe {
-        let from = sender.queue + u64::from(read_volatile(&raw const RECEIVE_QUEUE_OFFSET));
-        let read = bpf_probe_read_kernel((&raw mut queued).cast(), 4, from as *const c_void);
-        read == 0 && queued > read_volatile(&raw const RECEIVE_QUEUE_LIMIT)
-    }
+    at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET)
+}
+
+/// TCP is faster for large messages in a row. Once the receiver has taken everything, the way there is also one that no
+/// reader can overlook anything by.
+#[inline(always)]
+fn is_bulk(sender: &mut Sender, size: u32) -> bool {
+    sender.large = if size < BULK_MESSAGE {
+        0
+    } else {
+        sender.large.saturating_add(1)
+    };
+    sender.large > BULK_RUN
 }

@@ -168,7 +168,7 @@ impl Verdict {
     }
 }
 
-/// What the configuration says of a port. Value of `RULES` in [`RuleKey::ACCELERATION`](crate::maps::RuleKey).
+/// What the configuration says of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     Off,
@@ -177,35 +177,23 @@ pub enum Wish {
 }
 
 impl Wish {
+    /// Among the bits of [`Workload::flags`], and of a port's own value in [`RuleKey::ACCELERATION`](crate::maps::RuleKey).
     #[inline(always)]
-    pub fn marks(self) -> u32 {
-        match self {
-            Self::Off => 0,
-            Self::Always => 1,
-            Self::Auto => 2,
-        }
-    }
-
-    /// Of a port without a rule.
-    #[inline(always)]
-    pub fn by_default(workload: &Workload) -> Self {
-        if workload.flags & Workload::ACCELERATE != 0 {
+    pub fn of(bits: u32) -> Self {
+        if bits & Workload::ACCELERATE != 0 {
             Self::Always
-        } else if workload.flags & Workload::ACCELERATE_PROVEN != 0 {
+        } else if bits & Workload::ACCELERATE_PROVEN != 0 {
             Self::Auto
         } else {
             Self::Off
         }
     }
-}
 
-impl From<u32> for Wish {
-    #[inline(always)]
-    fn from(marks: u32) -> Self {
-        match marks & 3 {
-            0 => Self::Off,
-            1 => Self::Always,
-            _ => Self::Auto,
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Off => 0,
+            Self::Always => Workload::ACCELERATE,
+            Self::Auto => Workload::ACCELERATE_PROVEN,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The layouts of the maps. Ports are in host order, addresses as [`Address`]; every byte is named.
 
+pub mod capacity;
+
 use crate::decision::{Address, Restricts};
 
 /// Key of `WORKLOADS`: the network namespace's cookie (`SO_NETNS_COOKIE`), never reused while the host runs.
@@ -46,7 +48,7 @@ impl Workload {
     /// Some ask for the peer's address.
     pub const POLICY_BY_ADDRESS: u32 = 1 << 17;
     /// Where it is not [`Workload::ACCELERATE`]: where their classes are proven, see [`crate::classes`].
-    pub const ACCELERATE_PROVEN: u32 = 64;
+    pub const ACCELERATE_PROVEN: u32 = 1 << 11;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -85,8 +87,7 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: [`Wish::marks`](crate::classes::Wish::marks) and
-    /// [`Workload::DIRECT`].
+    /// Ports whose acceleration is not the workload's default. Value: [`Workload::ACCELERATE`] and the like.
     pub const ACCELERATION: u32 = 4;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
@@ -275,11 +276,13 @@ pub enum Event {
     ServiceEmpty,
     /// An accelerated socket was refused an option that it cannot have.
     OptionRefused,
+    /// A direct direction goes by TCP, which is faster for what it sends.
+    Bulk,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 20] = [
+    pub const NAMES: [&'static str; 21] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -300,29 +303,8 @@ impl Event {
         "outbound_denied",
         "service_empty",
         "option_refused",
+        "bulk",
     ];
-}
-
-/// Entries per map; `CAPACITY` of a workload-sized map bounds how many workloads one node can enrol.
-pub mod capacity {
-    pub const WORKLOADS: u32 = 4096;
-    pub const RULES: u32 = 1 << 18;
-    pub const HANDSHAKES: u32 = 1 << 16;
-    pub const OWN_FLOWS: u32 = 1 << 18;
-    pub const LISTENING: u32 = 1 << 16;
-    /// Accelerated sockets, four for a flow.
-    pub const SOCKETS: u32 = 1 << 18;
-    pub const ADDRESSES: u32 = 1 << 14;
-    /// Bytes for what the agent has not read yet: 11,000 events, of which it reads some every 50 ms.
-    pub const DIRECT_EVENTS: u32 = 1 << 21;
-    /// Addresses of services, and endpoints of all of them.
-    pub const SERVICES: u32 = 1 << 16;
-    pub const ENDPOINTS: u32 = 1 << 18;
-    /// Rules of all workloads' L4 policies, and workloads that each of their selectors chooses.
-    pub const POLICY: u32 = 1 << 18;
-    pub const SELECTED: u32 = 1 << 18;
-    /// Two for each port that somebody listens on and others call.
-    pub const CLASSES: u32 = 1 << 16;
 }
 
 #[cfg(feature = "user")]

@@ -285,24 +285,18 @@ impl Possible<'_> {
         known.map_or(Wish::Off, |classes| classes.in_kernel(wish))
     }
 
-    /// The value of a port with this wish in `RULES`.
-    pub(super) fn marks(&self, wish: Configured) -> u32 {
-        self.in_kernel(wish).marks() | self.direct(wish)
+    /// What the programs read of a port with this wish.
+    pub(super) fn bits(&self, wish: Configured) -> u32 {
+        self.in_kernel(wish).bits() | self.direct(wish)
     }
 
     /// The bits of [`Workload::flags`].
     pub(super) fn flags(&self) -> u32 {
-        let wish = self.wish.default;
-        let by_default = match self.in_kernel(wish) {
-            Wish::Always => Workload::ACCELERATE,
-            Wish::Auto => Workload::ACCELERATE_PROVEN,
-            Wish::Off => 0,
-        };
         let by_port = match self.wish.ports.is_empty() {
             true => 0,
             false => Workload::ACCELERATION_BY_PORT,
         };
-        by_default | by_port | self.direct(wish)
+        self.bits(self.wish.default) | by_port
     }
 
     fn direct(&self, wish: Configured) -> u32 {

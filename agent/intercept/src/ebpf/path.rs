@@ -65,7 +65,7 @@ impl EbpfBackend {
     /// `dialled`: the port that the client asks for, perhaps of a service; `server`: where the connection goes.
     fn path_to(&self, enrolment: &Enrolment, dialled: u16, to: SocketAddr) -> Path {
         let configured = enrolment.spec.acceleration.of(dialled);
-        let own = self.possible(enrolment).marks(configured);
+        let own = self.possible(enrolment).bits(configured);
         let server = match self.server(to.ip().to_canonical()) {
             Server::Elsewhere => None,
             Server::NotHooked => {
@@ -73,7 +73,7 @@ impl EbpfBackend {
             }
             Server::Hooked(server) => Some(server),
         };
-        let theirs = server.map_or(Workload::DIRECT, |server| marks(server, to.port()));
+        let theirs = server.map_or(Workload::DIRECT, |server| bits(server, to.port()));
         let is_direct = own & theirs & Workload::DIRECT != 0;
         let (None, Ok(acceleration)) = (self.why_not(), &self.acceleration) else {
             let reason = self.why_not().unwrap_or_default();
@@ -110,7 +110,8 @@ impl EbpfBackend {
             classes.judge_clients(wish, enrolment.id.0, port)
         };
         let id = server.value.id;
-        let (theirs, serves) = classes.judge(wish_of(server, port), id, ClassKey::SERVER, port);
+        let (theirs, serves) =
+            classes.judge(Wish::of(bits(server, port)), id, ClassKey::SERVER, port);
         if is_direct {
             return match own == Verdict::Always && theirs == Verdict::Always {
                 true => directly(&format!(
@@ -154,19 +155,10 @@ enum Server<'a> {
     Hooked(&'a Enrolled),
 }
 
-/// As the programs look it up: `None`, the port has no rule of its own.
-fn ruled(workload: &Enrolled, port: u16) -> Option<u32> {
+/// As the programs look it up.
+fn bits(workload: &Enrolled, port: u16) -> u32 {
     let table = |(key, _): &&RuleEntry| key.data().table == RuleKey::ACCELERATION;
     let by_port: Vec<RuleEntry> = workload.rules.iter().filter(table).copied().collect();
     let wanted = RuleKey::acceleration(workload.value.rules, port);
-    trie::longest(&by_port, &wanted).map(|(_, marks)| *marks)
-}
-
-/// Has it [`Workload::DIRECT`]?
-fn marks(workload: &Enrolled, port: u16) -> u32 {
-    ruled(workload, port).unwrap_or(workload.value.flags)
-}
-
-fn wish_of(workload: &Enrolled, port: u16) -> Wish {
-    ruled(workload, port).map_or_else(|| Wish::by_default(&workload.value), Wish::from)
+    trie::longest(&by_port, &wanted).map_or(workload.value.flags, |(_, bits)| *bits)
 }

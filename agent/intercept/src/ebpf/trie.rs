@@ -57,7 +57,7 @@ fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEnt
 /// Ports whose acceleration is not the default.
 pub(super) fn acceleration(set: u32, possible: &Possible<'_>) -> Vec<RuleEntry> {
     let of_range = |(range, wish): &(PortRange, Acceleration)| {
-        let marks = possible.marks(*wish);
+        let marks = possible.bits(*wish);
         let blocks = prefixes(u32::from(range.first), u32::from(range.last) + 1);
         blocks.into_iter().map(move |(port, bits)| {
             let key = RuleKey::acceleration(set, port);

@@ -35,18 +35,13 @@ fn a_fault_outweighs_everything() {
 }
 
 #[test]
-fn wishes_are_told_by_flags_and_by_marks() {
-    let of = |flags| {
-        Wish::by_default(&Workload {
-            flags,
-            ..Workload::default()
-        })
-    };
-    assert_eq!(of(0), Wish::Off);
-    assert_eq!(of(Workload::ACCELERATE), Wish::Always);
-    assert_eq!(of(Workload::ACCELERATE_PROVEN), Wish::Auto);
+fn a_wish_is_found_among_other_bits() {
     for wish in [Wish::Off, Wish::Always, Wish::Auto] {
-        assert_eq!(Wish::from(wish.marks()), wish);
+        assert_eq!(Wish::of(wish.bits()), wish);
+        assert_eq!(
+            Wish::of(wish.bits() | Workload::DIRECT | Workload::FAIL_CLOSED),
+            wish
+        );
     }
 }
 
