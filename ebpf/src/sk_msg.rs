@@ -82,11 +82,11 @@ fn redirect(ctx: &SkMsgContext) {
     let queued = queued(sender);
     // SAFETY: reading our own static, volatile since the loader changes it.
     let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
-    if queued.is_some_and(|queued| queued > limit) {
+    if queued > limit {
         return by_tcp(end, Event::QueueFull);
     }
     // The agent's relay is no faster.
-    if end.flags & End::DIRECT != 0 && is_bulk(sender, ctx.size()) && queued == Some(0) {
+    if end.flags & End::DIRECT != 0 && is_bulk(sender, ctx.size()) && queued == 0 {
         return by_tcp(end, Event::Bulk);
     }
     let mut target = sender.target;
@@ -112,14 +112,18 @@ fn by_tcp(end: &mut End, why: Event) {
     count(why);
 }
 
-/// Bytes that wait for the receiver. `None`: it may be gone, and a redirect that fails says so.
+/// Bytes that wait for the receiver. When it may be gone: some, which changes nothing, as a redirect that fails says so.
 #[inline(always)]
-fn queued(sender: &mut Sender) -> Option<u32> {
+fn queued(sender: &mut Sender) -> u32 {
+    const SOME: u32 = 1;
     if sender.queue == 0 {
         // SAFETY: copied at once.
-        sender.queue = *unsafe { QUEUES.get(&sender.target) }?;
+        match unsafe { QUEUES.get(&sender.target) } {
+            Some(address) => sender.queue = *address,
+            None => return SOME,
+        }
     }
-    at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET)
+    at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(SOME)
 }
 
 /// TCP is faster for large messages in a row. Once the receiver has taken everything, the way there is also one that no

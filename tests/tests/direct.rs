@@ -285,3 +285,31 @@ fn what_looks_like_a_connection_of_before_is_asked_about() {
     });
     assert_eq!(line["workload"], "default/server", "{line}");
 }
+
+/// Holds connections to an enrolled server, and then lets somebody in whom only the agent can serve.
+const HOLD: &str = "
+import socket, sys
+held = [socket.create_connection((sys.argv[1], 7000)) for _ in range(5)]; print('held', flush=True); sys.stdin.readline()
+";
+
+/// What goes directly costs the agent nothing, and leaves its room to others.
+#[test]
+fn limits_are_about_what_the_agent_carries() {
+    let scene = Pair::new();
+    let _server = scene.server.spawn("python3", &["-c", ECHO]);
+    scene.server.wait_for_listener(7000);
+    let limits = "limits: {connections: 2, connections_per_workload: 2}";
+    let agent = scene.both("ebpf", AUTO).set(limits).start();
+    let mut holder = Script::start(&scene.client, HOLD, &[&scene.server.v4]);
+    assert_eq!(holder.says(), "held");
+    wait::until("five are known", SECONDS, || {
+        (agent.workload("server")["connections"]["active"] == 5).then_some(())
+    });
+    let mut inbound = Script::start(&scene.world.pod(), PARROT, &[&scene.server.v4]);
+    assert_eq!(inbound.says(), "connected");
+    inbound.tell("let in");
+    assert_eq!(inbound.says(), "let in");
+    inbound.succeeds();
+    let line = wait::until("its line", SECONDS, || agent.access_log().pop());
+    assert_eq!(line["close_reason"], "finished", "{line}");
+}

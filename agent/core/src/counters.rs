@@ -30,6 +30,12 @@ impl FlowCounters {
         self.total.load(Relaxed).saturating_sub(ended)
     }
 
+    /// Those that cost the agent descriptors.
+    pub fn carried(&self) -> u64 {
+        let direct = self.on(DataPath::Direct).active.load(Relaxed);
+        self.active().saturating_sub(direct)
+    }
+
     pub fn on(&self, path: DataPath) -> &PathCounters {
         &self.paths[path as usize]
     }

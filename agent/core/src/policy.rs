@@ -253,6 +253,13 @@ impl Decision {
         self.action == Action::Deny
     }
 
+    /// Of a denied connection, for people: `policy[2] denies, inbound of default/db`.
+    pub fn denial(&self, direction: Direction, about: &WorkloadName) -> String {
+        let rule = self.rule_name().unwrap_or_default();
+        let direction = crate::flow::direction::as_str(direction);
+        format!("{rule} denies, {direction} of {about}")
+    }
+
     /// As the rule is named in messages about the configuration: `policy[2]`.
     pub fn rule_name(&self) -> Option<String> {
         self.rule.map(|at| format!("policy[{at}]"))

@@ -93,8 +93,9 @@ impl Services {
 }
 
 impl Balanced {
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Why a connection to it goes nowhere, for people.
+    pub fn nobody(&self) -> String {
+        format!("service {} has no endpoint", self.name)
     }
 
     /// Where the next connection to an address of this family goes; `None`: there is no endpoint.

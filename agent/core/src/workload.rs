@@ -8,6 +8,8 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Identity;
+
 /// Identifies one enrolment of a workload while the agent runs; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkloadId(pub u32);
@@ -202,6 +204,16 @@ pub struct WorkloadSpec {
     pub on_failure: OnFailure,
     pub outbound: CapturePolicy,
     pub inbound: CapturePolicy,
+}
+
+impl WorkloadSpec {
+    /// What policy may ask of it.
+    pub fn identity(&self) -> Identity<'_> {
+        Identity {
+            name: &self.name,
+            labels: &self.labels,
+        }
+    }
 }
 
 #[cfg(test)]

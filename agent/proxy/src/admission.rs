@@ -11,7 +11,7 @@ use std::slice;
 use std::sync::atomic::Ordering::Relaxed;
 
 use shunt_core::address::OriginalDst;
-use shunt_core::flow::{CloseReason, Direction, direction};
+use shunt_core::flow::{CloseReason, Direction};
 use shunt_core::policy::Decision;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::{
@@ -90,10 +90,8 @@ fn choose_endpoint(snapshot: &Snapshot, dialled: SocketAddr) -> Result<SocketAdd
     let Some(service) = snapshot.services.at(dialled) else {
         return Ok(dialled);
     };
-    service.choose(Family::of(dialled)).ok_or_else(|| {
-        let none = format!("service {} has no endpoint", service.name());
-        (CloseReason::ConnectFailed, Some(none))
-    })
+    let nobody = || (CloseReason::ConnectFailed, Some(service.nobody()));
+    service.choose(Family::of(dialled)).ok_or_else(nobody)
 }
 
 /// By the client's rules, and by those of the workload at the destination.
@@ -132,10 +130,7 @@ fn refuse_denied(
 }
 
 fn denied(way: Direction, decision: Decision, about: &WorkloadName) -> Refused {
-    let rule = decision.rule_name().unwrap_or_default();
-    let way = direction::as_str(way);
-    let detail = format!("{rule} denies, {way} of {about}");
-    (CloseReason::PolicyDenied, Some(detail))
+    (CloseReason::PolicyDenied, Some(decision.denial(way, about)))
 }
 
 fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
@@ -145,7 +140,7 @@ fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
 ) -> Result<(), Refused> {
     let counters = &local.context.counters;
     let (limits, flows) = (&snapshot.limits, &workload.counters);
-    let of_workload = flows.outbound.active() + flows.inbound.active();
+    let of_workload = flows.outbound.carried() + flows.inbound.carried();
     let limit = if counters.connections_active.load(Relaxed) > limits.connections {
         "limits.connections"
     } else if of_workload > limits.connections_per_workload {

@@ -68,6 +68,11 @@ impl Backends {
         }
     }
 
+    /// The rules in force.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// Before a workload is served as `spec` says: when it wants to be accelerated, is that right on this kernel? Asked
     /// once, some tenths of a second, and not again until the host boots anew.
     pub(super) fn prepare(&mut self, spec: &WorkloadSpec) {

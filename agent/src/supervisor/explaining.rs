@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use shunt_core::address::canonical;
 use shunt_core::explain::{Explanation, Inquiry, Outcome, PolicyAnswer, ServiceAnswer, rule};
 use shunt_core::flow::Direction;
-use shunt_core::policy::{Decision, Identity, Policy};
+use shunt_core::policy::{Decision, Identity};
 use shunt_core::sockets::Family;
 use shunt_core::status::StatusMode;
 use shunt_core::workload::Mode;
@@ -45,7 +45,7 @@ impl Supervisor {
     /// Where the agent sends it, and whether policy lets it.
     fn say_traffic(&self, serving: &Serving, inquiry: &Inquiry, answer: &mut Explanation) {
         let dialled = canonical(inquiry.destination);
-        let policy = Policy::new(self.config.policy.clone());
+        let policy = self.backends.policy();
         if inquiry.direction == Direction::Inbound {
             let client = inquiry.client.map(|client| client.to_canonical());
             let client = client.unwrap_or_else(|| Inquiry::somebody(dialled));
@@ -100,10 +100,7 @@ impl Supervisor {
 }
 
 fn identity(serving: &Serving) -> Identity<'_> {
-    Identity {
-        name: &serving.enrolment.spec.name,
-        labels: &serving.enrolment.spec.labels,
-    }
+    serving.enrolment.spec.identity()
 }
 
 fn said(

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use shunt_core::address::{ClientAddr, OriginalDst, Provenance, UpstreamAddr, from_kernel};
 use shunt_core::counters::{AgentCounters, FlowCounters};
-use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord, direction};
+use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
+use shunt_core::policy::{Action, Decision};
+use shunt_core::service::Balanced;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::SocketCookie;
 use shunt_core::status::BytesByPath;
@@ -174,9 +176,8 @@ impl Live {
             DirectEvent::DENIED => (CloseReason::PolicyDenied, Some(self.denied(event))),
             DirectEvent::UNSERVED => {
                 let service = snapshot.services.at(address(event.original));
-                let name = service.map_or("there", |service| service.name());
-                let detail = format!("service {name} has no endpoint");
-                (CloseReason::ConnectFailed, Some(detail))
+                let detail = service.map(Balanced::nobody);
+                (CloseReason::ConnectFailed, detail)
             }
             _ => ending(event),
         }
@@ -188,14 +189,14 @@ impl Live {
             .as_ref()
             .filter(|_| event.state == Direction::Inbound as u32);
         let (direction, about) = match server {
-            Some(server) => (Direction::Inbound, server),
-            None => (Direction::Outbound, &self.client),
+            Some(server) => (Direction::Inbound, &server.name),
+            None => (Direction::Outbound, &self.client.name),
         };
-        let direction = direction::as_str(direction);
-        format!(
-            "policy[{}] denies, {direction} of {}",
-            event.rule, about.name
-        )
+        let decision = Decision {
+            action: Action::Deny,
+            rule: Some(event.rule as usize),
+        };
+        decision.denial(direction, about)
     }
 
     /// It counts at each end that it reached.

@@ -1,15 +1,10 @@
 //! What languages make of sockets: blocking, with an event loop, in threads.
 
-use shunt_tests::{Pair, in_both_modes};
+use shunt_tests::Pair;
 
 use crate::{is_accelerated, passed, rounds, start, write};
 
-learned!(
-    python_blocking_and_asyncio,
-    node_streams,
-    java_blocking_and_channels,
-);
-in_both_modes!(
+in_every_way!(
     python_blocking_and_asyncio,
     node_streams,
     java_blocking_and_channels,
@@ -60,7 +55,7 @@ fn python_blocking_and_asyncio(mode: &str) {
         let words = ["-c", PYTHON_CLIENT, &scene.server.v4];
         assert_eq!(scene.client.says("python3", &words), "20 20\n20 20");
     }
-    passed(&agent, 80);
+    passed(&agent, mode, 80);
 }
 
 const NODE_SERVER: &str =
@@ -83,7 +78,7 @@ fn node_streams(mode: &str) {
         let words = ["-e", NODE_CLIENT, &scene.server.v4];
         assert_eq!(scene.client.says("node", &words), "20");
     }
-    passed(&agent, 20);
+    passed(&agent, mode, 20);
 }
 
 /// Streams there, a selector's channel here.
@@ -132,5 +127,5 @@ fn java_blocking_and_channels(mode: &str) {
         assert_eq!(scene.client.says("java", &words), "20");
     }
     is_accelerated(&agent, mode, "server", false);
-    passed(&agent, 20);
+    passed(&agent, mode, 20);
 }

@@ -6,35 +6,19 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use shunt_tests::{Agent, AgentBuilder, Pair, Pod, Running, in_both_modes, postgres, wait};
+use shunt_tests::{Agent, AgentBuilder, Pair, Pod, Running, postgres, wait};
 
-macro_rules! learned {
-    ($($name:ident),* $(,)?) => { mod learned { $(#[test] fn $name() { super::$name(crate::LEARNED); })* } };
-}
-
-macro_rules! by_default {
-    ($($name:ident),* $(,)?) => { mod by_default { $(#[test] fn $name() { super::$name(crate::BY_DEFAULT); })* } };
+macro_rules! in_every_way {
+    ($($name:ident),* $(,)?) => {
+        mod by_default { $(#[test] fn $name() { super::$name(crate::BY_DEFAULT); })* }
+        mod learned { $(#[test] fn $name() { super::$name(crate::LEARNED); })* }
+        shunt_tests::in_both_modes!($($name),*);
+    };
 }
 
 mod languages;
 
-by_default!(
-    redis_counts_every_command,
-    wrk_gets_the_right_answer_each_time,
-    pgbench_balances,
-    ssh_moves_files_both_ways,
-    haproxy_splices_between_us,
-    iperf3_moves_many_bytes,
-);
-learned!(
-    redis_counts_every_command,
-    wrk_gets_the_right_answer_each_time,
-    pgbench_balances,
-    ssh_moves_files_both_ways,
-    haproxy_splices_between_us,
-    iperf3_moves_many_bytes,
-);
-in_both_modes!(
+in_every_way!(
     redis_counts_every_command,
     wrk_gets_the_right_answer_each_time,
     pgbench_balances,
@@ -98,14 +82,15 @@ fn big(scene: &Pair, of: &Pod) -> PathBuf {
     path(scene, &of.netns).join("big")
 }
 
-/// The program has gone through the agent, and nothing of it went wrong there.
-fn passed(agent: &Agent, at_least: u64) {
+/// The program has gone through the agent, or by default past it, and nothing of it went wrong there.
+fn passed(agent: &Agent, mode: &str, at_least: u64) {
     let total = agent.workload("client")["connections"]["total"].clone();
     assert!(total.as_u64() >= Some(at_least), "{total} connections");
     for line in agent.access_log() {
         let reason = line["close_reason"].as_str().expect("text");
         let in_order = ["finished", "client_reset", "upstream_reset"].contains(&reason);
         assert!(in_order, "{line:#}");
+        assert_eq!(line["path"] == "direct", mode == BY_DEFAULT, "{line:#}");
     }
 }
 
@@ -151,7 +136,7 @@ fn redis_counts_every_command(mode: &str) {
         waiting.join().expect("an answer")
     });
     assert_eq!(waiting, "list\nword");
-    passed(&agent, 26);
+    passed(&agent, mode, 26);
 }
 
 /// wrk looks at each answer: nginx's `$remote_addr`, so the client's own address.
@@ -199,7 +184,7 @@ fn wrk_gets_the_right_answer_each_time(mode: &str) {
         assert!(numbers[0] > 100 && numbers[1..] == [0, 0], "{said}");
     }
     is_accelerated(&agent, mode, "server", true);
-    passed(&agent, 20);
+    passed(&agent, mode, 20);
 }
 
 fn pgbench_balances(mode: &str) {
@@ -221,7 +206,7 @@ fn pgbench_balances(mode: &str) {
         .client
         .says("psql", &[&to[..], &["-Atc", sums, "postgres"]].concat());
     assert_eq!(said, format!("{} true", 800 * rounds(mode).end));
-    passed(&agent, 10);
+    passed(&agent, mode, 10);
 }
 
 fn ssh_moves_files_both_ways(mode: &str) {
@@ -265,7 +250,7 @@ fn ssh_moves_files_both_ways(mode: &str) {
         same(&known, &there);
         same(&known, &back);
     }
-    passed(&agent, 2);
+    passed(&agent, mode, 2);
 }
 
 /// client -> haproxy, which splices -> nginx: haproxy's sockets are ours at both ends.
@@ -298,7 +283,7 @@ fn haproxy_splices_between_us(mode: &str) {
         same(&got, &big(&scene, &scene.server));
     }
     is_accelerated(&agent, mode, "middle", false);
-    passed(&agent, 6);
+    passed(&agent, mode, 6);
 }
 
 fn iperf3_moves_many_bytes(mode: &str) {
@@ -320,5 +305,5 @@ fn iperf3_moves_many_bytes(mode: &str) {
             report["end"]
         );
     }
-    passed(&agent, 10);
+    passed(&agent, mode, 10);
 }

@@ -20,6 +20,8 @@ pub(super) struct Setup {
     pub(super) workload: &'static str,
     /// Also what does not depend on how bytes move: long policies, churn, memory, who is not enrolled.
     pub(super) steering: bool,
+    /// What is measured was done before, for the agent to learn from.
+    pub(super) learned: bool,
 }
 
 const COPY: &str = "splice_after: off";
@@ -35,7 +37,9 @@ pub(super) const CASES: [Case; 10] = [
     meshed("ebpf_copy", "ebpf", COPY).with_steering(),
     meshed("ebpf_splice", "ebpf", SPLICE),
     meshed("ebpf_handoff", "ebpf", SPLICE).by("acceleration: {default: always, direct: false}"),
-    meshed("ebpf_auto", "ebpf", SPLICE).by("acceleration: {direct: false}"),
+    meshed("ebpf_auto", "ebpf", SPLICE)
+        .by("acceleration: {direct: false}")
+        .learned(),
     // What is done without being told, and past the TCP stack.
     meshed("ebpf_direct_tcp", "ebpf", SPLICE).by("acceleration: auto"),
     meshed("ebpf_direct", "ebpf", SPLICE).by("acceleration: always"),
@@ -51,6 +55,7 @@ const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -
         setting,
         workload: "acceleration: off",
         steering: false,
+        learned: false,
     };
     Case {
         name,
@@ -62,6 +67,13 @@ impl Case {
     const fn with_steering(mut self) -> Self {
         if let Some(agent) = &mut self.agent {
             agent.steering = true;
+        }
+        self
+    }
+
+    const fn learned(mut self) -> Self {
+        if let Some(agent) = &mut self.agent {
+            agent.learned = true;
         }
         self
     }

@@ -85,7 +85,7 @@ impl Stage {
             .enrol("server", &self.server, setup.workload)
             .enrol("neighbour", &self.neighbour, setup.workload)
             .start();
-        if setup.workload.ends_with("auto") {
+        if setup.learned {
             // It learns, of each port, from connections that are not measured.
             self.measured()?;
         }

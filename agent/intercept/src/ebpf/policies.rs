@@ -9,7 +9,7 @@ use aya::maps::{HashMap as BpfHashMap, MapData};
 use ipnet::IpNet;
 use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
-use shunt_core::policy::{Action, Identity, Peer, Policy, PolicyRule};
+use shunt_core::policy::{Action, Peer, Policy, PolicyRule};
 use shunt_core::workload::{PortRange, WorkloadId, WorkloadSpec};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::Workload;
@@ -99,7 +99,7 @@ impl Policies {
                 continue;
             };
             let key = selected(*number, id);
-            if selector.fits(identity(spec)) {
+            if selector.fits(spec.identity()) {
                 let written = self.selected.insert(key, 1, 0);
                 written.map_err(|error| failed("write whom a policy chooses", &error))?;
             } else {
@@ -177,7 +177,7 @@ fn about(
 ) -> Option<Vec<Value>> {
     let about = |rule: &PolicyRule| {
         let chosen = rule.workload.as_ref();
-        rule.direction == direction && chosen.is_none_or(|chosen| chosen.fits(identity(spec)))
+        rule.direction == direction && chosen.is_none_or(|chosen| chosen.fits(spec.identity()))
     };
     let rules = policy.rules().iter().zip(0..).zip(selectors);
     let mut values = Vec::new();
@@ -220,13 +220,6 @@ fn selected(selector: u32, workload: WorkloadId) -> Selected {
     Selected {
         selector,
         workload: workload.0,
-    }
-}
-
-fn identity(spec: &WorkloadSpec) -> Identity<'_> {
-    Identity {
-        name: &spec.name,
-        labels: &spec.labels,
     }
 }
 

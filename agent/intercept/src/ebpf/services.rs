@@ -93,12 +93,7 @@ impl Services {
         let mut endpoints = Vec::new();
         for family in [Family::V4, Family::V6] {
             let of_family = |addr: &&SocketAddr| Family::of(**addr) == family;
-            let value = self.write_endpoints(
-                service,
-                family,
-                service.endpoints.iter().filter(of_family),
-                &mut endpoints,
-            )?;
+            let value = self.write_endpoints(service, family, &mut endpoints)?;
             for address in service.addresses.iter().filter(of_family) {
                 self.services
                     .insert(key(*address), value, 0)
@@ -111,20 +106,19 @@ impl Services {
         Ok(())
     }
 
-    fn write_endpoints<'a>(
+    fn write_endpoints(
         &mut self,
         service: &Service,
         family: Family,
-        of_family: impl Iterator<Item = &'a SocketAddr>,
         written: &mut Vec<EndpointKey>,
     ) -> Result<Value, InterceptError> {
         let set = self.next;
         self.next += 1;
         let mut count = 0;
-        for (endpoint, index) in of_family.zip(0..) {
+        for (endpoint, index) in service.endpoints_of(family).zip(0..) {
             let place = EndpointKey { set, index };
             self.endpoints
-                .insert(place, key(*endpoint), 0)
+                .insert(place, key(endpoint), 0)
                 .map_err(|error| failed("write an endpoint", &error))?;
             written.push(place);
             count += 1;

@@ -100,7 +100,7 @@ proptest! {
         let (about_whom, peer) = (spec(subject), (other > 0).then(|| spec(other)));
         for direction in [Direction::Outbound, Direction::Inbound] {
             let wanted =
-                policy.decide(direction, identity(&about_whom), peer.as_ref().map(identity), address, port);
+                policy.decide(direction, about_whom.identity(), peer.as_ref().map(WorkloadSpec::identity), address, port);
             // As `set` numbers them: a rule without a selector has none.
             let numbered: Vec<u32> = policy.rules().iter().zip(&selectors)
                 .map(|(rule, number)| if matches!(rule.peer, Some(Peer::Workload(_))) { *number } else { 0 })
@@ -109,7 +109,7 @@ proptest! {
             let kernel_peer = KernelPeer { workload: other, address: to_kernel(address) };
             let is_selected = |key: &Selected| {
                 let rule = &policy.rules()[key.selector as usize - 1];
-                matches!((&rule.peer, &peer), (Some(Peer::Workload(chosen)), Some(peer)) if chosen.fits(identity(peer)))
+                matches!((&rule.peer, &peer), (Some(Peer::Workload(chosen)), Some(peer)) if chosen.fits(peer.identity()))
             };
             let found = values.iter().find(|value| value.matches(&kernel_peer, port, is_selected));
             prop_assert_eq!(found.map(|value| value.index as usize), wanted.rule);
