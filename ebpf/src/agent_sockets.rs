@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
-use shunt_ebpf_common::maps::{Event, Handshake, OwnFlow};
+use shunt_ebpf_common::maps::{Event, FlowOwner, Handshake, OwnFlow};
 
 use crate::classes;
 use crate::connect::{is_own_mark, is_upstream_mark};
@@ -104,7 +104,7 @@ fn connecting(ctx: &SockOpsContext) {
         return;
     }
     if OWN_FLOWS
-        .insert(&own_flow(ctx), &OwnFlow::AGENT, u64::from(BPF_ANY))
+        .insert(&own_flow(ctx), &FlowOwner::AGENT, u64::from(BPF_ANY))
         .is_err()
     {
         count(Event::OwnFlowsFull);

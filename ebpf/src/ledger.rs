@@ -5,11 +5,11 @@ use aya_ebpf::bindings::{
     BPF_ANY, BPF_RB_NO_WAKEUP, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT1,
     BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_addr,
 };
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::direct::DirectEvent;
-use shunt_ebpf_common::maps::{Destination, Event, Handoff, OwnFlow, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Destination, Event, FlowOwner, Handoff, SocketCookie, Workload};
 
 use crate::agent_sockets::own_flow;
 use crate::connect::place;
@@ -33,13 +33,20 @@ const SOCK_DONE: u64 = 1 << 1;
 pub fn opened(ctx: &SockOpsContext, note: &mut SocketNote) {
     // SAFETY: the helper takes no argument.
     note.opened = unsafe { bpf_ktime_get_ns() };
-    // sk_lookup at an enrolled destination lets it through, as it does the agent's own.
-    if note.peer != 0
-        && OWN_FLOWS
-            .insert(&own_flow(ctx), &OwnFlow::DIRECT, u64::from(BPF_ANY))
+    if note.peer != 0 {
+        // sk_lookup at an enrolled destination lets it through, as it does the agent's own.
+        let owner = FlowOwner {
+            // SAFETY: the program's context.
+            netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+            workload: note.workload,
+            reserved: 0,
+        };
+        if OWN_FLOWS
+            .insert(&own_flow(ctx), &owner, u64::from(BPF_ANY))
             .is_err()
-    {
-        count(Event::OwnFlowsFull);
+        {
+            count(Event::OwnFlowsFull);
+        }
     }
     let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     tell(ctx, note, &Ending::default(), DirectEvent::OPENED);

@@ -8,8 +8,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, So
 use shunt_ebpf_common::classes::{Class, ClassKey, Verdict};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
-    Destination, End, Event, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie, OwnFlow,
-    RuleKey, RuleMarks, SocketCookie, Workload, capacity,
+    Destination, End, Event, FlowOwner, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie,
+    OwnFlow, RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
 use shunt_ebpf_common::services::{EndpointKey, Service};
@@ -30,9 +30,10 @@ pub static RULES: LpmTrie<RuleKey, RuleMarks> =
 pub static HANDSHAKES: HashMap<Handshake, Destination> =
     HashMap::with_max_entries(capacity::HANDSHAKES, BPF_F_NO_PREALLOC);
 
-/// Connections that the agent makes itself. Written by `agent_sockets`, read by sk_lookup.
+/// Connections that were decided where they are made: the agent's own, and those that go directly to an enrolled workload.
+/// Written by `agent_sockets` and `ledger`, read by sk_lookup.
 #[map(name = "SHUNT_OWN_FLOWS")]
-pub static OWN_FLOWS: HashMap<OwnFlow, u32> =
+pub static OWN_FLOWS: HashMap<OwnFlow, FlowOwner> =
     HashMap::with_max_entries(capacity::OWN_FLOWS, BPF_F_NO_PREALLOC);
 
 /// Ports on which workloads listen. Written by `handshake` and the agent, read by sk_lookup.

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
-use shunt_ebpf_common::maps::{Event, ListeningPort, OwnFlow, Workload};
+use shunt_ebpf_common::maps::{Event, FlowOwner, ListeningPort, OwnFlow, Workload};
 
 use crate::maps::{LISTENERS, LISTENING, OWN_FLOWS, WORKLOADS, count, gate_is_fresh};
 use crate::rules::WorkloadRules;
@@ -21,6 +21,18 @@ static NETNS_COOKIE: u64 = 0;
 
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
+
+/// By the agent, or by the hooks of a workload that is still enrolled.
+#[inline(always)]
+fn is_decided(flow: &OwnFlow) -> bool {
+    // SAFETY: copied at once.
+    let Some(owner) = (unsafe { OWN_FLOWS.get(flow) }).copied() else {
+        return false;
+    };
+    // SAFETY: see `connect`.
+    owner == FlowOwner::AGENT
+        || unsafe { WORKLOADS.get(&owner.netns) }.is_some_and(|client| client.id == owner.workload)
+}
 
 #[sk_lookup]
 pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
@@ -46,8 +58,7 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
     if workload.flags & Workload::CAPTURE_INBOUND == 0 {
         return SK_PASS;
     }
-    // SAFETY: only the presence of the entry counts.
-    if unsafe { OWN_FLOWS.get(&flow) }.is_some() {
+    if is_decided(&flow) {
         return SK_PASS;
     }
     let port = ListeningPort {

@@ -16,6 +16,7 @@ mod hooks;
 mod inspection;
 mod kernel;
 mod listening_ports;
+mod neighbours;
 mod object;
 mod observer;
 mod offsets;
@@ -48,6 +49,7 @@ pub use self::destinations::Destinations;
 pub use self::direct_events::DirectEvents;
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
+use self::neighbours::Neighbours;
 use self::object::{Inbound, Object};
 use self::pins::Pins;
 pub use self::pins::Remains;
@@ -85,6 +87,9 @@ pub struct EbpfBackend {
     last_look: Instant,
     /// Or why no connection can be accelerated.
     acceleration: Result<Acceleration, String>,
+    /// Is it known where the kernel has what the books of direct connections need?
+    counts_exactly: bool,
+    neighbours: Neighbours,
     /// Why it is not used, although it could be.
     refusal: Option<String>,
     bpffs: PathBuf,
@@ -115,10 +120,13 @@ impl EbpfBackend {
     pub fn load(marks: Marks, agent_cgroup: &Path, bpffs: &Path) -> Result<Self, InterceptError> {
         let mut object = Object::load(marks)?;
         let hooks = Hooks::load(&mut object, agent_cgroup)?;
+        let counts_exactly = object.offsets.is_ok();
         let acceleration = Acceleration::load(&mut object).map_err(|error| error.chain());
         kernel::give_memory_back();
         Ok(Self {
             acceleration,
+            counts_exactly,
+            neighbours: Neighbours::load(&mut object)?,
             refusal: None,
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
@@ -164,9 +172,7 @@ impl EbpfBackend {
         self.workloads
             .insert(cookie, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
-        if let Ok(acceleration) = &mut self.acceleration {
-            acceleration.move_in(&[], &enrolment.addresses, cookie)?;
-        }
+        self.neighbours.move_in(&[], &enrolment.addresses, cookie)?;
         self.listening.add(enrolment.id, &enrolment.netns)?;
         let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
         let pins = self.pins.as_ref().filter(|_| pinned);
@@ -280,11 +286,10 @@ impl Backend for EbpfBackend {
             enrolled.value = value;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
-            if let Ok(acceleration) = &mut self.acceleration {
-                let now = &enrolment.addresses;
-                acceleration.move_in(&enrolled.addresses, now, enrolled.cookie)?;
-                enrolled.addresses.clone_from(now);
-            }
+            let now = &enrolment.addresses;
+            self.neighbours
+                .move_in(&enrolled.addresses, now, enrolled.cookie)?;
+            enrolled.addresses.clone_from(now);
         }
         Ok(())
     }
@@ -310,12 +315,8 @@ impl Backend for EbpfBackend {
         }
         self.policies.retire(enrolled.value.rules);
         self.policies.forget(enrolment.id);
-        if let Ok(acceleration) = &mut self.acceleration {
-            for address in &enrolled.addresses {
-                acceleration.move_out(*address, enrolled.cookie);
-            }
-            acceleration.forget_direct_flows(&enrolled.addresses);
-        }
+        self.neighbours
+            .released(enrolled.cookie, &enrolled.addresses);
         self.listening.remove(enrolment.id);
         Ok(())
     }
@@ -362,6 +363,11 @@ impl Backend for EbpfBackend {
             if let Ok(acceleration) = &mut self.acceleration {
                 acceleration.classes.look();
             }
+            let enrolled = || {
+                let all = self.enrolled.iter();
+                all.map(|(id, enrolled)| (enrolled.cookie, id.0)).collect()
+            };
+            self.neighbours.sweep(enrolled);
         }
         self.remove_retired_rules();
     }

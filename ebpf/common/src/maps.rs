@@ -154,10 +154,23 @@ pub struct OwnFlow {
     pub destination_port: u16,
 }
 
-impl OwnFlow {
-    /// Values of `OWN_FLOWS`: the agent made it, or an application whose connection goes directly.
-    pub const AGENT: u32 = 1;
-    pub const DIRECT: u32 = 2;
+/// Value of `OWN_FLOWS`: who has made the connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowOwner {
+    /// Of the workload whose application goes directly; 0: the agent made it. It counts only as long as that workload is
+    /// enrolled: afterwards nobody tells of the connection's end.
+    pub netns: NetnsCookie,
+    pub workload: u32,
+    pub reserved: u32,
+}
+
+impl FlowOwner {
+    pub const AGENT: Self = Self {
+        netns: 0,
+        workload: 0,
+        reserved: 0,
+    };
 }
 
 /// Key of `LISTENING`: a port on which somebody in the workload listens beyond loopback. Value: how many sockets.
@@ -326,6 +339,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for OwnFlow {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for FlowOwner {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for ListeningPort {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Handoff {}
@@ -352,6 +367,7 @@ mod tests {
         assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
         assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
         assert_eq!(size_of::<OwnFlow>(), 16 + 16 + 2 + 2);
+        assert_eq!(size_of::<FlowOwner>(), 8 + 4 + 4);
         assert_eq!(size_of::<ListeningPort>(), 8);
         assert_eq!(size_of::<Meeting>(), 4 + 4 + 2 + 2 + 4);
         assert_eq!(size_of::<End>(), 8 + 8 + 8 + 4 + 4);

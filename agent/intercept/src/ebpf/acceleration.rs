@@ -1,17 +1,14 @@
-//! Same-node connections past the TCP stack: loads what that needs, and tells the hooks whose address is whose.
+//! Same-node connections past the TCP stack: loads what that needs, and says what of it a workload may have.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
-use shunt_core::address::to_kernel;
 use shunt_core::behaviour::Behaviour;
 use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
 use shunt_ebpf_common::classes::Wish;
-use shunt_ebpf_common::decision::Address;
-use shunt_ebpf_common::maps::{Handoff, NetnsCookie, OwnFlow, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, SocketCookie, Workload};
 
 use super::EbpfBackend;
 use super::classes::Classes;
@@ -19,16 +16,10 @@ use super::object::{Object, failed, missing};
 use crate::{Enrolment, InterceptError};
 
 pub(super) struct Acceleration {
-    addresses: HashMap<MapData, Address, NetnsCookie>,
     handoffs: HashMap<MapData, SocketCookie, Handoff>,
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
-    own_flows: HashMap<MapData, OwnFlow, u32>,
     ends: MapData,
-    /// Who has each address.
-    owners: BTreeMap<IpAddr, Vec<NetnsCookie>>,
-    /// Of workloads that other rules than ours steer.
-    unhooked: BTreeMap<NetnsCookie, Vec<IpAddr>>,
     pub(super) classes: Classes,
     sockets: SockHash<MapData, SocketCookie>,
 }
@@ -49,14 +40,10 @@ impl Acceleration {
         let attached = program.try_into().and_then(attach);
         attached.map_err(|error| failed("attach to the socket hash", &error))?;
         Ok(Self {
-            addresses: object.map("SHUNT_ADDRESSES")?,
             handoffs: object.map("SHUNT_HANDOFFS")?,
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
-            own_flows: object.map("SHUNT_OWN_FLOWS")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
-            owners: BTreeMap::new(),
-            unhooked: BTreeMap::new(),
             classes: Classes::load(object)?,
             sockets,
         })
@@ -92,93 +79,6 @@ impl Acceleration {
             let _ = self.cut.remove(&cookie);
         }
     }
-
-    /// These addresses are this namespace's, in place of `before`. One that two namespaces have is nobody's: it proves
-    /// nothing.
-    pub(super) fn move_in(
-        &mut self,
-        before: &[IpAddr],
-        now: &[IpAddr],
-        netns: NetnsCookie,
-    ) -> Result<(), InterceptError> {
-        for address in before.iter().filter(|address| !now.contains(address)) {
-            self.move_out(*address, netns);
-        }
-        for address in now {
-            let owners = self.owners.entry(*address).or_default();
-            if !owners.contains(&netns) {
-                owners.push(netns);
-            }
-            self.write_owner(*address)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn move_out(&mut self, address: IpAddr, netns: NetnsCookie) {
-        if let Some(owners) = self.owners.get_mut(&address) {
-            owners.retain(|owner| *owner != netns);
-        }
-        if let Err(error) = self.write_owner(address) {
-            let error = error.chain();
-            tracing::warn!(%address, error, "connections to it are not recognised");
-        }
-    }
-
-    /// Nobody tells any more when direct connections from these addresses end. Another one with the same ports would be
-    /// let through unasked.
-    pub(super) fn forget_direct_flows(&mut self, from: &[IpAddr]) {
-        let from: Vec<Address> = from.iter().map(|address| to_kernel(*address)).collect();
-        let flows = self.own_flows.iter().filter_map(Result::ok);
-        let of_these =
-            |(flow, by): &(OwnFlow, u32)| *by == OwnFlow::DIRECT && from.contains(&flow.source);
-        let gone: Vec<(OwnFlow, u32)> = flows.filter(of_these).collect();
-        for (flow, _) in gone {
-            let _ = self.own_flows.remove(&flow);
-        }
-    }
-
-    fn write_owner(&mut self, address: IpAddr) -> Result<(), InterceptError> {
-        let key = to_kernel(address);
-        match self.owners.get(&address).map(Vec::as_slice) {
-            Some([owner]) => self
-                .addresses
-                .insert(key, owner, 0)
-                .map_err(|error| failed("write a workload's address", &error)),
-            owners => {
-                if owners.is_none_or(<[_]>::is_empty) {
-                    self.owners.remove(&address);
-                }
-                // It fails when it was nobody's before.
-                let _ = self.addresses.remove(&key);
-                Ok(())
-            }
-        }
-    }
-
-    /// These namespaces' workloads have no hooks: whoever connects to them is the agent's.
-    fn note_unhooked(
-        &mut self,
-        now: BTreeMap<NetnsCookie, Vec<IpAddr>>,
-    ) -> Result<(), InterceptError> {
-        if self.unhooked == now {
-            return Ok(());
-        }
-        let before = std::mem::take(&mut self.unhooked);
-        let gone = before.iter().filter(|(netns, _)| !now.contains_key(netns));
-        for (netns, addresses) in gone {
-            self.move_in(addresses, &[], *netns)?;
-        }
-        for (netns, addresses) in &now {
-            let before = before.get(netns).map_or(&[][..], Vec::as_slice);
-            self.move_in(before, addresses, *netns)?;
-        }
-        self.unhooked = now;
-        Ok(())
-    }
-
-    pub(super) fn owner(&self, address: IpAddr) -> Option<NetnsCookie> {
-        self.addresses.get(&to_kernel(address), 0).ok()
-    }
 }
 
 impl EbpfBackend {
@@ -212,21 +112,6 @@ impl EbpfBackend {
         }
     }
 
-    /// The namespaces, by cookie, and addresses of workloads that are steered without hooks: what connects to them does
-    /// not go past the agent.
-    pub fn steered_by_rules(&mut self, workloads: BTreeMap<NetnsCookie, Vec<IpAddr>>) {
-        let Ok(acceleration) = &mut self.acceleration else {
-            return;
-        };
-        if let Err(error) = acceleration.note_unhooked(workloads) {
-            let error = error.chain();
-            tracing::error!(
-                error,
-                "connections to workloads in iptables mode are told of twice"
-            );
-        }
-    }
-
     pub(super) fn possible<'a>(&'a self, enrolment: &'a Enrolment) -> Possible<'a> {
         let wish = &enrolment.spec.acceleration;
         Possible {
@@ -235,7 +120,7 @@ impl EbpfBackend {
                 (None, Ok(acceleration)) => Some(&acceleration.classes),
                 _ => None,
             },
-            direct: wish.direct && enrolment.needs_proxy.is_none() && self.acceleration.is_ok(),
+            direct: wish.direct && enrolment.needs_proxy.is_none() && self.counts_exactly,
         }
     }
 

@@ -133,8 +133,7 @@ impl EbpfBackend {
 
     /// As the hooks find it.
     fn server(&self, address: IpAddr) -> Server<'_> {
-        let owner = self.acceleration.as_ref().ok();
-        let Some(owner) = owner.and_then(|acceleration| acceleration.owner(address)) else {
+        let Some(owner) = self.neighbours.owner(address) else {
             return Server::Elsewhere;
         };
         let is_owner = |enrolled: &&Enrolled| enrolled.cookie == owner;

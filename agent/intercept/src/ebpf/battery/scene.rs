@@ -26,6 +26,7 @@ use crate::ebpf::acceleration::Acceleration;
 use crate::ebpf::element::Elements;
 use crate::ebpf::hooks;
 use crate::ebpf::kernel::{Hook, Link};
+use crate::ebpf::neighbours::Neighbours;
 use crate::ebpf::object::{Object, RECEIVE_QUEUE_LIMIT, failed};
 use crate::netns::Netns;
 use crate::return_path::Netlink;
@@ -49,6 +50,7 @@ pub(super) struct Scene {
     sockets: Elements<SocketCookie, u32>,
     _links: Vec<Link>,
     _acceleration: Acceleration,
+    _neighbours: Neighbours,
     _object: Object,
 }
 
@@ -86,8 +88,9 @@ impl Scene {
             Some(Fault::Detached) => Vec::new(),
             _ => attach(&mut object, cgroup)?,
         };
-        let mut acceleration = Acceleration::load(&mut object)?;
-        enrol(&mut object, &mut acceleration, &pairs)?;
+        let acceleration = Acceleration::load(&mut object)?;
+        let mut neighbours = Neighbours::load(&mut object)?;
+        enrol(&mut object, &mut neighbours, &pairs)?;
         let fds = |error| InterceptError::io("share", "maps", error);
         let maps: [OwnedFd; 4] =
             acceleration.fds().map_err(fds)?.try_into().map_err(|_| {
@@ -103,6 +106,7 @@ impl Scene {
             sockets: Elements::from_fd(sockets),
             _links: links,
             _acceleration: acceleration,
+            _neighbours: neighbours,
             _object: object,
         })
     }
@@ -165,7 +169,7 @@ pub(super) fn told<T>(result: io::Result<T>) -> Result<T, String> {
 /// addresses knows one owner.
 fn enrol(
     object: &mut Object,
-    acceleration: &mut Acceleration,
+    neighbours: &mut Neighbours,
     pairs: &[Pair; 2],
 ) -> Result<(), InterceptError> {
     let mut workloads: aya::maps::HashMap<aya::maps::MapData, NetnsCookie, Workload> =
@@ -181,7 +185,7 @@ fn enrol(
         written.map_err(|error| failed("write the workload", &error))?;
     }
     let server = pairs[0].server.cookie();
-    acceleration.move_in(&[], &[SERVER.into()], server)
+    neighbours.move_in(&[], &[SERVER.into()], server)
 }
 
 fn attach(object: &mut Object, cgroup: &Path) -> Result<Vec<Link>, InterceptError> {
