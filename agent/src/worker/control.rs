@@ -30,10 +30,9 @@ use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplai
 
 /// How often the end of withdrawn workloads' flows is looked for.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often is read what the hooks tell of direct connections; their buffer has room for 11,000 events.
+/// How often is read what the hooks tell of direct connections, while they tell something; their buffer has room for 11,000
+/// events.
 const BOOKS: Duration = Duration::from_millis(50);
-/// Events at once after which they are read more often.
-const MANY: usize = 2_000;
 
 /// What the admin API asks the supervisor for, and where the answer goes.
 #[derive(Debug)]
@@ -172,7 +171,7 @@ impl Control {
                 _ = looks.tick(), if !self.leaving.is_empty() => self.look_at_leaving(),
                 () = sleep_until(books) => {
                     let told = self.view.borrow_mut().catch_up();
-                    books = Instant::now() + if told > MANY { BOOKS / 10 } else { BOOKS };
+                    books = Instant::now() + pause(told);
                 }
             }
         };
@@ -355,4 +354,13 @@ impl Control {
 fn sink(log: &AccessLogger) -> FlowSink {
     let log = log.clone();
     Arc::new(move |record| log.write(&record))
+}
+
+/// Until the books are looked at again, after so many events.
+fn pause(told: usize) -> Duration {
+    match told {
+        0 => BOOKS * 5,
+        1..2_000 => BOOKS,
+        _ => BOOKS / 10,
+    }
 }
