@@ -313,3 +313,43 @@ fn limits_are_about_what_the_agent_carries() {
     let line = wait::until("its line", SECONDS, || agent.access_log().pop());
     assert_eq!(line["close_reason"], "finished", "{line}");
 }
+
+/// Answers each 64 KiB with a byte, and says what all of it was.
+const SINK: &str = "
+import hashlib, select, socket
+l = socket.create_server(('', 7000)); s = l.accept()[0]; s.setblocking(False); heard, length = hashlib.sha256(), 0
+while True:
+    select.select([s], [], [])
+    try: some = s.recv(65536 - length % 65536)
+    except BlockingIOError: continue
+    if not some: break
+    heard.update(some); length += len(some)
+    if length % 65536 == 0: s.sendall(b'.')
+print(length, heard.hexdigest(), flush=True)
+";
+
+/// Sends the next one when the last has been taken.
+const SOURCE: &str = "
+import hashlib, random, socket, sys
+s = socket.create_connection((sys.argv[1], 7000)); said = hashlib.sha256()
+for seed in range(200):
+    data = random.Random(seed).randbytes(1 << 16); s.sendall(data); said.update(data); assert s.recv(1) == b'.'
+s.close(); print(200 << 16, said.hexdigest())
+";
+
+/// TCP is faster for large messages, and the change of the way keeps their order.
+#[test]
+fn bulk_goes_by_tcp() {
+    let (scene, agent) = scene(ALWAYS);
+    let mut sink = Script::start(&scene.server, SINK, &[]);
+    scene.server.wait_for_listener(7000);
+    let said = scene
+        .client
+        .says("python3", &["-c", SOURCE, &scene.server.v4]);
+    assert_eq!(sink.says(), said.trim());
+    sink.succeeds();
+    let line = agent.lines(1).remove(0);
+    assert_eq!(line["bytes_by_path"]["direct"], (200 << 16) + 200, "{line}");
+    let changed = agent.admin_count("kernel.bulk");
+    assert_eq!(changed, 1, "{}", agent.admin("GET", "/stats", "").1);
+}
