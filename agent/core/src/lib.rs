@@ -2,11 +2,16 @@
 
 pub mod address;
 pub mod behaviour;
+pub mod bootstrap;
+pub mod cluster;
 pub mod config;
 pub mod counters;
 pub mod explain;
 pub mod flow;
+pub mod http;
+pub mod listener;
 pub mod policy;
+pub mod route;
 pub mod rules;
 pub mod service;
 pub mod snapshot;

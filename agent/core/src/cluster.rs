@@ -1,0 +1,88 @@
+//! Upstream clusters: endpoints, and how one of them is chosen.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Of type STATIC: the endpoints are known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    pub name: String,
+    /// Those that may be chosen, in the order of the configuration; none: no healthy upstream.
+    pub endpoints: Vec<Endpoint>,
+    pub balance: Balance,
+    pub connect_timeout: Duration,
+    /// An idle upstream HTTP connection is closed after this; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Requests that one upstream HTTP connection carries; 0: any number.
+    pub max_requests_per_connection: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub addr: SocketAddr,
+    /// At least 1.
+    pub weight: u32,
+}
+
+/// `lb_policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    RoundRobin,
+    Random,
+}
+
+/// Where a connection or a request goes: one cluster, or several by weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weighted<T> {
+    /// Not empty; the weights' sum is at least 1 and fits a `u32`.
+    choices: Vec<(u32, T)>,
+}
+
+impl<T> Weighted<T> {
+    /// `None` when there is nothing to choose from.
+    pub fn new(choices: Vec<(u32, T)>) -> Option<Self> {
+        let total: u64 = choices.iter().map(|(weight, _)| u64::from(*weight)).sum();
+        (total > 0 && u32::try_from(total).is_ok()).then_some(Self { choices })
+    }
+
+    pub fn only(choice: T) -> Self {
+        Self {
+            choices: vec![(1, choice)],
+        }
+    }
+
+    /// The one that `random` falls on, each as often as its weight says.
+    pub fn choose(&self, random: u64) -> &T {
+        let total: u64 = self.choices.iter().map(|(weight, _)| u64::from(*weight)).sum();
+        let mut left = random % total.max(1);
+        for (weight, choice) in &self.choices {
+            match left.checked_sub(u64::from(*weight)) {
+                Some(rest) => left = rest,
+                None => return choice,
+            }
+        }
+        &self.choices[0].1
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.choices.iter().map(|(_, choice)| choice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_chosen_as_often_as_its_weight_says() {
+        let weighted = Weighted::new(vec![(1, 'a'), (0, 'b'), (3, 'c')]).expect("weights");
+        let chosen: String = (0..8).map(|random| weighted.choose(random)).collect();
+        assert_eq!(chosen, "acccaccc");
+        assert!(Weighted::new(vec![(0, 'a')]).is_none());
+        assert!(Weighted::<char>::new(Vec::new()).is_none());
+        assert!(Weighted::new(vec![(u32::MAX, 'a'), (1, 'b')]).is_none());
+    }
+}

@@ -1,0 +1,295 @@
+//! Format strings of header values: `%REQ(x-user)%` and the like.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::RequestView;
+
+/// A format string that has been understood. Written as its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Format {
+    text: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    /// The first of two names that is there, at most so many bytes.
+    Request(String, Option<String>, Option<usize>),
+    Response(String, Option<String>, Option<usize>),
+    Peer(End, Piece),
+    Local(End, Piece),
+    Protocol,
+    ResponseCode,
+    RouteName,
+    Cluster,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Downstream,
+    Upstream,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Whole,
+    Address,
+    Port,
+}
+
+/// What a format may ask for. What is `None` writes nothing.
+#[expect(missing_debug_implementations, reason = "a borrowed view")]
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    pub request: &'a dyn RequestView,
+    /// Of a name in lower case.
+    pub response: Option<&'a dyn Fn(&str) -> Option<Vec<u8>>>,
+    pub protocol: &'a str,
+    pub response_code: Option<u16>,
+    pub client: SocketAddr,
+    pub listener: SocketAddr,
+    pub upstream: Option<SocketAddr>,
+    pub route: &'a str,
+    pub cluster: Option<&'a str>,
+}
+
+impl Format {
+    /// # Errors
+    /// What is wrong with the text, or not supported.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('%') {
+            plain.push_str(before);
+            if let Some(after) = after.strip_prefix('%') {
+                plain.push('%');
+                rest = after;
+                continue;
+            }
+            let (command, after) = after
+                .split_once('%')
+                .ok_or_else(|| format!("`%{after}` has no second `%`"))?;
+            if !plain.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut plain)));
+            }
+            parts.push(part(command)?);
+            rest = after;
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            parts,
+        })
+    }
+
+    /// The bytes, which may be none.
+    pub fn render<'a>(&'a self, known: &Known<'_>) -> Cow<'a, [u8]> {
+        match self.parts.as_slice() {
+            [Part::Text(text)] => text.as_bytes().into(),
+            parts => {
+                let mut value = Vec::new();
+                parts.iter().for_each(|part| part.render(known, &mut value));
+                value.into()
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Format {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Format> for String {
+    fn from(format: Format) -> Self {
+        format.text
+    }
+}
+
+fn part(command: &str) -> Result<Part, String> {
+    let (name, argument, length) = pieces(command)?;
+    let headers = || -> Result<(String, Option<String>, Option<usize>), String> {
+        let names = argument.ok_or_else(|| format!("%{command}% names no header"))?;
+        let (first, second) = match names.split_once('?') {
+            Some((first, second)) => (first, Some(second.to_ascii_lowercase())),
+            None => (names, None),
+        };
+        Ok((first.to_ascii_lowercase(), second, length))
+    };
+    use End::{Downstream, Upstream};
+    use Piece::{Address, Port, Whole};
+    let part = match name {
+        "REQ" => {
+            let (first, second, length) = headers()?;
+            return Ok(Part::Request(first, second, length));
+        }
+        "RESP" => {
+            let (first, second, length) = headers()?;
+            return Ok(Part::Response(first, second, length));
+        }
+        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => {
+            Part::Peer(Downstream, Whole)
+        }
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT"
+        | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Part::Peer(Downstream, Address),
+        "DOWNSTREAM_REMOTE_PORT" | "DOWNSTREAM_DIRECT_REMOTE_PORT" => Part::Peer(Downstream, Port),
+        "DOWNSTREAM_LOCAL_ADDRESS" => Part::Local(Downstream, Whole),
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Part::Local(Downstream, Address),
+        "DOWNSTREAM_LOCAL_PORT" => Part::Local(Downstream, Port),
+        "UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_HOST" => Part::Peer(Upstream, Whole),
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Part::Peer(Upstream, Address),
+        "UPSTREAM_REMOTE_PORT" => Part::Peer(Upstream, Port),
+        "PROTOCOL" => Part::Protocol,
+        "RESPONSE_CODE" => Part::ResponseCode,
+        "ROUTE_NAME" => Part::RouteName,
+        "UPSTREAM_CLUSTER" => Part::Cluster,
+        _ => return Err(format!("%{command}% is not supported")),
+    };
+    match (argument, length) {
+        (None, None) => Ok(part),
+        _ => Err(format!("%{name}% takes no arguments")),
+    }
+}
+
+/// `NAME(argument):length`.
+fn pieces(command: &str) -> Result<(&str, Option<&str>, Option<usize>), String> {
+    let wrong = || format!("%{command}% is not NAME, NAME(ARGUMENT) or NAME(ARGUMENT):LENGTH");
+    let Some((name, rest)) = command.split_once('(') else {
+        return Ok((command, None, None));
+    };
+    let (argument, rest) = rest.split_once(')').ok_or_else(wrong)?;
+    let length = match rest.strip_prefix(':') {
+        Some(digits) => Some(digits.parse().map_err(|_| wrong())?),
+        None if rest.is_empty() => None,
+        None => return Err(wrong()),
+    };
+    Ok((name, Some(argument), length))
+}
+
+impl Part {
+    fn render(&self, known: &Known<'_>, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Request(first, second, length) => {
+                let names = std::iter::once(first).chain(second);
+                let mut values = names.filter_map(|name| known.request.any_header(name));
+                extend(out, values.next().as_deref(), *length);
+            }
+            Self::Response(first, second, length) => {
+                let Some(response) = known.response else {
+                    return;
+                };
+                let names = std::iter::once(first).chain(second);
+                let mut values = names.filter_map(|name| response(name));
+                extend(out, values.next().as_deref(), *length);
+            }
+            Self::Peer(End::Downstream, piece) => address(out, Some(known.client), *piece),
+            Self::Peer(End::Upstream, piece) => address(out, known.upstream, *piece),
+            Self::Local(_, piece) => address(out, Some(known.listener), *piece),
+            Self::Protocol => out.extend_from_slice(known.protocol.as_bytes()),
+            Self::ResponseCode => {
+                if let Some(code) = known.response_code {
+                    out.extend_from_slice(code.to_string().as_bytes());
+                }
+            }
+            Self::RouteName => out.extend_from_slice(known.route.as_bytes()),
+            Self::Cluster => out.extend_from_slice(known.cluster.unwrap_or_default().as_bytes()),
+        }
+    }
+}
+
+fn extend(out: &mut Vec<u8>, value: Option<&[u8]>, length: Option<usize>) {
+    let value = value.unwrap_or_default();
+    out.extend_from_slice(&value[..value.len().min(length.unwrap_or(usize::MAX))]);
+}
+
+fn address(out: &mut Vec<u8>, addr: Option<SocketAddr>, piece: Piece) {
+    let Some(addr) = addr else { return };
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = match piece {
+        Piece::Whole => write!(text, "{addr}"),
+        Piece::Address => write!(text, "{}", addr.ip()),
+        Piece::Port => write!(text, "{}", addr.port()),
+    };
+    out.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Request;
+
+    impl RequestView for Request {
+        fn method(&self) -> &'static str {
+            "GET"
+        }
+
+        fn path(&self) -> &'static str {
+            "/a?b=c"
+        }
+
+        fn authority(&self) -> &'static str {
+            "example.com:80"
+        }
+
+        fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+            (name == "x-user").then(|| b"alice".into())
+        }
+    }
+
+    fn rendered(text: &str) -> String {
+        let known = Known {
+            request: &Request,
+            response: Some(&|name| (name == "etag").then(|| b"\"1\"".to_vec())),
+            protocol: "HTTP/1.1",
+            response_code: Some(204),
+            client: "10.0.0.9:4000".parse().expect("an address"),
+            listener: "[fd00::1]:80".parse().expect("an address"),
+            upstream: None,
+            route: "r1",
+            cluster: Some("c1"),
+        };
+        let format = Format::parse(text).expect(text);
+        String::from_utf8(format.render(&known).into_owned()).expect("text")
+    }
+
+    #[test]
+    fn formats_are_filled_in() {
+        for (text, expected) in [
+            ("plain", "plain"),
+            ("100%% of %REQ(X-User)%!", "100% of alice!"),
+            ("%REQ(x-none?x-user):2%", "al"),
+            ("%REQ(:METHOD)% %REQ(:path)% %REQ(:authority)%", "GET /a?b=c example.com:80"),
+            ("<%REQ(x-none)%>", "<>"),
+            ("%RESP(etag)% %RESPONSE_CODE%", "\"1\" 204"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", "10.0.0.9:4000"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.9"),
+            ("%DOWNSTREAM_LOCAL_PORT% %PROTOCOL%", "80 HTTP/1.1"),
+            ("%ROUTE_NAME%/%UPSTREAM_CLUSTER%/%UPSTREAM_HOST%", "r1/c1/"),
+        ] {
+            assert_eq!(rendered(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for text in ["%", "50% off", "%REQ%", "%REQ(a%", "%REQ(a):x%", "%START_TIME(1)%", "%NONSENSE%", "%PROTOCOL(1)%"] {
+            assert!(Format::parse(text).is_err(), "{text}");
+        }
+    }
+}

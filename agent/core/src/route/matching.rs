@@ -1,0 +1,179 @@
+//! Which route a request takes: the virtual host by its host, then the first route that matches.
+
+use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+
+use super::{
+    HeaderMatch, HeaderValueMatch, PathMatch, QueryMatch, QueryValueMatch, Route,
+    RouteConfiguration, RouteMatch, VirtualHost,
+};
+use crate::http::{RequestView, without_query};
+
+/// Routes to be looked up in.
+#[derive(Clone, Debug, Default)]
+pub struct RouteTable {
+    configuration: RouteConfiguration,
+    exact: HashMap<String, usize>,
+    /// The longest first.
+    suffixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
+    prefixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
+    any: Option<usize>,
+}
+
+impl RouteTable {
+    pub fn new(configuration: RouteConfiguration) -> Self {
+        let mut table = Self::default();
+        for (at, host) in configuration.virtual_hosts.iter().enumerate() {
+            for domain in &host.domains {
+                if domain == "*" {
+                    table.any = Some(at);
+                } else if let Some(suffix) = domain.strip_prefix('*') {
+                    let of_length = table.suffixes.entry(Reverse(suffix.len())).or_default();
+                    of_length.insert(suffix.to_owned(), at);
+                } else if let Some(prefix) = domain.strip_suffix('*') {
+                    let of_length = table.prefixes.entry(Reverse(prefix.len())).or_default();
+                    of_length.insert(prefix.to_owned(), at);
+                } else {
+                    table.exact.insert(domain.clone(), at);
+                }
+            }
+        }
+        table.configuration = configuration;
+        table
+    }
+
+    pub fn configuration(&self) -> &RouteConfiguration {
+        &self.configuration
+    }
+
+    /// The virtual host that serves `host`, in any case of letters.
+    pub fn virtual_host(&self, host: &str) -> Option<&VirtualHost> {
+        let host = match self.configuration.ignore_port {
+            true => without_port(host),
+            false => host,
+        };
+        let host = host.to_ascii_lowercase();
+        let at = self.exact.get(&host).copied();
+        let at = at.or_else(|| {
+            // A wildcard stands for one character at least.
+            let longest = |parts: &BTreeMap<Reverse<usize>, HashMap<String, usize>>, part: &dyn Fn(usize) -> Option<String>| {
+                let shorter = parts.iter().filter(|(Reverse(length), _)| *length < host.len());
+                shorter
+                    .filter_map(|(Reverse(length), of_length)| of_length.get(&part(*length)?))
+                    .next()
+                    .copied()
+            };
+            let end = |length| host.get(host.len() - length..).map(str::to_owned);
+            let start = |length| host.get(..length).map(str::to_owned);
+            longest(&self.suffixes, &end).or_else(|| longest(&self.prefixes, &start))
+        });
+        self.configuration.virtual_hosts.get(at.or(self.any)?)
+    }
+}
+
+impl VirtualHost {
+    /// The first that matches. `random` decides on fractions, and must be the same whenever this request asks again.
+    pub fn route(&self, request: &dyn RequestView, random: u64) -> Option<&Route> {
+        self.routes
+            .iter()
+            .find(|route| route.matches.matches(request, random))
+    }
+}
+
+impl RouteMatch {
+    pub fn matches(&self, request: &dyn RequestView, random: u64) -> bool {
+        self.fraction
+            .is_none_or(|millionths| random % 1_000_000 < u64::from(millionths))
+            && self.path_matches(without_query(request.path()))
+            && self.headers.iter().all(|header| header.matches(request))
+            && self.query_matches(request.path())
+    }
+
+    fn path_matches(&self, path: &str) -> bool {
+        let starts = |prefix: &str| {
+            path.as_bytes().get(..prefix.len()).is_some_and(|start| match self.case_sensitive {
+                true => start == prefix.as_bytes(),
+                false => start.eq_ignore_ascii_case(prefix.as_bytes()),
+            })
+        };
+        match &self.path {
+            PathMatch::Prefix(prefix) => starts(prefix),
+            PathMatch::SeparatedPrefix(prefix) => {
+                starts(prefix) && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
+            }
+            PathMatch::Exact(exact) => path.len() == exact.len() && starts(exact),
+            PathMatch::Regex(pattern) => pattern.matches(path.as_bytes()),
+        }
+    }
+
+    /// How many bytes of the path, which matches, the match is about.
+    pub fn matched_length(&self, path: &str) -> usize {
+        match &self.path {
+            PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
+            PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+        }
+    }
+
+    fn query_matches(&self, path: &str) -> bool {
+        if self.query.is_empty() {
+            return true;
+        }
+        let query = path.split_once('?').map_or("", |(_, query)| query);
+        let query = query.split('#').next().unwrap_or_default();
+        self.query.iter().all(|wanted| wanted.matches(query))
+    }
+}
+
+impl HeaderMatch {
+    pub fn matches(&self, request: &dyn RequestView) -> bool {
+        let value = request.any_header(&self.name);
+        if let HeaderValueMatch::Present(present) = self.value {
+            let is_there = value.is_some() || self.missing_is_empty;
+            return (is_there == present) != self.invert;
+        }
+        let value = match value {
+            Some(value) => value,
+            None if self.missing_is_empty => b"".into(),
+            None => return false,
+        };
+        let matches = match &self.value {
+            HeaderValueMatch::Text(text) => text.matches(&value),
+            HeaderValueMatch::Range(from, to) => std::str::from_utf8(&value)
+                .ok()
+                .and_then(|text| text.parse::<i64>().ok())
+                .is_some_and(|number| (*from..*to).contains(&number)),
+            HeaderValueMatch::Present(_) => true,
+        };
+        matches != self.invert
+    }
+}
+
+impl QueryMatch {
+    /// The first parameter of the name counts; nothing is decoded.
+    fn matches(&self, query: &str) -> bool {
+        let mut pairs = query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let value = pairs.find(|(name, _)| *name == self.name).map(|(_, value)| value);
+        match &self.value {
+            QueryValueMatch::Present(present) => value.is_some() == *present,
+            QueryValueMatch::Text(text) => value.is_some_and(|value| text.matches(value.as_bytes())),
+        }
+    }
+}
+
+/// An authority's host.
+pub fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit())
+                && (!host.contains(':') || host.ends_with(']')) =>
+        {
+            host
+        }
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests;
