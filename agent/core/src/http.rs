@@ -27,7 +27,6 @@ pub struct HttpConnectionManager {
     pub default_host_for_http_10: String,
     /// Names begin with upper case letters on the wire.
     pub proper_case: bool,
-    pub paths: PathRules,
     /// `host:80` of a listener on port 80 is `host`.
     pub strip_host_port: StripPort,
     /// Tell upstreams and clients nothing in `x-envoy-` headers.
@@ -72,13 +71,6 @@ pub struct HttpTimeouts {
     pub request: Duration,
     /// From a request's first byte to the end of its headers.
     pub request_headers: Duration,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathRules {
-    /// As RFC 3986 says.
-    pub normalize: bool,
-    pub merge_slashes: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

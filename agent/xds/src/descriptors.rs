@@ -9,8 +9,7 @@ static FILES: &[u8] = include_bytes!("envoy.bin");
 
 /// Some 10 MB as long as it lives, and so made for each configuration anew: an agent without one has none.
 pub(crate) fn pool() -> DescriptorPool {
-    // The bytes are the same in every run, and a test reads them.
-    DescriptorPool::decode(FILES).unwrap_or_default()
+    DescriptorPool::decode(FILES).expect("the descriptors of this very build")
 }
 
 /// The message of an `Any`'s type URL.

@@ -8,7 +8,8 @@ use marked_yaml::Node;
 use marked_yaml::types::MarkedMappingNode;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage,
+    Value,
 };
 
 use crate::descriptors;

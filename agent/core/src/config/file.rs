@@ -52,7 +52,7 @@ pub struct Fault {
 }
 
 impl ConfigError {
-    fn new(source: impl fmt::Display, mut faults: Vec<Fault>) -> Self {
+    pub fn new(source: impl fmt::Display, mut faults: Vec<Fault>) -> Self {
         faults.sort_by_key(|fault| fault.line);
         Self {
             source: source.to_string(),
@@ -116,19 +116,41 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
 /// # Errors
 /// It cannot be read, or it has faults.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    parse(&read_text(path)?, path)
+}
+
+/// The text of a configuration file.
+///
+/// # Errors
+/// It cannot be read, or it is no text.
+pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let refuse = |line, message| ConfigError::whole(path.display(), line, message);
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_SIZE as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| refuse(None, format!("cannot read the file: {error}")))?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = 1 + bytes[..error.valid_up_to()]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         refuse(Some(line), "this is not UTF-8 text".to_owned())
-    })?;
-    parse(text, path)
+    })
+}
+
+/// The YAML tree of a text whose meaning somebody else knows. Its scalars are what stands in the text.
+///
+/// # Errors
+/// It is no YAML mapping, or a key is given twice.
+pub fn yaml_tree(text: &str, source: &dyn fmt::Display) -> Result<Node, ConfigError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    check_shape(text).map_err(|(line, message)| ConfigError::whole(source, line, message))?;
+    let faults = Faults::default();
+    let root = parse_text(text, &faults)
+        .map_err(|(line, message)| ConfigError::whole(source, Some(line), message))?;
+    let faults = faults.into_inner();
+    match faults.is_empty() {
+        true => Ok(root),
+        false => Err(ConfigError::new(source, faults)),
+    }
 }
 
 /// Reads one workload, written as an entry of the file's `workloads` list, in YAML or JSON. Its name comes from

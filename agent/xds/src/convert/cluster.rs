@@ -1,0 +1,132 @@
+//! Clusters.
+
+use std::time::Duration;
+
+use shunt_core::cluster::{Balance, Cluster, Endpoint};
+
+use super::values::{address, plain_transport};
+use crate::reader::Reader;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Envoy's.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Fewer healthy endpoints than this many in a hundred: all are used, as if they were.
+const PANIC_THRESHOLD: usize = 50;
+const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
+    let name = reader.text("name");
+    if name.is_empty() {
+        reader.fault("name", "is required");
+    }
+    if reader.choice("type") != "STATIC" {
+        reader.fault("type", "only STATIC is supported");
+    }
+    let balance = match reader.choice("lb_policy").as_str() {
+        "ROUND_ROBIN" => Balance::RoundRobin,
+        "RANDOM" => Balance::Random,
+        other => {
+            let message = format!("{other} is not supported (ROUND_ROBIN, RANDOM)");
+            reader.fault("lb_policy", message);
+            Balance::RoundRobin
+        }
+    };
+    plain_transport(reader);
+    let options = protocol_options(reader);
+    let common = match &options {
+        Some(options) => options.message("common_http_protocol_options"),
+        None => reader.message("common_http_protocol_options"),
+    };
+    let common = common.as_ref();
+    if let Some(common) = common
+        && common.has("max_headers_count")
+    {
+        common.fault("max_headers_count", "not supported for upstreams");
+    }
+    let idle = common.and_then(|common| common.duration("idle_timeout"));
+    let requests = common.and_then(|common| common.u32("max_requests_per_connection"));
+    let connect_timeout = reader.duration("connect_timeout").unwrap_or(CONNECT_TIMEOUT);
+    if connect_timeout.is_zero() {
+        reader.fault("connect_timeout", "must be longer than 0s");
+    }
+    Some(Cluster {
+        name,
+        endpoints: endpoints(reader),
+        balance,
+        connect_timeout,
+        idle_timeout: Some(idle.unwrap_or(IDLE_TIMEOUT)).filter(|timeout| !timeout.is_zero()),
+        max_requests_per_connection: requests
+            .or_else(|| reader.u32("max_requests_per_connection"))
+            .unwrap_or_default(),
+    })
+}
+
+fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
+    let mut found = None;
+    for (name, any) in reader.map("typed_extension_protocol_options") {
+        let options = any.unpacked().filter(|any| any.type_name() == PROTOCOL_OPTIONS);
+        match options {
+            Some(options) if name == PROTOCOL_OPTIONS => {
+                // HTTP/1.1 is what there is. Others are not in the table.
+                if options.message("explicit_http_config").is_none() {
+                    options.fault("explicit_http_config", "is required");
+                }
+                found = Some(options);
+            }
+            _ => any.fault("", format!("only {PROTOCOL_OPTIONS} is supported")),
+        }
+    }
+    found
+}
+
+/// Those that are chosen from.
+fn endpoints(reader: &Reader<'_>) -> Vec<Endpoint> {
+    let Some(assignment) = reader.message("load_assignment") else {
+        return Vec::new();
+    };
+    if assignment.text("cluster_name").is_empty() {
+        assignment.fault("cluster_name", "is required");
+    }
+    let mut all = Vec::new();
+    let mut healthy = Vec::new();
+    for locality in assignment.list("endpoints") {
+        if locality.u32("priority").unwrap_or_default() != 0 {
+            locality.fault("priority", "only 0 is supported");
+        }
+        for endpoint in locality.list("lb_endpoints") {
+            let Some(found) = self::endpoint(&endpoint) else {
+                continue;
+            };
+            all.push(found);
+            match endpoint.choice("health_status").as_str() {
+                "UNKNOWN" | "HEALTHY" => healthy.push(found),
+                "DEGRADED" => endpoint.fault("health_status", "DEGRADED is not supported"),
+                _ => {}
+            }
+        }
+    }
+    let total: u64 = all.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if total > u64::from(u32::MAX) {
+        assignment.fault("endpoints", "the sum of the weights is larger than 4294967295");
+    }
+    match healthy.len() * 100 < all.len() * PANIC_THRESHOLD {
+        true => all,
+        false => healthy,
+    }
+}
+
+fn endpoint(reader: &Reader<'_>) -> Option<Endpoint> {
+    let weight = reader.u32("load_balancing_weight");
+    if weight == Some(0) {
+        reader.fault("load_balancing_weight", "must be at least 1");
+    }
+    let endpoint = reader.required("endpoint", reader.message("endpoint"))?;
+    let addr = address(&endpoint, "address")?;
+    if addr.port() == 0 {
+        endpoint.fault("address", "port 0 cannot be connected to");
+    }
+    Some(Endpoint {
+        addr,
+        weight: weight.unwrap_or(1),
+    })
+}

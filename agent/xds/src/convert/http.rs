@@ -1,0 +1,127 @@
+//! The HTTP connection manager.
+
+use std::time::Duration;
+
+use shunt_core::http::{
+    HttpConnectionManager, HttpLimits, HttpTimeouts, RequestId, ServerHeader, StripPort,
+};
+use shunt_core::route::RouteConfiguration;
+
+use super::route;
+use super::values::only;
+use crate::reader::Reader;
+
+/// Envoy's defaults.
+const HEADER_KIB: u32 = 60;
+const HEADERS: u32 = 100;
+const IDLE: Duration = Duration::from_secs(3600);
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+
+pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
+    let codec = reader.choice("codec_type");
+    if !matches!(codec.as_str(), "AUTO" | "HTTP1") {
+        reader.fault("codec_type", format!("{codec} is not supported (AUTO, HTTP1)"));
+    }
+    only(reader, "normalize_path", false);
+    only(reader, "merge_slashes", false);
+    if reader.u32("xff_num_trusted_hops").unwrap_or_default() != 0 {
+        reader.fault("xff_num_trusted_hops", "only 0 is supported");
+    }
+    let routes = match reader.required("route_config", reader.message("route_config")) {
+        Some(routes) => route::configuration(&routes),
+        None => RouteConfiguration::default(),
+    };
+    let suppress_envoy_headers = filters(reader);
+    let http1 = reader.message("http_protocol_options");
+    let http1 = http1.as_ref();
+    let flag = |name| http1.is_some_and(|options| options.is(name));
+    let key_format = http1.and_then(|options| options.message("header_key_format"));
+    let strip_any = reader.is("strip_any_host_port");
+    let strip_matching = reader.is("strip_matching_host_port");
+    if strip_any && strip_matching {
+        reader.fault("strip_any_host_port", "strip_matching_host_port is said too");
+    }
+    Some(HttpConnectionManager {
+        server_name: Some(reader.text("server_name"))
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "envoy".to_owned()),
+        server_header: match reader.choice("server_header_transformation").as_str() {
+            "APPEND_IF_ABSENT" => ServerHeader::AppendIfAbsent,
+            "PASS_THROUGH" => ServerHeader::PassThrough,
+            _ => ServerHeader::Overwrite,
+        },
+        via: reader.text("via"),
+        use_remote_address: reader.is("use_remote_address"),
+        skip_xff_append: reader.is("skip_xff_append"),
+        request_id: RequestId {
+            generate: reader.bool("generate_request_id").unwrap_or(true),
+            preserve_external: reader.is("preserve_external_request_id"),
+            always_in_response: reader.is("always_set_request_id_in_response"),
+        },
+        limits: limits(reader),
+        timeouts: timeouts(reader),
+        accept_http_10: flag("accept_http_10"),
+        default_host_for_http_10: http1
+            .map(|options| options.text("default_host_for_http_10"))
+            .unwrap_or_default(),
+        proper_case: key_format.is_some_and(|format| format.has("proper_case_words")),
+        strip_host_port: match (strip_any, strip_matching) {
+            (true, _) => StripPort::Any,
+            (_, true) => StripPort::Matching,
+            _ => StripPort::Never,
+        },
+        suppress_envoy_headers,
+        routes,
+    })
+}
+
+fn limits(reader: &Reader<'_>) -> HttpLimits {
+    let common = reader.message("common_http_protocol_options");
+    let common = |name| common.as_ref().and_then(|options| options.u32(name));
+    let kib = reader.u32("max_request_headers_kb").unwrap_or(HEADER_KIB);
+    if !(8..=8192).contains(&kib) {
+        reader.fault("max_request_headers_kb", "from 8 to 8192 are supported");
+    }
+    let headers = common("max_headers_count").unwrap_or(HEADERS);
+    HttpLimits {
+        header_bytes: kib as usize * 1024,
+        headers: headers as usize,
+        requests_per_connection: common("max_requests_per_connection").unwrap_or_default(),
+    }
+}
+
+fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
+    let common = reader.message("common_http_protocol_options");
+    let idle = common.and_then(|options| options.duration("idle_timeout"));
+    HttpTimeouts {
+        idle: idle.unwrap_or(IDLE),
+        stream_idle: reader.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE),
+        request: reader.duration("request_timeout").unwrap_or_default(),
+        request_headers: reader.duration("request_headers_timeout").unwrap_or_default(),
+    }
+}
+
+/// There is one, at the end of every chain. Does it say nothing in `x-envoy-` headers?
+fn filters(reader: &Reader<'_>) -> bool {
+    let filters = reader.list("http_filters");
+    let mut suppress = false;
+    for (at, filter) in filters.iter().enumerate() {
+        let Some(inner) = filter.message("typed_config").and_then(|any| any.unpacked()) else {
+            filter.fault("typed_config", "is required");
+            continue;
+        };
+        if inner.type_name() != ROUTER {
+            filter.fault("typed_config", "only the router is supported");
+        } else if at + 1 < filters.len() {
+            filter.fault("", "the router must be the last filter");
+        } else {
+            suppress = inner.is("suppress_envoy_headers");
+        }
+    }
+    if filters.is_empty() {
+        reader.fault("http_filters", "the router is required");
+    }
+    suppress
+}

@@ -1,0 +1,153 @@
+use shunt_core::listener::NetworkFilter;
+use shunt_core::route::Action;
+
+use super::*;
+
+const PROXY: &str = r#"
+node: {id: n1, cluster: c}
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+static_resources:
+  listeners:
+  - name: web
+    address: {socket_address: {address: 10.0.0.1, port_value: 80}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: ingress
+          use_remote_address: true
+          requestTimeout: 1.5s
+          route_config:
+            name: local
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              request_headers_to_add: [{header: {key: X-From, value: "%REQ(x-user)%"}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
+              routes:
+              - match: {prefix: /a, headers: [{name: x-v, string_match: {exact: "2"}}]}
+                route: {weighted_clusters: {clusters: [{name: one, weight: 1}, {name: two, weight: 3}]}, prefix_rewrite: /b}
+              - match: {path: /hello}
+                direct_response: {status: 200, body: {inline_string: "hi\n"}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+  clusters:
+  - {name: one, connect_timeout: 0.25s, load_assignment: {cluster_name: one, endpoints: [{lb_endpoints: [
+      {endpoint: {address: {socket_address: {address: 10.0.0.2, port_value: 8080}}}, load_balancing_weight: 2},
+      {endpoint: {address: {socket_address: {address: 10.0.0.3, port_value: 8080}}}, health_status: UNHEALTHY}]}]}}
+  - {name: two, load_assignment: {cluster_name: two}}
+"#;
+
+fn read(text: &str) -> Result<Loaded, String> {
+    parse(text, Path::new("b.yaml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_bootstrap_becomes_what_the_proxy_serves() {
+    let loaded = read(PROXY).unwrap_or_else(|faults| panic!("{faults}"));
+    let notes: Vec<_> = loaded.notes.iter().map(|note| note.field.as_str()).collect();
+    let manager = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config";
+    let prefix = format!("{manager}.stat_prefix");
+    for field in ["node", "admin", prefix.as_str()] {
+        assert!(notes.contains(&field), "{field} in {notes:?}");
+    }
+    let bootstrap = loaded.bootstrap;
+    let listener = &bootstrap.listeners[0];
+    assert_eq!(listener.addr.to_string(), "10.0.0.1:80");
+    let NetworkFilter::Http(http) = &listener.chains[0].filter else {
+        panic!("{listener:?}")
+    };
+    assert!(http.use_remote_address && http.request_id.generate);
+    assert_eq!(http.timeouts.request.as_millis(), 1500);
+    assert_eq!(http.routes.clusters(), ["one", "two"]);
+    let host = &http.routes.virtual_hosts[0];
+    assert_eq!(host.mutations.request.add[0].name, "x-from");
+    let Action::Respond(direct) = &host.routes[1].action else {
+        panic!("{host:?}")
+    };
+    assert_eq!(direct.body, b"hi\n");
+    let one = &bootstrap.clusters[0];
+    assert_eq!(one.connect_timeout.as_millis(), 250);
+    assert_eq!(one.endpoints.len(), 1);
+    assert_eq!(one.endpoints[0].weight, 2);
+    assert!(bootstrap.clusters[1].endpoints.is_empty());
+    // Both processes see the same.
+    let text = serde_json::to_string(&bootstrap).expect("JSON");
+    let back: Bootstrap = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(back, bootstrap);
+}
+
+#[test]
+fn every_fault_is_told_with_its_line_and_path() {
+    let text = PROXY
+        .replace("stat_prefix: ingress", "tracing: {}")
+        .replace("prefix: /a,", "prefix: /a, grpc: {},")
+        .replace("weight: 1}", "weight: 1, wieght: 2}")
+        .replace("connect_timeout: 0.25s", "connect_timeout: fast, circuit_breakers: {}")
+        .replace("port_value: 80}", "port_value: 80000}")
+        .replace("{name: two, load", "{name: three, type: STRICT_DNS, load");
+    let faults = read(&text).expect_err("faults");
+    for fault in [
+        "b.yaml:7: static_resources.listeners[0].address.socket_address.port_value: 80000 is no port",
+        "b.yaml:13: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.tracing: not supported",
+        "routes[0].match.grpc: not supported",
+        "clusters[0].wieght: envoy.config.route.v3.WeightedCluster.ClusterWeight has no such field",
+        "static_resources.clusters[0].connect_timeout: `fast` is not a duration",
+        "static_resources.clusters[0].circuit_breakers: not supported",
+        "static_resources.clusters[1].type: only STATIC is supported",
+    ] {
+        assert!(faults.contains(fault), "{fault} in\n{faults}");
+    }
+}
+
+#[test]
+fn what_hangs_together_is_checked() {
+    let missing = read(&PROXY.replace("name: two, load", "name: three, load"));
+    assert!(missing.expect_err("a fault").contains("there is no cluster `two`"));
+    let lua = "envoy.extensions.filters.http.lua.v3.Lua";
+    let filter = read(&PROXY.replace("envoy.extensions.filters.http.router.v3.Router", lua));
+    let faults = filter.expect_err("a fault");
+    assert!(faults.contains(&format!("http_filters[0].typed_config: not supported: {lua}")), "{faults}");
+    let both = read(&PROXY.replace("prefix: /a,", "prefix: /a, path: /b,"));
+    assert!(both.expect_err("a fault").contains("prefix is said too"));
+    let host = read(&PROXY.replace("key: X-From", "key: Host"));
+    assert!(host.expect_err("a fault").contains("may not be changed"));
+}
+
+#[test]
+fn a_bootstrap_is_told_from_the_agents_own_file() {
+    assert!(is_bootstrap(PROXY));
+    assert!(is_bootstrap("{\"staticResources\": {}}"));
+    assert!(!is_bootstrap("mode: auto\nadmin: {socket: /x}\n"));
+    assert!(!is_bootstrap("- a\n"));
+}
+
+#[test]
+fn the_table_says_no_more_than_is_read() {
+    // A field is read by its name in the conversion, or its message is.
+    let sources = [
+        include_str!("convert.rs"),
+        include_str!("convert/cluster.rs"),
+        include_str!("convert/http.rs"),
+        include_str!("convert/listener.rs"),
+        include_str!("convert/matchers.rs"),
+        include_str!("convert/route.rs"),
+        include_str!("convert/values.rs"),
+    ]
+    .concat();
+    for row in support::rows() {
+        for field in row.fields {
+            let by_kind = field.name.strip_prefix("request").or_else(|| field.name.strip_prefix("response"));
+            let name = match by_kind {
+                Some(rest) if rest.starts_with("_headers_to_") => format!("{{kind}}{rest}"),
+                _ => field.name.to_owned(),
+            };
+            let read = sources.contains(&format!("\"{name}\""));
+            let honoured = support::is_honoured(row.message, field.name);
+            // Names of extensions say nothing: their types do.
+            let told = field.name == "name" && row.fields.iter().any(|field| field.name == "typed_config");
+            assert!(!honoured || read || told, "{}.{} is never read", row.message, field.name);
+        }
+    }
+}
