@@ -147,8 +147,13 @@ pub struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Say whether a configuration file is right; list every fault with its line
-    #[command(after_help = "Example:\n  shunt config validate /etc/shunt/shunt.yaml")]
+    #[command(
+        after_help = "Examples:\n  shunt config validate /etc/shunt/shunt.yaml\n  shunt config validate /etc/shunt/bootstrap.yaml\n\nAn Envoy bootstrap is known by its keys. Of one that is right, the fields that have no effect are listed."
+    )]
     Validate {
+        /// The file is an Envoy bootstrap, whatever is in it
+        #[arg(long)]
+        bootstrap: bool,
         #[arg(value_name = "FILE", default_value = Config::DEFAULT_PATH)]
         file: PathBuf,
     },

@@ -4,8 +4,10 @@
 mod channel;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::policy::PolicyRule;
@@ -17,7 +19,7 @@ use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, Worklo
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
@@ -71,6 +73,12 @@ pub enum ToWorker {
     /// The next piece of a [`Traffic`]'s JSON text, which is too long for a message: thousands of services and rules. In
     /// force with the last one.
     Traffic { part: String, last: bool },
+    /// The next piece of a [`Bootstrap`]'s JSON text. In force with the last one.
+    Bootstrap { part: String, last: bool },
+    /// Descriptors: one listening socket per worker thread, for the bootstrap's listener of this address.
+    Serve(SocketAddr),
+    /// The bootstrap has no listener of this address any more.
+    Unserve(SocketAddr),
     /// Counters of the kernel programs, by name, and of repairs.
     Counters {
         kernel: BTreeMap<String, u64>,
@@ -155,18 +163,30 @@ impl Traffic {
     /// It cannot be written as JSON.
     pub fn messages(&self) -> serde_json::Result<Vec<ToWorker>> {
         let text = serde_json::to_string(self)?;
-        let mut parts = Vec::new();
-        let mut rest = text.as_str();
-        loop {
-            let (part, after) = rest.split_at(rest.floor_char_boundary(PART));
-            rest = after;
-            parts.push(ToWorker::Traffic {
-                part: part.to_owned(),
-                last: rest.is_empty(),
-            });
-            if rest.is_empty() {
-                return Ok(parts);
-            }
+        Ok(in_parts(&text, |part, last| ToWorker::Traffic { part, last }))
+    }
+}
+
+impl ToWorker {
+    /// The messages that say a bootstrap.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn bootstrap(bootstrap: &Bootstrap) -> serde_json::Result<Vec<Self>> {
+        let text = serde_json::to_string(bootstrap)?;
+        Ok(in_parts(&text, |part, last| Self::Bootstrap { part, last }))
+    }
+}
+
+fn in_parts(text: &str, message: impl Fn(String, bool) -> ToWorker) -> Vec<ToWorker> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    loop {
+        let (part, after) = rest.split_at(rest.floor_char_boundary(PART));
+        rest = after;
+        parts.push(message(part.to_owned(), rest.is_empty()));
+        if rest.is_empty() {
+            return parts;
         }
     }
 }

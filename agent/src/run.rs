@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::config::file::{self, ConfigError};
 
@@ -12,8 +13,8 @@ use crate::{privileges, supervisor};
 
 pub fn run(args: &RunArgs) -> ExitCode {
     let path = config_path(args.config.as_deref());
-    let config = match read(args, path.as_deref()) {
-        Ok(config) => config,
+    let (config, bootstrap) = match read(args, path.as_deref()) {
+        Ok(read) => read,
         Err(error) => {
             cli::complain(&format!(
                 "the configuration is wrong, nothing was changed\n{error}"
@@ -21,25 +22,35 @@ pub fn run(args: &RunArgs) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    match start(args, path, config) {
+    match start(args, path, config, bootstrap) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::failed(&error),
     }
 }
 
-/// The file, and then the flags over it. Also what a changed file goes through.
+/// The file, and then the flags over it, and the bootstrap that it names. Also what a changed file goes through.
 ///
 /// # Errors
 /// Every fault, each with its line and field.
-pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<Config, ConfigError> {
+pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<(Config, Bootstrap), ConfigError> {
     let config = match path {
         Some(path) => file::load(path)?,
         None => Config::default(),
     };
-    file::apply_flags(config, args.mode, &args.workloads)
+    let config = file::apply_flags(config, args.mode, &args.workloads)?;
+    let bootstrap = match &config.bootstrap {
+        Some(path) => shunt_xds::load(path)?.bootstrap,
+        None => Bootstrap::default(),
+    };
+    Ok((config, bootstrap))
 }
 
-fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
+fn start(
+    args: &RunArgs,
+    path: Option<PathBuf>,
+    config: Config,
+    bootstrap: Bootstrap,
+) -> Result<()> {
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     let descriptors = privileges::raise_descriptor_limit()?;
     tracing::info!(
@@ -56,7 +67,7 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(args, path, config, level))
+        .block_on(supervisor::supervise(args, path, (config, bootstrap), level))
 }
 
 /// The named file; else the default one when it is there.

@@ -18,6 +18,7 @@ mod explaining;
 mod home;
 mod leaving;
 mod lifecycle;
+mod node;
 mod settings;
 mod strays;
 mod telling;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::Remains;
@@ -45,6 +47,7 @@ pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
+use self::node::Node;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
@@ -60,6 +63,8 @@ const STUCK: Duration = Duration::from_secs(5);
 struct Supervisor {
     config: Config,
     home: Home,
+    /// In the node's own name.
+    served: Node,
     backends: Backends,
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
@@ -91,7 +96,7 @@ struct Supervisor {
 pub async fn supervise(
     args: &RunArgs,
     path: Option<PathBuf>,
-    config: Config,
+    (config, bootstrap): (Config, Bootstrap),
     level: LogLevel,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
@@ -99,7 +104,8 @@ pub async fn supervise(
     let mut source = ConfigSource::watch(path)?;
     let home = Home::open(&config)?;
     home.clean_up_after_the_dead(&config.workloads);
-    let mut supervisor = Supervisor::new(config, home, level)?;
+    let node = Node::open(&config, bootstrap)?;
+    let mut supervisor = Supervisor::new(config, home, node, level)?;
     supervisor.start_data_plane()?;
     supervisor.tick();
 
@@ -144,13 +150,14 @@ impl Next {
 }
 
 impl Supervisor {
-    fn new(config: Config, home: Home, level: LogLevel) -> Result<Self> {
+    fn new(config: Config, home: Home, node: Node, level: LogLevel) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
         let mut supervisor = Self {
             config,
             home,
+            served: node,
             backends,
             data_plane,
             workloads: BTreeMap::new(),

@@ -13,7 +13,7 @@ fn a_wrong_file_names_every_fault_and_exits_64() {
     let file = dir.dir.path().join("wrong.yaml");
     fs::write(
         &file,
-        "mode: sideways\nports: {outbound: 99999}\nbootstrap: /x\n",
+        "mode: sideways\nports: {outbound: 99999}\nbootstrap: x\n",
     )
     .expect("written");
     let output = Command::new(binary())

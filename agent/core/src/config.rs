@@ -29,6 +29,8 @@ pub struct Config {
     pub limits: Limits,
     /// A direction of a connection splices once it has moved this many bytes; `None`: never.
     pub splice_after: Option<u64>,
+    /// An Envoy v3 bootstrap: what the agent's proxy serves in its own name.
+    pub bootstrap: Option<PathBuf>,
     pub services: Vec<Service>,
     pub policy: Vec<PolicyRule>,
     pub workloads: Vec<WorkloadSpec>,
@@ -112,6 +114,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             splice_after: Some(Self::SPLICE_AFTER),
+            bootstrap: None,
             services: Vec::new(),
             policy: Vec::new(),
             workloads: Vec::new(),

@@ -69,11 +69,13 @@ pub enum CloseReason {
     PolicyDenied,
     /// A connection limit was reached.
     Limit,
+    /// No filter chain of the listener is for it, or what it was to send first did not come in time.
+    NoFilterChain,
     InternalError,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Finished,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -86,6 +88,7 @@ impl CloseReason {
         Self::Loop,
         Self::PolicyDenied,
         Self::Limit,
+        Self::NoFilterChain,
         Self::InternalError,
     ];
 
@@ -103,6 +106,7 @@ impl CloseReason {
             Self::Loop => "loop",
             Self::PolicyDenied => "policy_denied",
             Self::Limit => "limit",
+            Self::NoFilterChain => "no_filter_chain",
             Self::InternalError => "internal_error",
         }
     }
@@ -116,7 +120,7 @@ impl CloseReason {
             Self::ConnectFailed | Self::ConnectTimeout => "UF",
             Self::HalfCloseTimeout | Self::IdleTimeout => "SI",
             Self::Drained => "LR",
-            Self::OriginalDstMissing | Self::Loop => "NR",
+            Self::OriginalDstMissing | Self::Loop | Self::NoFilterChain => "NR",
             // Envoy has no flag for a connection that its RBAC filter closed; this is the one for "not allowed".
             Self::PolicyDenied => "UAEX",
             Self::Limit => "UO",

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bootstrap::Tables;
 use crate::config::{Limits, Timeouts};
 use crate::counters::WorkloadCounters;
 use crate::policy::{Identity, Policy};
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub splice_after: Option<u64>,
     pub services: Arc<Services>,
     pub policy: Arc<Policy>,
+    /// What the proxy serves for itself.
+    pub proxy: Arc<Tables>,
     pub workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
     by_address: HashMap<IpAddr, Owner>,
 }
@@ -53,6 +56,24 @@ enum Owner {
 }
 
 impl Enrolled {
+    /// The node itself, for what the agent serves in its own name.
+    pub fn node(name: String) -> Self {
+        Self {
+            id: WorkloadId::NODE,
+            name: WorkloadName {
+                namespace: "node".to_owned(),
+                name,
+            },
+            labels: BTreeMap::new(),
+            mode: Mode::Iptables,
+            addresses: Vec::new(),
+            inbound: CapturePolicy::default(),
+            transparent: false,
+            counters: Arc::default(),
+            withdrawn: Arc::default(),
+        }
+    }
+
     /// What rules may ask of it.
     pub fn identity(&self) -> Identity<'_> {
         Identity {
@@ -63,7 +84,7 @@ impl Enrolled {
 }
 
 impl Snapshot {
-    /// Without services and policy.
+    /// Without services, policy and the proxy's own configuration.
     pub fn new(
         generation: u64,
         timeouts: Timeouts,
@@ -87,6 +108,7 @@ impl Snapshot {
             splice_after,
             services: Arc::default(),
             policy: Arc::default(),
+            proxy: Arc::default(),
             workloads,
             by_address,
         }

@@ -14,6 +14,11 @@ use crate::policy::Identity;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkloadId(pub u32);
 
+impl WorkloadId {
+    /// No workload: the node itself, in whose namespace the agent runs.
+    pub const NODE: Self = Self(0);
+}
+
 /// A workload's name, unique on the node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkloadName {

@@ -133,7 +133,7 @@ fn denied(way: Direction, decision: Decision, about: &WorkloadName) -> Refused {
     (CloseReason::PolicyDenied, Some(decision.denial(way, about)))
 }
 
-fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
+pub(crate) fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     snapshot: &Snapshot,
     workload: &Enrolled,

@@ -128,7 +128,7 @@ pub(crate) fn refuse<S: SocketSupply, O: OriginalDstSource>(
 }
 
 /// Dying in the middle must look like it to the client too.
-fn prepare(client: &TcpStream) -> std::io::Result<()> {
+pub(crate) fn prepare(client: &TcpStream) -> std::io::Result<()> {
     SockRef::from(client).set_linger(Some(std::time::Duration::ZERO))?;
     client.set_nodelay(true)
 }
@@ -168,12 +168,8 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
 }
 
 /// Another endpoint of a service is not tried: the application's own retry is balanced anew.
-fn connect_failed(error: &ConnectError, to: SocketAddr, account: &Account) -> Refused {
-    let reason = match error {
-        ConnectError::Timeout(_) => CloseReason::ConnectTimeout,
-        ConnectError::Connect(_) => CloseReason::ConnectFailed,
-        ConnectError::NoSocket(_) | ConnectError::Bind(..) => CloseReason::InternalError,
-    };
+pub(crate) fn connect_failed(error: &ConnectError, to: SocketAddr, account: &Account) -> Refused {
+    let reason = error.reason();
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     let endpoint = match account.dialled() {
         Some(dialled) if dialled != to => format!("endpoint {to}: "),

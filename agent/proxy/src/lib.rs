@@ -9,6 +9,10 @@
 //! | [`connect`] | the upstream or delivery socket |
 //! | [`rendezvous`] | recognising our own flow in the destination's namespace |
 //! | [`relay`] | bytes both ways, copied or spliced |
+//! | [`gateway`] | one connection to a listener of the proxy's own: inspected, given to its filter chain |
+//! | [`sniff`], [`inspect`] | what the first bytes say |
+//! | [`tcp_proxy`], [`http`] | what a filter chain ends in |
+//! | [`balance`] | which endpoint of a cluster |
 //! | [`account`] | what is counted and told of a flow |
 //!
 //! Nothing here holds a privilege or knows how connections are steered: sockets come from a
@@ -17,14 +21,20 @@
 
 mod account;
 mod admission;
+mod balance;
 mod buffers;
 mod connect;
 mod flow;
+mod gateway;
+mod http;
+mod inspect;
 mod listener;
 mod pipes;
 mod relay;
 mod rendezvous;
 mod scarcity;
+mod sniff;
+mod tcp_proxy;
 mod worker;
 
 pub use account::FlowSink;

@@ -4,15 +4,15 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use shunt_core::sockets::{ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::flow;
 use crate::scarcity::out_of_descriptors;
-use crate::worker::Local;
+use crate::worker::{Entrance, Local};
+use crate::{flow, gateway};
 
 /// Out of memory, or of descriptors and the reserve, accept is tried again this late, and later and later: it must not spin.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -23,7 +23,7 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Accepts until told to close and the queue is empty.
 pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
     local: Rc<Local<S, O>>,
-    spec: Rc<ListenerSpec>,
+    entrance: Rc<Entrance>,
     listener: TcpListener,
     mut closing: watch::Receiver<bool>,
 ) {
@@ -48,16 +48,26 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
         match accepted {
             // The reserve goes before new flows: who comes after this one must be refused too.
             Ok((client, from)) if !local.reserve.refill() => {
-                flow::refuse(&local, &spec, &client, from);
+                match &*entrance {
+                    Entrance::Steered(spec) => flow::refuse(&local, spec, &client, from),
+                    Entrance::Bound(addr) => gateway::refuse(&local, *addr, &client, from),
+                }
                 drop(client);
                 local.reserve.refill();
             }
             Ok((client, from)) => {
                 pause = FIRST_PAUSE;
-                local.start(
-                    spec.workload,
-                    flow::serve(Rc::clone(&local), Rc::clone(&spec), client, from),
-                );
+                match &*entrance {
+                    Entrance::Steered(spec) => {
+                        let flow = flow::serve(Rc::clone(&local), Rc::clone(spec), client, from);
+                        local.start(spec.workload, flow);
+                    }
+                    Entrance::Bound(addr) => {
+                        let closing = closing.clone();
+                        let served = gateway::serve(Rc::clone(&local), *addr, client, from, closing);
+                        local.start(entrance.workload(), served);
+                    }
+                }
             }
             // The client gave up while it waited.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -66,7 +76,7 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
             Err(error) => {
                 local.context.counters.accept_errors.fetch_add(1, Relaxed);
                 if let Some(unsaid) = local.accept_warnings.now() {
-                    tracing::warn!(listener = %spec.addr, %error, unsaid, "cannot accept");
+                    tracing::warn!(listener = %entrance.addr(), %error, unsaid, "cannot accept");
                 }
                 // The next one in the queue is taken in a place of the reserve, and refused.
                 if out_of_descriptors(&error) && local.reserve.give() {
@@ -77,5 +87,5 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
             }
         }
     }
-    local.listener_closed(&spec);
+    local.listener_closed(&entrance);
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::account::FlowSink;
+use crate::balance::RoundRobin;
+use crate::http::Upstreams;
 use crate::listener;
 use crate::relay::Pools;
 use crate::rendezvous::Rendezvous;
@@ -60,6 +63,8 @@ pub struct Worker {
 #[derive(Debug)]
 enum Command {
     Listen(ListenerSpec, std::net::TcpListener),
+    Serve(SocketAddr, std::net::TcpListener),
+    Unserve(SocketAddr),
     CloseListeners(WorkloadId),
     Stop { grace: Duration },
 }
@@ -101,6 +106,8 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
             let local = Rc::new(Local {
                 context,
                 pools: Pools::default(),
+                balance: RoundRobin::default(),
+                upstreams: Upstreams::default(),
                 reserve: Reserve::default(),
                 limit_warnings: Seldom::default(),
                 accept_warnings: Seldom::default(),
@@ -121,6 +128,18 @@ impl Worker {
         self.tally
             .change(spec.workload, |counts| counts.listeners += 1);
         self.send(Command::Listen(spec, socket));
+    }
+
+    /// Serves this socket as the proxy's listener of that address from now on.
+    pub fn serve(&self, addr: SocketAddr, socket: std::net::TcpListener) {
+        self.tally
+            .change(WorkloadId::NODE, |counts| counts.listeners += 1);
+        self.send(Command::Serve(addr, socket));
+    }
+
+    /// Closes the proxy's listener of that address once nobody waits in its queue.
+    pub fn unserve(&self, addr: SocketAddr) {
+        self.send(Command::Unserve(addr));
     }
 
     /// Closes a workload's listeners once nobody waits in their queues.
@@ -159,6 +178,8 @@ impl Worker {
 pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
     pub(crate) context: WorkerContext<S, O>,
     pub(crate) pools: Pools,
+    pub(crate) balance: RoundRobin,
+    pub(crate) upstreams: Upstreams,
     pub(crate) reserve: Reserve,
     pub(crate) limit_warnings: Seldom,
     pub(crate) accept_warnings: Seldom,
@@ -167,8 +188,33 @@ pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
 }
 
 struct Open {
-    spec: Rc<ListenerSpec>,
+    entrance: Rc<Entrance>,
     close: watch::Sender<bool>,
+}
+
+/// What connections come in by.
+#[derive(Debug)]
+pub(crate) enum Entrance {
+    /// They were steered here.
+    Steered(Rc<ListenerSpec>),
+    /// They were made to this address, which is the proxy's own.
+    Bound(SocketAddr),
+}
+
+impl Entrance {
+    pub(crate) fn workload(&self) -> WorkloadId {
+        match self {
+            Self::Steered(spec) => spec.workload,
+            Self::Bound(_) => WorkloadId::NODE,
+        }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        match self {
+            Self::Steered(spec) => spec.addr,
+            Self::Bound(addr) => *addr,
+        }
+    }
 }
 
 /// As long as this thread gets to run something else after each task.
@@ -197,10 +243,18 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             }
         };
         match alive {
-            Some(Command::Listen(spec, socket)) => local.listen(spec, socket),
-            Some(Command::CloseListeners(workload)) => local.close(Some(workload)),
+            Some(Command::Listen(spec, socket)) => {
+                local.listen(Entrance::Steered(Rc::new(spec)), socket);
+            }
+            Some(Command::Serve(addr, socket)) => local.listen(Entrance::Bound(addr), socket),
+            Some(Command::CloseListeners(workload)) => {
+                local.close(|entrance| entrance.workload() == workload);
+            }
+            Some(Command::Unserve(addr)) => local.close(
+                |entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr),
+            ),
             Some(Command::Stop { grace }) => {
-                local.close(None);
+                local.close(|_| true);
                 // Too far away to be said: never.
                 deadline = Some(Instant::now().checked_add(grace));
             }
@@ -210,50 +264,50 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
-    fn listen(self: &Rc<Self>, spec: ListenerSpec, socket: std::net::TcpListener) {
+    fn listen(self: &Rc<Self>, entrance: Entrance, socket: std::net::TcpListener) {
         let listener = match socket
             .set_nonblocking(true)
             .and_then(|()| TcpListener::from_std(socket))
         {
             Ok(listener) => listener,
             Err(error) => {
-                tracing::error!(listener = %spec.addr, %error, "cannot serve a listener");
+                tracing::error!(listener = %entrance.addr(), %error, "cannot serve a listener");
                 self.tally
-                    .change(spec.workload, |counts| counts.listeners -= 1);
+                    .change(entrance.workload(), |counts| counts.listeners -= 1);
                 return;
             }
         };
-        let spec = Rc::new(spec);
+        let entrance = Rc::new(entrance);
         let (close, closing) = watch::channel(false);
         self.listeners.borrow_mut().push(Open {
-            spec: Rc::clone(&spec),
+            entrance: Rc::clone(&entrance),
             close,
         });
-        tokio::task::spawn_local(listener::accept(Rc::clone(self), spec, listener, closing));
+        let accepting = listener::accept(Rc::clone(self), entrance, listener, closing);
+        tokio::task::spawn_local(accepting);
     }
 
-    /// `None`: every workload's.
-    fn close(&self, workload: Option<WorkloadId>) {
+    fn close(&self, which: impl Fn(&Entrance) -> bool) {
         for open in self.listeners.borrow().iter() {
-            if workload.is_none_or(|workload| workload == open.spec.workload) {
+            if which(&open.entrance) {
                 let _ = open.close.send(true);
             }
         }
     }
 
-    pub(crate) fn listener_closed(&self, spec: &Rc<ListenerSpec>) {
+    pub(crate) fn listener_closed(&self, entrance: &Rc<Entrance>) {
         self.listeners
             .borrow_mut()
-            .retain(|open| !Rc::ptr_eq(&open.spec, spec));
+            .retain(|open| !Rc::ptr_eq(&open.entrance, entrance));
         self.tally
-            .change(spec.workload, |counts| counts.listeners -= 1);
+            .change(entrance.workload(), |counts| counts.listeners -= 1);
     }
 
     pub(crate) fn listens_on(&self, workload: WorkloadId, port: u16) -> bool {
         let listeners = self.listeners.borrow();
-        listeners
-            .iter()
-            .any(|open| open.spec.workload == workload && open.spec.addr.port() == port)
+        listeners.iter().any(|open| {
+            open.entrance.workload() == workload && open.entrance.addr().port() == port
+        })
     }
 
     /// Runs a flow on this worker.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use shunt_core::sockets::SocketWant;
 use shunt_intercept::Marks;
+use shunt_intercept::netns::Netns;
 use tokio::process::{Child, Command};
 
-use super::enrolment::Serving;
 use crate::heartbeat::Heartbeats;
 use crate::ipc::{self, Channel, ChannelError, ToSupervisor, ToWorker, WorkloadInfo};
 
@@ -197,17 +197,13 @@ impl DataPlane {
     /// Makes `count` sockets of a kind and sends them, or says why there are none.
     pub(super) fn stock(
         &mut self,
-        serving: &Serving,
+        netns: &Netns,
         marks: Marks,
         worker: usize,
         want: SocketWant,
         count: usize,
     ) {
-        match serving
-            .enrolment
-            .netns
-            .stock(want.role, want.family, marks, count)
-        {
+        match netns.stock(want.role, want.family, marks, count) {
             Ok(sockets) => self.tell(&ToWorker::Stock { worker, want }, sockets),
             Err(error) => {
                 let error = error.to_string();

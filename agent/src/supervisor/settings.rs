@@ -14,13 +14,21 @@ use crate::run;
 impl Supervisor {
     /// A correct file is applied, a wrong one refused whole.
     pub(super) fn reload(&mut self, args: &RunArgs, source: &ConfigSource) {
-        let new = match run::read(args, source.path()) {
-            Ok(new) => new,
+        let (new, bootstrap) = match run::read(args, source.path()) {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
                 return;
             }
         };
+        if bootstrap != self.served.bootstrap
+            && let Err(error) = self.replace_bootstrap(bootstrap)
+        {
+            let error = format!("{error:#}");
+            tracing::error!(error, "the changed configuration cannot be served, the old one stays");
+            return;
+        }
+        self.config.bootstrap.clone_from(&new.bootstrap);
         tracing::info!("the configuration changed");
         for field in needs_restart(&self.config, &new) {
             tracing::warn!(field, "takes effect at the next start");

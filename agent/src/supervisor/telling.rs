@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
 use shunt_core::status::{StatusMode, WorkloadState};
-use shunt_core::workload::Mode;
+use shunt_core::workload::{Mode, WorkloadId};
 
 use super::Supervisor;
 use super::enrolment::Serving;
@@ -63,7 +63,7 @@ impl Supervisor {
                         family,
                     };
                     self.data_plane
-                        .stock(serving, self.backends.marks, worker, want, FIRST_STOCK);
+                        .stock(&serving.enrolment.netns, self.backends.marks, worker, want, FIRST_STOCK);
                 }
             }
         }
@@ -71,6 +71,11 @@ impl Supervisor {
 
     /// The data plane's stock of a workload runs low.
     pub(super) fn supply(&mut self, worker: usize, want: SocketWant, count: usize) {
+        let count = count.min(MAX_FDS);
+        let marks = self.backends.marks;
+        if want.workload == WorkloadId::NODE {
+            return self.data_plane.stock(&self.served.netns, marks, worker, want, count);
+        }
         let serving = self
             .workloads
             .values()
@@ -79,9 +84,8 @@ impl Supervisor {
             .find(|serving| serving.enrolment.id == want.workload);
         match serving {
             Some(serving) => {
-                let count = count.min(MAX_FDS);
-                self.data_plane
-                    .stock(serving, self.backends.marks, worker, want, count);
+                let netns = &serving.enrolment.netns;
+                self.data_plane.stock(netns, marks, worker, want, count);
             }
             None => {
                 let error = "the workload was withdrawn".to_owned();
@@ -102,6 +106,7 @@ impl Supervisor {
         self.backends.forget_flows();
         self.tell_destinations();
         self.tell_traffic();
+        self.tell_node();
         let workloads = std::mem::take(&mut self.workloads);
         let leaving = std::mem::take(&mut self.leaving);
         let served = workloads.values().filter_map(Workload::serving);

@@ -60,6 +60,8 @@ pub(super) struct Control {
     level: LogLevel,
     /// As much of a [`Traffic`](crate::ipc::Traffic) as has come.
     traffic: String,
+    /// The same of a bootstrap.
+    bootstrap: String,
     leaving: Vec<Leaving>,
     /// By holding these, others know that flows still go through a workload's namespace.
     held: HashMap<WorkloadId, OwnedFd>,
@@ -140,6 +142,7 @@ impl Control {
             shortcuts,
             level,
             traffic: String::new(),
+            bootstrap: String::new(),
             leaving: Vec::new(),
             held: HashMap::new(),
             servers,
@@ -291,6 +294,31 @@ impl Control {
                     let traffic =
                         serde_json::from_str(&text).context("cannot read services and policy")?;
                     self.view.borrow_mut().set_traffic(traffic);
+                }
+            }
+            ToWorker::Bootstrap { part, last } => {
+                self.bootstrap.push_str(&part);
+                if last {
+                    let text = std::mem::take(&mut self.bootstrap);
+                    let bootstrap =
+                        serde_json::from_str(&text).context("cannot read the bootstrap")?;
+                    self.view.borrow_mut().set_bootstrap(bootstrap);
+                }
+            }
+            ToWorker::Serve(addr) => {
+                let sockets = fds.len();
+                anyhow::ensure!(
+                    sockets == self.workers.len(),
+                    "{sockets} sockets for {} workers",
+                    self.workers.len()
+                );
+                for (worker, socket) in self.workers.iter().zip(fds) {
+                    worker.serve(addr, socket.into());
+                }
+            }
+            ToWorker::Unserve(addr) => {
+                for worker in &self.workers {
+                    worker.unserve(addr);
                 }
             }
             ToWorker::Counters { kernel, repairs } => {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use shunt_core::bootstrap::{Bootstrap, Tables};
 use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
 use shunt_core::flow::DataPath;
@@ -40,6 +41,7 @@ pub(super) struct View {
     direct: Option<DirectFlows>,
     services: Arc<Services>,
     policy: Arc<Policy>,
+    proxy: Arc<Tables>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
     /// By name, so that the numbers of a workload survive its being enrolled anew. Gone with its name and last flow.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
@@ -61,6 +63,7 @@ impl View {
             direct: None,
             services: Arc::default(),
             policy: Arc::default(),
+            proxy: Arc::default(),
             enrolled: BTreeMap::new(),
             workload_counters: BTreeMap::new(),
         };
@@ -86,6 +89,12 @@ impl View {
         self.services = Arc::new(Services::new(&services, &self.services));
         self.policy = Arc::new(Policy::new(policy.clone()));
         (self.config.services, self.config.policy) = (services, policy);
+        self.publish();
+    }
+
+    /// New connections are served by it.
+    pub(super) fn set_bootstrap(&mut self, bootstrap: Bootstrap) {
+        self.proxy = Arc::new(Tables::new(bootstrap));
         self.publish();
     }
 
@@ -184,6 +193,7 @@ impl View {
         );
         next.services = Arc::clone(&self.services);
         next.policy = Arc::clone(&self.policy);
+        next.proxy = Arc::clone(&self.proxy);
         self.snapshot.store(Arc::new(next));
     }
 

@@ -37,6 +37,7 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         timeouts,
         limits,
         splice_after,
+        bootstrap,
         services,
         policy,
         workloads,
@@ -88,6 +89,9 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         limits.connections, limits.connections_per_workload
     )?;
     writeln!(out, "splice_after: {}", size_or_off(*splice_after))?;
+    if let Some(bootstrap) = bootstrap {
+        writeln!(out, "bootstrap: {}", quoted_path(bootstrap))?;
+    }
     write_services(out, services)?;
     write_policy(out, policy)?;
     if workloads.is_empty() {

@@ -23,9 +23,6 @@ const KEYS: &[&str] = &[
     "workloads",
 ];
 
-/// Keys of the documented format which this version refuses, rather than ignore what they ask for.
-const UNSUPPORTED: [&str; 1] = ["bootstrap"];
-
 /// More than a node can hold open.
 const MAX_CONNECTIONS: u64 = 100_000_000;
 
@@ -34,11 +31,6 @@ pub(super) fn config(root: &Field<'_>) -> Option<Config> {
     let Some(file) = root.mapping(KEYS) else {
         return Some(config);
     };
-    for key in UNSUPPORTED {
-        if let Some(field) = file.get(key) {
-            field.fault("not supported by this version (leave it out)");
-        }
-    }
     set(&mut config.mode, file.value("mode", mode));
     let most = Config::MAX_CONCURRENCY as u64;
     let concurrency = file.value("concurrency", |text| values::number(text, 1..=most));
@@ -64,6 +56,9 @@ pub(super) fn config(root: &Field<'_>) -> Option<Config> {
         &mut config.splice_after,
         file.value("splice_after", values::size_or_off),
     );
+    if let Some(field) = file.get("bootstrap").filter(|field| !field.is_empty()) {
+        config.bootstrap = field.value(values::absolute_path);
+    }
     if let Some(field) = file.get("services") {
         config.services = services::list(&field);
     }

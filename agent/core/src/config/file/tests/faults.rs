@@ -10,7 +10,7 @@ fn every_fault_is_told_at_once_with_its_line() {
                 \x20 outbound: 15001\n\
                 \x20 inbound: 15001\n\
                 timeouts: {connect: 10, drain: 5s}\n\
-                bootstrap: /x\n\
+                bootstrap: x.yaml\n\
                 workloads:\n\
                 \x20 - name: client\n\
                 \x20   inbound: {include_cidrs: []}\n\
@@ -27,7 +27,7 @@ fn every_fault_is_told_at_once_with_its_line() {
             "2: concurrencyy: unknown key (did you mean `concurrency`?)",
             "4: ports: outbound and inbound are both 15001; they must differ",
             "6: timeouts.connect: `10` is not a duration (a number with ms, s, m or h, at most 8760h)",
-            "7: bootstrap: not supported by this version (leave it out)",
+            "7: bootstrap: `x.yaml` is not an absolute path (it must begin with /)",
             "9: workloads[0].netns: missing (every workload has one)",
             "10: workloads[0].inbound.include_cidrs: unknown key (include_ports, exclude_ports)",
             "13: workloads[0].outbound.exclude_ports[1]: `70000` is not a port (1 to 65535) or a range (as 8000-8100)",
@@ -92,11 +92,7 @@ fn each_wrong_value_is_named() {
         ("splice_after: 1025GiB", "splice_after", "1024GiB"),
         ("splice_after: never", "splice_after", "off, or"),
         ("splice_after: ", "splice_after", "off, or"),
-        (
-            "bootstrap: /x",
-            "bootstrap",
-            "not supported by this version",
-        ),
+        ("bootstrap: x", "bootstrap", "absolute path"),
         ("services: {}", "services", "where a list"),
         ("services: [~]", "services[0]", "empty"),
         ("policy: {}", "policy", "where a list"),

@@ -169,6 +169,7 @@ prop_compose! {
             timeouts: Timeouts { connect, idle, half_close, drain },
             limits: Limits { connections: 7, connections_per_workload: 100_000_000 },
             splice_after,
+            bootstrap: splice_after.map(|_| "/etc/a: b.yaml".into()),
             workloads,
         }
     }

@@ -1,0 +1,120 @@
+//! HTTP/1.1: the connection manager of one client's connection. Framing is hyper's business, what is in the frames ours.
+//!
+//! ```text
+//!  Wire (counts bytes) -> hyper server -> exchange: received -> routed -> prepared -> sent -> answered
+//!                                                              '-> redirect, direct response, local reply
+//! ```
+
+mod body;
+mod exchange;
+mod pool;
+mod received;
+mod reply;
+mod sent;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use shunt_core::bootstrap::HttpChain;
+use shunt_core::flow::{CloseReason, DataPath};
+use shunt_core::snapshot::Snapshot;
+use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use tokio::sync::watch;
+
+use self::exchange::Exchange;
+pub(crate) use self::pool::Upstreams;
+use self::wire::Wire;
+use crate::account::Account;
+use crate::admission::Refused;
+use crate::gateway::Connection;
+use crate::worker::Local;
+
+/// What the requests of one connection have in common.
+pub(crate) struct Client<'a> {
+    pub(crate) chain: &'a HttpChain,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) listener: SocketAddr,
+    /// The listener is going away: this request is the connection's last.
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+/// How the connection ended.
+pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    chain: &HttpChain,
+    connection: Connection,
+    account: &mut Account,
+) -> Refused {
+    let Connection {
+        client,
+        read,
+        from,
+        listener,
+        snapshot,
+        mut closing,
+    } = connection;
+    let manager = &chain.manager;
+    let client_of = Client {
+        chain,
+        snapshot,
+        addr: from,
+        listener,
+        closing: closing.clone(),
+    };
+    let carried = std::cell::Cell::new(0_u32);
+    let service = service_fn(|request| {
+        carried.set(carried.get() + 1);
+        let exchange = Exchange::new(local, &client_of, carried.get());
+        exchange.run(request)
+    });
+    let wire = Wire::new(client, read);
+    let counts = wire.counts();
+    let longest = |first: Duration, second: Duration| match first.is_zero() {
+        true => second,
+        false => first,
+    };
+    let patience = longest(manager.timeouts.request_headers, manager.timeouts.idle);
+    let mut serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Some(patience).filter(|patience| !patience.is_zero()))
+        .max_headers(manager.limits.headers)
+        .max_header_size(manager.limits.header_bytes)
+        .title_case_headers(manager.proper_case)
+        .half_close(true)
+        .serve_connection(TokioIo::new(wire), service);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = until_closing(&mut closing) => {
+            Pin::new(&mut serving).graceful_shutdown();
+            (&mut serving).await
+        }
+    };
+    // Whoever is told what is wrong with a request is told it in order too.
+    let is_orderly = match &ended {
+        Ok(()) => true,
+        Err(error) => error.is_parse(),
+    };
+    if is_orderly {
+        serving.into_parts().io.into_inner().close().await;
+    }
+    account.received(DataPath::Copy, counts.read());
+    account.sent(DataPath::Copy, counts.written());
+    match ended {
+        Ok(()) => (CloseReason::Finished, None),
+        Err(error) if error.is_timeout() => (CloseReason::IdleTimeout, None),
+        Err(error) if error.is_user() => (CloseReason::UpstreamReset, Some(error.to_string())),
+        Err(error) => (CloseReason::ClientReset, Some(error.to_string())),
+    }
+}
+
+async fn until_closing(closing: &mut watch::Receiver<bool>) {
+    // An error means that the listener is gone.
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+

@@ -1,0 +1,145 @@
+//! Connections to upstreams that wait for the next request. They belong to the worker.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use shunt_core::cluster::Cluster;
+use shunt_core::sockets::SocketSupply;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::body::RequestBody;
+use crate::connect::{self, ConnectError};
+
+/// Bytes of a response's headers; Envoy's.
+const MAX_RESPONSE_HEADERS: usize = 60 << 10;
+const MAX_RESPONSE_HEADER_LINES: usize = 100;
+/// What nobody will wait for.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// By cluster and endpoint; the one used last is used next, so that those which are not needed grow old.
+#[derive(Clone, Default)]
+pub(crate) struct Upstreams(Rc<RefCell<Idle>>);
+
+type Idle = HashMap<String, HashMap<SocketAddr, Vec<Link>>>;
+
+/// A connection to an upstream, with no request under way.
+pub(super) struct Link {
+    sender: SendRequest<RequestBody>,
+    idle_since: Rc<Cell<Option<Instant>>>,
+    carried: u32,
+    cluster: String,
+    endpoint: SocketAddr,
+    most: u32,
+}
+
+impl Upstreams {
+    /// One that waits, or a new one.
+    ///
+    /// # Errors
+    /// The endpoint cannot be connected to.
+    pub(super) async fn take(
+        &self,
+        supply: &impl SocketSupply,
+        cluster: &Cluster,
+        endpoint: SocketAddr,
+    ) -> Result<Link, ConnectError> {
+        while let Some(mut link) = self.waiting(&cluster.name, endpoint) {
+            link.idle_since.set(None);
+            if !link.sender.is_closed() && link.sender.ready().await.is_ok() {
+                return Ok(link);
+            }
+        }
+        let stream = connect::from_node(supply, endpoint, cluster.connect_timeout).await?;
+        Link::begin(stream, cluster, endpoint).await
+    }
+
+    fn waiting(&self, cluster: &str, endpoint: SocketAddr) -> Option<Link> {
+        self.0.borrow_mut().get_mut(cluster)?.get_mut(&endpoint)?.pop()
+    }
+
+    /// Its exchange has ended in order.
+    pub(super) fn give_back(&self, link: Link) {
+        if link.sender.is_closed() || link.most > 0 && link.carried >= link.most {
+            return;
+        }
+        link.idle_since.set(Some(Instant::now()));
+        let mut all = self.0.borrow_mut();
+        if !all.contains_key(&link.cluster) {
+            all.insert(link.cluster.clone(), HashMap::new());
+        }
+        if let Some(endpoints) = all.get_mut(&link.cluster) {
+            let links = endpoints.entry(link.endpoint).or_default();
+            // Those that were closed meanwhile.
+            links.retain(|link| !link.sender.is_closed());
+            links.push(link);
+        }
+    }
+}
+
+impl Link {
+    async fn begin(
+        stream: TcpStream,
+        cluster: &Cluster,
+        endpoint: SocketAddr,
+    ) -> Result<Self, ConnectError> {
+        let (sender, mut connection) = http1::Builder::new()
+            .max_headers(MAX_RESPONSE_HEADER_LINES)
+            .max_header_size(MAX_RESPONSE_HEADERS)
+            .handshake::<_, RequestBody>(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
+        let idle_since = Rc::new(Cell::new(None));
+        let idle = Rc::clone(&idle_since);
+        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        // One task per connection, not per request: it lives as long as the connection.
+        tokio::task::spawn_local(async move {
+            let mut look = Instant::now() + longest;
+            loop {
+                tokio::select! {
+                    ended = &mut connection => {
+                        if ended.is_ok() {
+                            let stream = connection.into_parts().io.into_inner();
+                            // It fails only for a socket that is gone.
+                            let _ = SockRef::from(&stream).set_linger(None);
+                        }
+                        return;
+                    }
+                    () = sleep_until(look) => match idle.get() {
+                        Some(since) if since + longest <= Instant::now() => {
+                            let stream = connection.into_parts().io.into_inner();
+                            let _ = SockRef::from(&stream).set_linger(None);
+                            return;
+                        }
+                        Some(since) => look = since + longest,
+                        None => look = Instant::now() + longest,
+                    },
+                }
+            }
+        });
+        Ok(Self {
+            sender,
+            idle_since,
+            carried: 0,
+            cluster: cluster.name.clone(),
+            endpoint,
+            most: cluster.max_requests_per_connection,
+        })
+    }
+
+    /// Was it used before? Then the upstream may have closed it while the request was on its way.
+    pub(super) fn is_used(&self) -> bool {
+        self.carried > 0
+    }
+
+    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
+        self.carried += 1;
+        &mut self.sender
+    }
+}

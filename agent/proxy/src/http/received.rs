@@ -1,0 +1,244 @@
+//! A request as it was received, made one that can be routed: who sent it, by which way, and what is only for this hop.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Version, http::request::Parts};
+use shunt_core::http::{HttpConnectionManager, RequestView, StripPort};
+use shunt_core::route::matching::without_port;
+
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What only a proxy inside the mesh may say; from outside it is taken away.
+const INTERNAL: [&str; 17] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-ip-tags",
+    "x-envoy-is-timeout-retry",
+    "x-envoy-max-retries",
+    "x-envoy-original-path",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+];
+
+/// A request, taken apart so that each piece can change.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) method: Method,
+    /// Path and query.
+    pub(super) path: String,
+    /// `host`.
+    pub(super) authority: String,
+    pub(super) version: Version,
+    /// Without `host`.
+    pub(super) headers: HeaderMap,
+}
+
+/// Why a request is answered without being routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// HTTP/1.0 is not accepted.
+    TooOld,
+    NoHost,
+    /// The path is none.
+    NoPath,
+    /// It cannot become another protocol here.
+    Upgrade,
+    /// A fragment is for the client alone.
+    Fragment,
+}
+
+impl Head {
+    /// # Errors
+    /// It is not fit to be routed.
+    pub(super) fn new(parts: Parts, manager: &HttpConnectionManager) -> Result<Self, Unfit> {
+        let Parts {
+            method,
+            uri,
+            version,
+            mut headers,
+            ..
+        } = parts;
+        if version < Version::HTTP_11 && !manager.accept_http_10 {
+            return Err(Unfit::TooOld);
+        }
+        let said = headers.remove(header::HOST);
+        let said = said.as_ref().and_then(|host| host.to_str().ok());
+        // The target's own authority counts more; RFC 9112, section 3.2.2.
+        let authority = uri.authority().map(|authority| authority.as_str()).or(said);
+        let default = &manager.default_host_for_http_10;
+        let authority = match authority.filter(|authority| !authority.is_empty()) {
+            Some(authority) => authority.to_owned(),
+            None if version < Version::HTTP_11 && !default.is_empty() => default.clone(),
+            None => return Err(Unfit::NoHost),
+        };
+        let path = uri.path_and_query().map_or("", |path| path.as_str());
+        if !path.starts_with('/') {
+            return Err(Unfit::NoPath);
+        }
+        if path.contains('#') {
+            return Err(Unfit::Fragment);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            method,
+            authority,
+            version,
+            headers,
+        })
+    }
+
+    /// What Envoy's connection manager does with every request before it is routed.
+    ///
+    /// # Errors
+    /// It is not fit to be routed.
+    pub(super) fn receive(
+        &mut self,
+        manager: &HttpConnectionManager,
+        client: SocketAddr,
+        listener: SocketAddr,
+    ) -> Result<(), Unfit> {
+        self.strip_port(manager.strip_host_port, listener.port());
+        if self.is_upgrade() {
+            return Err(Unfit::Upgrade);
+        }
+        self.drop_hop_by_hop();
+        if manager.use_remote_address {
+            if !manager.skip_xff_append {
+                append(&mut self.headers, &X_FORWARDED_FOR, &client.ip().to_string(), ", ");
+            }
+            self.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            for name in INTERNAL {
+                self.headers.remove(name);
+            }
+        }
+        self.headers.remove("x-envoy-internal");
+        self.headers
+            .entry(X_FORWARDED_PROTO)
+            .or_insert(HeaderValue::from_static("http"));
+        if manager.request_id.generate {
+            let keep = !manager.use_remote_address || manager.request_id.preserve_external;
+            if !(keep && self.headers.contains_key(X_REQUEST_ID)) {
+                self.headers.insert(X_REQUEST_ID, request_id());
+            }
+        }
+        if !manager.via.is_empty() {
+            append(&mut self.headers, &header::VIA, &manager.via, ", ");
+        }
+        Ok(())
+    }
+
+    fn strip_port(&mut self, rule: StripPort, own: u16) {
+        let host = without_port(&self.authority);
+        let port = self.authority.get(host.len() + 1..);
+        let strip = match rule {
+            StripPort::Never => false,
+            StripPort::Any => true,
+            StripPort::Matching => port == Some(own.to_string().as_str()),
+        };
+        if strip {
+            self.authority = host.to_owned();
+        }
+    }
+
+    fn is_upgrade(&self) -> bool {
+        let connection = self.headers.get_all(header::CONNECTION).iter();
+        let mut words = connection
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        words.any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
+            && self.headers.contains_key(header::UPGRADE)
+    }
+
+    fn drop_hop_by_hop(&mut self) {
+        for name in [
+            header::CONNECTION,
+            header::UPGRADE,
+            header::TRANSFER_ENCODING,
+            header::EXPECT,
+            KEEP_ALIVE,
+            PROXY_CONNECTION,
+        ] {
+            self.headers.remove(name);
+        }
+        if let Some(te) = self.headers.remove(header::TE)
+            && te.to_str().is_ok_and(|te| te.contains("trailers"))
+        {
+            self.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// As Envoy makes them: version 4, of chance.
+fn request_id() -> HeaderValue {
+    let bits = fastrand::u128(..) & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let digits = format!("{bits:032x}");
+    let [a, b, c, d, e] = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    HeaderValue::try_from(format!("{a}-{b}-{c}-{d}-{e}")).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// To the value that is there, or alone.
+pub(super) fn append(headers: &mut HeaderMap, name: &HeaderName, value: &str, separator: &str) {
+    let text = match joined(headers, name.as_str()) {
+        Some(before) if !before.is_empty() => [&before[..], separator.as_bytes(), value.as_bytes()].concat(),
+        _ => value.as_bytes().to_vec(),
+    };
+    if let Ok(value) = HeaderValue::from_bytes(&text) {
+        headers.insert(name, value);
+    }
+}
+
+/// All values of a name.
+pub(super) fn joined<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, [u8]>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?.as_bytes();
+    let mut rest = values.peekable();
+    if rest.peek().is_none() {
+        return Some(first.into());
+    }
+    let mut all = first.to_vec();
+    for value in rest {
+        all.push(b',');
+        all.extend_from_slice(value.as_bytes());
+    }
+    Some(all.into())
+}
+
+impl RequestView for Head {
+    fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        joined(&self.headers, name)
+    }
+}
+
+pub(super) fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}

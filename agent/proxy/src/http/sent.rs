@@ -1,0 +1,153 @@
+//! A request on its way to an upstream: what the configuration adds, removes and rewrites; and the same for responses.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use shunt_core::http::format::Known;
+use shunt_core::route::{
+    AppendAction, Forward, HeaderMutations, Mutations, Rewrite, Route, RouteConfiguration,
+    VirtualHost,
+};
+
+use super::received::{Head, append, joined, protocol};
+use super::Client;
+
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const X_ENVOY_EXPECTED_TIMEOUT: HeaderName =
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// What a request matched.
+#[derive(Clone, Copy)]
+pub(super) struct Matched<'a> {
+    pub(super) routes: &'a RouteConfiguration,
+    pub(super) host: &'a VirtualHost,
+    pub(super) route: &'a Route,
+    /// The weighted cluster's own.
+    pub(super) cluster: Option<(&'a str, &'a Mutations)>,
+}
+
+impl Matched<'_> {
+    /// In the order in which they are applied.
+    fn levels(&self) -> impl Iterator<Item = &Mutations> {
+        let mut levels = [&self.route.mutations, &self.host.mutations, &self.routes.mutations];
+        if self.routes.most_specific_wins {
+            levels.reverse();
+        }
+        let own = self.cluster.map(|(_, mutations)| mutations);
+        own.into_iter().chain(levels)
+    }
+
+    fn known<'k>(&'k self, head: &'k Head, client: &Client<'_>) -> Known<'k> {
+        Known {
+            request: head,
+            response: None,
+            protocol: protocol(head.version),
+            response_code: None,
+            client: client.addr,
+            listener: client.listener,
+            upstream: None,
+            route: &self.route.name,
+            cluster: self.cluster.map(|(name, _)| name),
+        }
+    }
+
+    /// The request as the upstream is to see it.
+    pub(super) fn prepare(
+        &self,
+        head: &mut Head,
+        forward: &Forward,
+        host: Option<&str>,
+        client: &Client<'_>,
+    ) {
+        let quiet = client.chain.manager.suppress_envoy_headers;
+        if !quiet && !forward.timeout.is_zero() {
+            let millis = HeaderValue::from(u64::try_from(forward.timeout.as_millis()).unwrap_or(u64::MAX));
+            head.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, millis);
+        }
+        for level in self.levels() {
+            self.change_request(head, &level.request, client);
+        }
+        let rewritten = host
+            .map(str::to_owned)
+            .or_else(|| forward.host.as_ref()?.apply(head));
+        if let Some(host) = rewritten {
+            if forward.append_x_forwarded_host {
+                let said = head.authority.clone();
+                append(&mut head.headers, &X_FORWARDED_HOST, &said, ",");
+            }
+            head.authority = host;
+        }
+        if let Some(rewrite) = &forward.rewrite {
+            self.rewrite(head, rewrite, quiet);
+        }
+    }
+
+    fn rewrite(&self, head: &mut Head, rewrite: &Rewrite, quiet: bool) {
+        let path = rewrite.apply(&head.path, &self.route.matches);
+        if !quiet && let Ok(before) = HeaderValue::from_str(&head.path) {
+            head.headers.insert(X_ENVOY_ORIGINAL_PATH, before);
+        }
+        head.path = path;
+    }
+
+    fn change_request(&self, head: &mut Head, mutations: &HeaderMutations, client: &Client<'_>) {
+        remove(&mut head.headers, mutations);
+        for addition in &mutations.add {
+            let value = addition.value.render(&self.known(head, client)).into_owned();
+            add(&mut head.headers, &addition.name, &value, addition.action, addition.keep_empty);
+        }
+    }
+
+    /// What the route and those above it say of a response.
+    pub(super) fn change_response(
+        &self,
+        headers: &mut HeaderMap,
+        status: u16,
+        head: &Head,
+        client: &Client<'_>,
+    ) {
+        for level in self.levels() {
+            remove(headers, &level.response);
+            for addition in &level.response.add {
+                let value = {
+                    let response = |name: &str| joined(headers, name).map(|value| value.into_owned());
+                    let known = Known {
+                        response: Some(&response),
+                        response_code: Some(status),
+                        ..self.known(head, client)
+                    };
+                    addition.value.render(&known).into_owned()
+                };
+                add(headers, &addition.name, &value, addition.action, addition.keep_empty);
+            }
+        }
+    }
+}
+
+fn remove(headers: &mut HeaderMap, mutations: &HeaderMutations) {
+    for name in &mutations.remove {
+        headers.remove(name.as_str());
+    }
+}
+
+fn add(headers: &mut HeaderMap, name: &str, value: &[u8], action: AppendAction, keep_empty: bool) {
+    // Both were checked; what a client has sent may still be no value.
+    let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value)) else {
+        return;
+    };
+    if value.is_empty() && !keep_empty {
+        return;
+    }
+    let is_there = headers.contains_key(&name);
+    match action {
+        AppendAction::AppendIfExistsOrAdd => {
+            headers.append(name, value);
+        }
+        AppendAction::AddIfAbsent if is_there => {}
+        AppendAction::OverwriteIfExists if !is_there => {}
+        AppendAction::AddIfAbsent
+        | AppendAction::OverwriteIfExists
+        | AppendAction::OverwriteIfExistsOrAdd => {
+            headers.insert(name, value);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What the agent serves in the node's own name: the listeners of its bootstrap, bound here since their ports may be
+//! privileged ones, and sockets to connect from.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use shunt_core::bootstrap::Bootstrap;
+use shunt_core::config::Config;
+use shunt_intercept::netns::Netns;
+
+use super::Supervisor;
+use crate::ipc::ToWorker;
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) netns: Netns,
+    pub(super) bootstrap: Bootstrap,
+    /// One for each worker.
+    sockets: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+}
+
+impl Node {
+    /// Binds every listener.
+    pub(super) fn open(config: &Config, bootstrap: Bootstrap) -> Result<Self> {
+        let own = Path::new("/proc/self/ns/net");
+        let mut node = Self {
+            netns: Netns::open(own).context("cannot open the agent's own namespace")?,
+            bootstrap: Bootstrap::default(),
+            sockets: BTreeMap::new(),
+        };
+        let sockets = node.bind(config, &bootstrap)?;
+        node.sockets = sockets;
+        node.bootstrap = bootstrap;
+        Ok(node)
+    }
+
+    /// Those that are not bound yet.
+    fn bind(
+        &self,
+        config: &Config,
+        bootstrap: &Bootstrap,
+    ) -> Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
+        let mut bound = BTreeMap::new();
+        for listener in &bootstrap.listeners {
+            if self.sockets.contains_key(&listener.addr) {
+                continue;
+            }
+            let (addr, sockets) = self
+                .netns
+                .listen(listener.addr, config.mark, config.concurrency)
+                .with_context(|| format!("listener `{}`: cannot bind {}", listener.name, listener.addr))?;
+            tracing::info!(listener = listener.name, %addr, "listens");
+            bound.insert(listener.addr, sockets);
+        }
+        Ok(bound)
+    }
+}
+
+impl Supervisor {
+    /// Serves this bootstrap in place of the one before, on the same sockets where the addresses are the same.
+    ///
+    /// # Errors
+    /// An address cannot be bound; nothing has changed.
+    pub(super) fn replace_bootstrap(&mut self, bootstrap: Bootstrap) -> Result<()> {
+        let new = self.served.bind(&self.config, &bootstrap)?;
+        let is_gone = |addr: &SocketAddr| !bootstrap.listeners.iter().any(|listener| listener.addr == *addr);
+        let gone: Vec<SocketAddr> = self.served.sockets.keys().copied().filter(is_gone).collect();
+        let added: Vec<SocketAddr> = new.keys().copied().collect();
+        self.served.sockets.extend(new);
+        self.served.bootstrap = bootstrap;
+        self.tell_bootstrap();
+        for addr in added {
+            self.tell_served(addr);
+        }
+        for addr in gone {
+            self.served.sockets.remove(&addr);
+            self.data_plane.tell(&ToWorker::Unserve(addr), Vec::new());
+        }
+        Ok(())
+    }
+
+    /// To a data plane that knows nothing.
+    pub(super) fn tell_node(&mut self) {
+        if self.served.bootstrap.is_empty() {
+            return;
+        }
+        self.tell_bootstrap();
+        let all: Vec<SocketAddr> = self.served.sockets.keys().copied().collect();
+        for addr in all {
+            self.tell_served(addr);
+        }
+    }
+
+    fn tell_bootstrap(&mut self) {
+        match ToWorker::bootstrap(&self.served.bootstrap) {
+            Ok(messages) => messages
+                .iter()
+                .for_each(|message| self.data_plane.tell(message, Vec::new())),
+            Err(error) => tracing::error!(%error, "cannot tell the data plane its bootstrap"),
+        }
+    }
+
+    fn tell_served(&mut self, addr: SocketAddr) {
+        let sockets = self.served.sockets.get(&addr).into_iter().flatten();
+        let sockets: std::io::Result<Vec<OwnedFd>> = sockets
+            .map(|socket| socket.as_fd().try_clone_to_owned())
+            .collect();
+        match sockets {
+            Ok(sockets) => self.data_plane.tell(&ToWorker::Serve(addr), sockets),
+            Err(error) => tracing::error!(%error, "cannot share a listener"),
+        }
+    }
+}
