@@ -93,6 +93,9 @@ pub trait RequestView {
     /// Several of a name are joined by commas. `name` is in lower case, and no pseudo header.
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 
+    /// Does any line of that name pass? `None`: there is none.
+    fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool>;
+
     /// With Envoy's names for what stands in no header line.
     fn any_header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         match name {

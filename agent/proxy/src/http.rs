@@ -73,7 +73,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         let exchange = Exchange::new(local, &client_of, carried.get());
         exchange.run(request)
     });
-    let wire = Wire::new(client, read);
+    let wire = Wire::new(client, read, reply::signature(manager));
     let counts = wire.counts();
     let longest = |first: Duration, second: Duration| match first.is_zero() {
         true => second,

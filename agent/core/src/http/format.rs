@@ -250,6 +250,10 @@ mod tests {
         fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
             (name == "x-user").then(|| b"alice".into())
         }
+
+        fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+            self.header(name).map(|value| test(&value))
+        }
     }
 
     fn rendered(text: &str) -> String {

@@ -126,25 +126,33 @@ impl RouteMatch {
 
 impl HeaderMatch {
     pub fn matches(&self, request: &dyn RequestView) -> bool {
-        let value = request.any_header(&self.name);
+        let mut test = |value: &[u8]| self.value.matches(value);
+        let found = match self.name.as_str() {
+            name if name.starts_with(':') || name == "host" => {
+                request.any_header(name).map(|value| test(&value))
+            }
+            name => request.any_line(name, &mut test),
+        };
         if let HeaderValueMatch::Present(present) = self.value {
-            let is_there = value.is_some() || self.missing_is_empty;
+            let is_there = found.is_some() || self.missing_is_empty;
             return (is_there == present) != self.invert;
         }
-        let value = match value {
-            Some(value) => value,
-            None if self.missing_is_empty => b"".into(),
-            None => return false,
-        };
-        let matches = match &self.value {
-            HeaderValueMatch::Text(text) => text.matches(&value),
-            HeaderValueMatch::Range(from, to) => std::str::from_utf8(&value)
+        // One line that matches is enough; what is not there matches nothing, inverted or not.
+        let found = found.or_else(|| self.missing_is_empty.then(|| test(b"")));
+        found.is_some_and(|matches| matches != self.invert)
+    }
+}
+
+impl HeaderValueMatch {
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Text(text) => text.matches(value),
+            Self::Range(from, to) => std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.parse::<i64>().ok())
                 .is_some_and(|number| (*from..*to).contains(&number)),
-            HeaderValueMatch::Present(_) => true,
-        };
-        matches != self.invert
+            Self::Present(_) => true,
+        }
     }
 }
 

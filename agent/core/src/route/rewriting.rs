@@ -104,6 +104,10 @@ mod tests {
         fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
             (name == "x-host").then(|| b"other".into())
         }
+
+        fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+            self.header(name).map(|value| test(&value))
+        }
     }
 
     fn matched(path: PathMatch) -> RouteMatch {

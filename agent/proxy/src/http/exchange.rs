@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{Request, Response, Uri};
+use hyper::{Method, Request, Response, Uri, Version};
 use shunt_core::bootstrap::HttpChain;
 use shunt_core::cluster::Cluster;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Client;
 use super::body::{Progress, RequestBody, ResponseBody, Upstream};
 use super::pool::Link;
-use super::received::{Head, X_FORWARDED_PROTO};
+use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
 use crate::connect::ConnectError;
@@ -63,22 +63,25 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     ) -> Result<Response<ResponseBody>, std::convert::Infallible> {
         let (parts, body) = request.into_parts();
         let manager = &self.chain.manager;
+        let is_connect = parts.method == Method::CONNECT;
         let mut head = match Head::new(parts, manager) {
             Ok(head) => head,
             Err(why) => {
                 let mut response = reply::unfit(why);
-                reply::finish(response.headers_mut(), manager, None);
-                close(&mut response);
+                reply::finish(&mut response, manager, None);
+                if why != Unfit::NoPath || is_connect {
+                    close(&mut response);
+                }
                 return Ok(response);
             }
         };
+        let keeps_alive = head.keeps_alive();
         let progress = Progress::new(body.is_end_stream());
-        let mut response = match head.receive(manager, self.client.addr, self.client.listener) {
-            Ok(()) => self.route(&mut head, body, &progress).await,
-            Err(why) => reply::unfit(why),
-        };
-        reply::finish(response.headers_mut(), manager, Some(&head));
-        if self.is_last || !progress.has_request_ended() {
+        let received = head.receive(manager, self.client.addr, self.client.listener);
+        let mut response = self.route(&mut head, received, body, &progress).await;
+        reply::finish(&mut response, manager, Some(&head));
+        let is_upgrade = received == Received::Upgrade;
+        if self.is_last || is_upgrade || !keeps_alive || !progress.has_request_ended() {
             close(&mut response);
         }
         Ok(response)
@@ -87,6 +90,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     async fn route(
         &self,
         head: &mut Head,
+        received: Received,
         body: Incoming,
         progress: &Rc<Progress>,
     ) -> Response<ResponseBody> {
@@ -111,20 +115,25 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             cluster: None,
         };
         let mut response = match &route.action {
+            _ if received == Received::Upgrade => reply::local(403, ""),
             Action::Respond(direct) => reply::local(direct.status, direct.body.clone()),
             Action::Redirect(redirect) => {
                 let location = redirect.location(head, &route.matches, "http");
                 reply::redirect(redirect.status, &location)
             }
             Action::Forward(forward) => {
-                return self.forward(head, forward, &mut matched, body, progress).await;
+                match self.forward(head, forward, &mut matched, body, progress).await {
+                    Ok(response) => return response,
+                    Err(response) => response,
+                }
             }
         };
-        let status = response.status().as_u16();
-        matched.change_response(response.headers_mut(), status, head, self.client);
+        // Envoy does this to its own replies before it notes their status.
+        matched.change_response(response.headers_mut(), 0, head, self.client);
         response
     }
 
+    /// An upstream's response, or why there is none.
     async fn forward<'m>(
         &self,
         head: &mut Head,
@@ -132,7 +141,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         matched: &mut Matched<'m>,
         body: Incoming,
         progress: &Rc<Progress>,
-    ) -> Response<ResponseBody> {
+    ) -> Result<Response<ResponseBody>, Response<ResponseBody>> {
         let named;
         let (name, choice): (&str, Option<&'m ClusterChoice>) = match &forward.target {
             Target::Clusters(clusters) => {
@@ -146,11 +155,11 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         };
         let Some(cluster) = self.client.snapshot.proxy.cluster(name).map(Arc::clone) else {
-            return reply::local(forward.cluster_not_found, "");
+            return Err(reply::local(forward.cluster_not_found, ""));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
         let Some(endpoint) = self.local.balance.choose(&cluster) else {
-            return reply::local(503, "no healthy upstream");
+            return Err(reply::local(503, "no healthy upstream"));
         };
         let host = choice.and_then(|choice| choice.host.as_deref());
         let asked = head.clone();
@@ -175,9 +184,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                     stream_idle: self.chain.manager.timeouts.stream_idle,
                     timer: None,
                 };
-                Response::from_parts(parts, ResponseBody::Upstream(body))
+                parts.version = Version::HTTP_11;
+                Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
             }
-            Err(failure) => failed(&failure),
+            Err(failure) => Err(failed(&failure)),
         }
     }
 
@@ -264,6 +274,11 @@ fn request(head: &Head, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = Uri::try_from(head.path.as_str()).unwrap_or_default();
+    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
+        let nothing = HeaderValue::from_static("0");
+        request.headers_mut().insert(header::CONTENT_LENGTH, nothing);
+    }
     if let Ok(host) = HeaderValue::from_str(&head.authority) {
         request.headers_mut().insert(header::HOST, host);
     }
@@ -273,6 +288,11 @@ fn request(head: &Head, body: RequestBody) -> Request<RequestBody> {
     request
 }
 
+/// Without a body, a request of any other method says so.
+fn expects_body(method: &Method) -> bool {
+    ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
+}
+
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     match failure {
@@ -280,16 +300,7 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
         Failure::Connect(ConnectError::Timeout(_)) => {
             reply::local(503, format!("{BEFORE} connection timeout"))
         }
-        Failure::Connect(error) => {
-            let cause = std::error::Error::source(error).map(ToString::to_string);
-            let cause = cause.unwrap_or_default();
-            // As the C library says it, without Rust's number.
-            let cause = cause.split(" (os error").next().unwrap_or_default();
-            reply::local(
-                503,
-                format!("{BEFORE} remote connection failure, transport failure reason: delayed connect error: {cause}"),
-            )
-        }
+        Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
         Failure::Reset(error) if error.is_parse() => reply::local(502, format!("{BEFORE} protocol error")),
         Failure::Reset(_) => reply::local(503, format!("{BEFORE} connection termination")),
     }

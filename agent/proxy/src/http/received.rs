@@ -14,18 +14,16 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// What only a proxy inside the mesh may say; from outside it is taken away.
-const INTERNAL: [&str; 17] = [
-    "x-envoy-decorator-operation",
-    "x-envoy-downstream-service-cluster",
-    "x-envoy-downstream-service-node",
-    "x-envoy-expected-rq-timeout-ms",
+const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+
+/// What only a proxy inside the mesh may say; from anybody else it is taken away.
+const INTERNAL: [&str; 14] = [
     "x-envoy-force-trace",
     "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-internal",
     "x-envoy-ip-tags",
-    "x-envoy-is-timeout-retry",
     "x-envoy-max-retries",
-    "x-envoy-original-path",
+    "x-envoy-original-url",
     "x-envoy-retriable-header-names",
     "x-envoy-retriable-status-codes",
     "x-envoy-retry-grpc-on",
@@ -33,6 +31,31 @@ const INTERNAL: [&str; 17] = [
     "x-envoy-upstream-alt-stat-name",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-rq-timeout-ms",
+];
+
+/// The same where the peer is the client, at the edge.
+const EDGE: [&str; 5] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-original-path",
+];
+
+/// Several lines of these are one for upstreams, with commas between the values.
+const ONE_LINE: [&str; 11] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "cache-control",
+    "content-type",
+    "origin",
+    "user-agent",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-request-id",
 ];
 
 /// A request, taken apart so that each piece can change.
@@ -56,10 +79,14 @@ pub(super) enum Unfit {
     NoHost,
     /// The path is none.
     NoPath,
-    /// It cannot become another protocol here.
+}
+
+/// What a request wants beside its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    Plain,
+    /// To become another protocol.
     Upgrade,
-    /// A fragment is for the client alone.
-    Fragment,
 }
 
 impl Head {
@@ -90,9 +117,6 @@ impl Head {
         if !path.starts_with('/') {
             return Err(Unfit::NoPath);
         }
-        if path.contains('#') {
-            return Err(Unfit::Fragment);
-        }
         Ok(Self {
             path: path.to_owned(),
             method,
@@ -102,31 +126,40 @@ impl Head {
         })
     }
 
+    /// Does the client say that it goes on with this connection?
+    pub(super) fn keeps_alive(&self) -> bool {
+        match self.version {
+            Version::HTTP_10 => self.connection_says("keep-alive"),
+            _ => !self.connection_says("close"),
+        }
+    }
+
     /// What Envoy's connection manager does with every request before it is routed.
-    ///
-    /// # Errors
-    /// It is not fit to be routed.
     pub(super) fn receive(
         &mut self,
         manager: &HttpConnectionManager,
         client: SocketAddr,
         listener: SocketAddr,
-    ) -> Result<(), Unfit> {
+    ) -> Received {
         self.strip_port(manager.strip_host_port, listener.port());
-        if self.is_upgrade() {
-            return Err(Unfit::Upgrade);
-        }
+        let is_upgrade = self.connection_says("upgrade") && self.headers.contains_key(header::UPGRADE);
         self.drop_hop_by_hop();
+        self.join_lines();
         if manager.use_remote_address {
             if !manager.skip_xff_append {
-                append(&mut self.headers, &X_FORWARDED_FOR, &client.ip().to_string(), ", ");
+                append(&mut self.headers, &X_FORWARDED_FOR, &client.ip().to_string(), ",");
+            }
+            if let Ok(address) = HeaderValue::from_str(&client.ip().to_string()) {
+                self.headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
             }
             self.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-            for name in INTERNAL {
+            for name in EDGE {
                 self.headers.remove(name);
             }
         }
-        self.headers.remove("x-envoy-internal");
+        for name in INTERNAL {
+            self.headers.remove(name);
+        }
         self.headers
             .entry(X_FORWARDED_PROTO)
             .or_insert(HeaderValue::from_static("http"));
@@ -139,7 +172,10 @@ impl Head {
         if !manager.via.is_empty() {
             append(&mut self.headers, &header::VIA, &manager.via, ", ");
         }
-        Ok(())
+        match is_upgrade {
+            true => Received::Upgrade,
+            false => Received::Plain,
+        }
     }
 
     fn strip_port(&mut self, rule: StripPort, own: u16) {
@@ -155,13 +191,25 @@ impl Head {
         }
     }
 
-    fn is_upgrade(&self) -> bool {
+    fn connection_says(&self, wanted: &str) -> bool {
         let connection = self.headers.get_all(header::CONNECTION).iter();
         let mut words = connection
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','));
-        words.any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
-            && self.headers.contains_key(header::UPGRADE)
+        words.any(|word| word.trim().eq_ignore_ascii_case(wanted))
+    }
+
+    /// Headers of which Envoy knows one line only.
+    fn join_lines(&mut self) {
+        for name in ONE_LINE {
+            if self.headers.get_all(name).iter().nth(1).is_some() {
+                let values: Vec<&[u8]> = self.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+                let joined = values.join(&b","[..]);
+                if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+                    self.headers.insert(name, joined);
+                }
+            }
+        }
     }
 
     fn drop_hop_by_hop(&mut self) {
@@ -233,6 +281,12 @@ impl RequestView for Head {
 
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         joined(&self.headers, name)
+    }
+
+    fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+        let mut lines = self.headers.get_all(name).iter().peekable();
+        lines.peek()?;
+        Some(lines.any(|line| test(line.as_bytes())))
     }
 }
 

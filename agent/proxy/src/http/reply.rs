@@ -1,7 +1,8 @@
 //! Responses: those the proxy gives itself, worded as Envoy words them, and what every response gets on its way out.
 
 use bytes::Bytes;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use shunt_core::http::{HttpConnectionManager, ServerHeader};
 
@@ -23,10 +24,9 @@ pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBod
 
 pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
     match why {
-        Unfit::TooOld => local(426, ""),
-        Unfit::NoHost | Unfit::Fragment => local(400, ""),
+        Unfit::TooOld => local(426, "Upgrade Required"),
+        Unfit::NoHost => local(400, ""),
         Unfit::NoPath => local(404, ""),
-        Unfit::Upgrade => local(403, ""),
     }
 }
 
@@ -39,12 +39,31 @@ pub(super) fn redirect(status: u16, location: &str) -> Response<ResponseBody> {
     response
 }
 
+/// What [`finish`] adds to any response, as header lines.
+pub(super) fn signature(manager: &HttpConnectionManager) -> String {
+    let mut lines = String::new();
+    if !manager.via.is_empty() {
+        lines += &format!("via: {}\r\n", manager.via);
+    }
+    if manager.server_header != ServerHeader::PassThrough {
+        lines += &format!("server: {}\r\n", manager.server_name);
+    }
+    lines
+}
+
 /// What every response gets, wherever it comes from.
 pub(super) fn finish(
-    headers: &mut HeaderMap,
+    response: &mut Response<ResponseBody>,
     manager: &HttpConnectionManager,
     request: Option<&Head>,
 ) {
+    // Reasons are the proxy's own, whatever the upstream says.
+    let is_known = response.status().canonical_reason().is_some() && response.status() != StatusCode::IM_A_TEAPOT;
+    match is_known {
+        true => response.extensions_mut().remove::<ReasonPhrase>(),
+        false => response.extensions_mut().insert(ReasonPhrase::from_static(b"Unknown")),
+    };
+    let headers = response.headers_mut();
     for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING] {
         headers.remove(name);
     }

@@ -12,6 +12,7 @@ use super::Client;
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const X_ENVOY_ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const X_ENVOY_EXPECTED_TIMEOUT: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
@@ -74,7 +75,10 @@ impl Matched<'_> {
                 let said = head.authority.clone();
                 append(&mut head.headers, &X_FORWARDED_HOST, &said, ",");
             }
-            head.authority = host;
+            let said = std::mem::replace(&mut head.authority, host);
+            if !quiet && let Ok(said) = HeaderValue::from_str(&said) {
+                head.headers.insert(X_ENVOY_ORIGINAL_HOST, said);
+            }
         }
         if let Some(rewrite) = &forward.rewrite {
             self.rewrite(head, rewrite, quiet);

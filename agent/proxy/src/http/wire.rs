@@ -23,7 +23,17 @@ pub(super) struct Wire {
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
     counts: Rc<Counts>,
+    /// What every reply of ours has, as header lines.
+    signature: String,
+    /// Written in place of what hyper gave.
+    instead: Vec<u8>,
 }
+
+/// How hyper's own answers to what is no request begin: they have no body, and nobody is asked about them.
+const HYPERS_OWN: [&[u8]; 2] = [
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n",
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n",
+];
 
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -42,12 +52,38 @@ impl Counts {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, before: Vec<u8>) -> Self {
+    pub(super) fn new(stream: TcpStream, before: Vec<u8>, signature: String) -> Self {
         Self {
             stream,
             before: (before, 0),
             counts: Rc::default(),
+            signature,
+            instead: Vec::new(),
         }
+    }
+
+    /// The same answer as Envoy words it.
+    fn reword(&self, answer: &[u8]) -> Option<Vec<u8>> {
+        let beginning = HYPERS_OWN.into_iter().find(|own| answer.starts_with(own))?;
+        let rest = std::str::from_utf8(&answer[beginning.len()..]).ok()?;
+        let rest = rest.strip_suffix("\r\n\r\n").filter(|rest| !rest.contains("\r\n\r\n"))?;
+        let (line, _) = std::str::from_utf8(beginning).ok()?.split_once("\r\n")?;
+        let text = line.splitn(3, ' ').nth(2)?;
+        let length = text.len();
+        let signature = &self.signature;
+        let answer = format!(
+            "{line}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\n{signature}{rest}\r\nconnection: close\r\n\r\n{text}"
+        );
+        Some(answer.into_bytes())
+    }
+
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.instead.is_empty() {
+            let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))?;
+            self.instead.drain(..written);
+            self.counts.written.set(self.counts.written() + written as u64);
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub(super) fn counts(&self) -> Rc<Counts> {
@@ -94,6 +130,11 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_instead(cx))?;
+        if let Some(instead) = self.reword(bytes) {
+            self.instead = instead;
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
         self.counts.written.set(self.counts.written() + written as u64);
         Poll::Ready(Ok(written))
@@ -104,6 +145,13 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        std::task::ready!(self.poll_instead(cx))?;
+        if let [only] = slices
+            && let Some(instead) = self.reword(only)
+        {
+            self.instead = instead;
+            return Poll::Ready(Ok(only.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         let written = std::task::ready!(written)?;
         self.counts.written.set(self.counts.written() + written as u64);
@@ -115,6 +163,7 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(self.poll_instead(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -26,6 +26,12 @@ impl RequestView for Request {
         let mut found = self.headers.iter().filter(|(known, _)| *known == name);
         found.next().map(|(_, value)| value.as_bytes().into())
     }
+
+    fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+        let mut found = self.headers.iter().filter(|(known, _)| *known == name).peekable();
+        found.peek()?;
+        Some(found.any(|(_, value)| test(value.as_bytes())))
+    }
 }
 
 fn host(name: &str, domains: &[&str]) -> VirtualHost {
@@ -124,7 +130,7 @@ fn paths_are_matched_without_their_query() {
 fn headers_match_as_envoy_says() {
     let request = Request {
         path: "/",
-        headers: &[("x-n", "42"), ("x-e", "")],
+        headers: &[("x-n", "42"), ("x-e", ""), ("x-two", "1"), ("x-two", "2")],
     };
     let is = |name: &str, value: HeaderValueMatch, invert, missing_is_empty| {
         let matcher = HeaderMatch {
@@ -150,6 +156,8 @@ fn headers_match_as_envoy_says() {
     assert!(!is("x-none", exact(""), false, false));
     assert!(!is("x-none", exact("1"), true, false));
     assert!(is("x-none", exact(""), false, true));
+    assert!(is("x-two", exact("1"), false, false) && is("x-two", exact("2"), false, false));
+    assert!(!is("x-two", exact("2"), true, false));
     assert!(is(":method", exact("GET"), false, false));
     assert!(is(":path", exact("/"), false, false));
 }

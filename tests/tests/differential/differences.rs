@@ -1,0 +1,64 @@
+//! In what shunt may differ from Envoy, and why. One that is not met any more must go.
+
+#[derive(Debug)]
+pub struct Difference {
+    /// The case, or all.
+    case: Option<&'static str>,
+    /// What the fact begins with, after its place.
+    fact: &'static str,
+    /// For people.
+    #[expect(dead_code, reason = "it is read where it stands")]
+    why: &'static str,
+}
+
+impl Difference {
+    pub fn is(&self, case: &str, fact: &str) -> bool {
+        self.case.is_none_or(|own| own == case) && fact.contains(self.fact)
+    }
+}
+
+const fn in_case(case: &'static str, fact: &'static str, why: &'static str) -> Difference {
+    Difference {
+        case: Some(case),
+        fact,
+        why,
+    }
+}
+
+pub const ALLOWED: &[Difference] = &[
+    in_case(
+        "fault: the upstream breaks off in a body",
+        "connection: ",
+        "who did not get all of it gets a reset, on any path of the agent, and never an end that looks like one",
+    ),
+    in_case(
+        "fault: HTTP/1.0",
+        "first line: ",
+        "hyper answers an HTTP/1.0 client as HTTP/1.0; RFC 9110, section 6.2, lets it",
+    ),
+    in_case(
+        "fault: a fragment",
+        "",
+        "hyper drops the fragment as it reads the target; nothing of it is matched or passed on",
+    ),
+    in_case(
+        "fault: another version",
+        "",
+        "hyper knows no such version and says 400; Envoy takes it for an old one",
+    ),
+    in_case(
+        "fault: length and chunks",
+        "",
+        "hyper does what RFC 9112, section 6.3, says: the chunks count, the length is taken out and not passed on",
+    ),
+    in_case(
+        "fault: an encoding that is not known",
+        "",
+        "hyper says 400 where Envoy says 501; both close",
+    ),
+    in_case(
+        "fault: a folded line",
+        "",
+        "hyper refuses what RFC 9112, section 5.2, wants refused or mended; Envoy mends it",
+    ),
+];

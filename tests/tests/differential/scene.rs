@@ -1,0 +1,199 @@
+//! Envoy, shunt, an upstream that notes what it sees, and a client, all in one pod.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use shunt_tests::world::Running;
+use shunt_tests::{Pod, World, agent};
+
+use crate::cases::{Case, Upstream};
+use crate::message::{Message, Reader};
+
+/// A proxy that says nothing for so long has nothing to say.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub struct Scene {
+    world: World,
+    pod: Pod,
+    pub proxies: [Proxy; 2],
+    upstream: Arc<Mutex<Plan>>,
+}
+
+pub struct Proxy {
+    pub name: &'static str,
+    /// Of the first listener; the others follow.
+    port: u16,
+    _running: Running,
+}
+
+#[derive(Default)]
+struct Plan {
+    does: Upstream,
+    seen: Vec<Message>,
+}
+
+/// What one proxy made of a case.
+#[derive(Debug)]
+pub struct Outcome {
+    pub responses: Vec<Message>,
+    /// How the connection was after the last response.
+    pub end: &'static str,
+    pub seen: Vec<Message>,
+}
+
+const LISTENERS: [&str; 4] = ["MAIN", "EDGE", "PASS", "TCP"];
+
+impl Scene {
+    pub fn new(envoy: &PathBuf) -> Self {
+        let world = World::new();
+        let pod = world.pod();
+        let upstream: Arc<Mutex<Plan>> = Arc::default();
+        let listener = inside(&pod, || TcpListener::bind("0.0.0.0:0")).expect("a listener");
+        let port = listener.local_addr().expect("an address").port();
+        let plan = Arc::clone(&upstream);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let plan = Arc::clone(&plan);
+                std::thread::spawn(move || serve(stream, &plan));
+            }
+        });
+        let file = |name: &str, first: u16| {
+            let mut text = include_str!("bootstrap.yaml").replace("[ADDRESS]", &pod.v4);
+            text = text.replace("[UPSTREAM]", &port.to_string());
+            for (listener, port) in LISTENERS.iter().zip(first..) {
+                text = text.replace(&format!("[{listener}]"), &port.to_string());
+            }
+            let path = world.dir.path().join(name);
+            fs::write(&path, text).expect("written");
+            path
+        };
+        let bootstrap = file("envoy.yaml", 20000);
+        let mut command = pod.command(&envoy.display().to_string());
+        command.arg("-c").arg(&bootstrap);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
+        let envoy = start(command);
+        let bootstrap = file("shunt.bootstrap.yaml", 21000);
+        let at = world.dir.path().display().to_string();
+        let config = format!(
+            "concurrency: 1\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
+             log: {{level: warn, access: off}}\nbootstrap: {}\n",
+            bootstrap.display()
+        );
+        let path = world.dir.path().join("shunt.yaml");
+        fs::write(&path, config).expect("written");
+        let mut command = pod.command(&agent::binary().display().to_string());
+        command.args(["run", "-c"]).arg(&path);
+        let shunt = start(command);
+        for port in [20000, 21000] {
+            pod.wait_for_listener(port);
+        }
+        Self {
+            proxies: [
+                Proxy { name: "Envoy", port: 20000, _running: envoy },
+                Proxy { name: "shunt", port: 21000, _running: shunt },
+            ],
+            world,
+            pod,
+            upstream,
+        }
+    }
+
+    /// Sends the case's bytes to one proxy.
+    pub fn play(&self, proxy: &Proxy, case: &Case) -> Outcome {
+        *self.upstream.lock().expect("a plan") = Plan {
+            does: case.upstream.clone(),
+            seen: Vec::new(),
+        };
+        let at = LISTENERS.iter().position(|known| *known == case.listener);
+        let port = proxy.port + at.expect("a listener") as u16;
+        let address = (self.pod.v4.as_str(), port);
+        let mut stream = inside(&self.pod, || TcpStream::connect(address)).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let text = case.send.replace('\n', "\r\n");
+        // Who is refused early may close early.
+        let _ = stream.write_all(text.as_bytes());
+        let mut reader = Reader::new(stream);
+        let mut responses = Vec::new();
+        let mut end = "open";
+        while responses.len() < case.responses {
+            match reader.message(case.send.starts_with("HEAD ")) {
+                Ok(Some(message)) => responses.push(message),
+                Ok(None) => {
+                    end = "closed";
+                    break;
+                }
+                Err(error) => {
+                    end = match error.kind() {
+                        io::ErrorKind::WouldBlock => "silent",
+                        io::ErrorKind::ConnectionReset => "reset",
+                        _ => "broken off",
+                    };
+                    break;
+                }
+            }
+        }
+        let is_last = responses.last().is_some_and(|last| last.header("connection") == Some("close"));
+        if end == "open" && is_last {
+            end = match reader.message(false) {
+                Ok(None) => "closed",
+                Ok(Some(_)) => "more",
+                Err(_) => "open, and said to be closed",
+            };
+        }
+        drop(reader);
+        let seen = std::mem::take(&mut self.upstream.lock().expect("a plan").seen);
+        Outcome { responses, end, seen }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.world.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+fn start(mut command: std::process::Command) -> Running {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Running(command.spawn().expect("it starts"))
+}
+
+/// Does something in the pod's network namespace; sockets stay in it.
+fn inside<T: Send>(pod: &Pod, work: impl FnOnce() -> T + Send) -> T {
+    let path = PathBuf::from("/run/netns").join(&pod.netns);
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| {
+            let netns = File::open(path).expect("the namespace");
+            setns(netns, CloneFlags::CLONE_NEWNET).expect("inside");
+            work()
+        });
+        there.join().expect("no panic")
+    })
+}
+
+fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
+    let mut answer = stream.try_clone().expect("a clone");
+    let mut reader = Reader::new(stream);
+    while let Ok(Some(request)) = reader.message(false) {
+        let does = {
+            let mut plan = plan.lock().expect("a plan");
+            plan.seen.push(request);
+            plan.does.clone()
+        };
+        match does {
+            Upstream::Says(text) => {
+                if answer.write_all(text.replace('\n', "\r\n").as_bytes()).is_err() {
+                    return;
+                }
+            }
+            Upstream::SaysAndCloses(text) => {
+                let _ = answer.write_all(text.replace('\n', "\r\n").as_bytes());
+                return;
+            }
+            Upstream::IsSilent => {}
+        }
+    }
+}
