@@ -163,7 +163,10 @@ impl Traffic {
     /// It cannot be written as JSON.
     pub fn messages(&self) -> serde_json::Result<Vec<ToWorker>> {
         let text = serde_json::to_string(self)?;
-        Ok(in_parts(&text, |part, last| ToWorker::Traffic { part, last }))
+        Ok(in_parts(&text, |part, last| ToWorker::Traffic {
+            part,
+            last,
+        }))
     }
 }
 

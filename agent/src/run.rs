@@ -67,7 +67,12 @@ fn start(
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(args, path, (config, bootstrap), level))
+        .block_on(supervisor::supervise(
+            args,
+            path,
+            (config, bootstrap),
+            level,
+        ))
 }
 
 /// The named file; else the default one when it is there.

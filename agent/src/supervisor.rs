@@ -102,6 +102,7 @@ pub async fn supervise(
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut source = ConfigSource::watch(path)?;
+    source.follow(config.bootstrap.as_deref());
     let home = Home::open(&config)?;
     home.clean_up_after_the_dead(&config.workloads);
     let node = Node::open(&config, bootstrap)?;
@@ -119,7 +120,10 @@ pub async fn supervise(
             event = supervisor.data_plane.next() => {
                 if supervisor.heard(event).is_stop() { break }
             }
-            () = source.changed() => supervisor.reload(args, &source),
+            () = source.changed() => {
+                supervisor.reload(args, &source);
+                source.follow(supervisor.config.bootstrap.as_deref());
+            }
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }

@@ -9,8 +9,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub use self::config::entry;
+use self::config::{THROUGH_THE_AGENT, config};
 use crate::world::{Pod, World};
 use crate::{admin, require, wait};
+
+mod config;
 
 /// Lines of its log that are shown when a test fails.
 const LAST_WORDS: usize = 30;
@@ -116,6 +120,15 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// The agent's own namespace is this pod's.
+    #[must_use]
+    pub fn inside(mut self, pod: &Pod) -> Self {
+        self.prefix = ["ip", "netns", "exec", &pod.netns]
+            .map(str::to_owned)
+            .into();
+        self
+    }
+
     /// A further setting at the top of the file, as `splice_after: off`.
     #[must_use]
     pub fn set(mut self, line: &str) -> Self {
@@ -158,36 +171,6 @@ impl<'a> AgentBuilder<'a> {
         assert_eq!(served.count(), self.workloads.len(), "{status:#}");
         agent
     }
-}
-
-/// Most tests are about connections that the agent carries.
-const THROUGH_THE_AGENT: &str = "acceleration: off";
-
-/// A line of the list of workloads. Unless `more` says something of acceleration, it is off.
-pub fn entry(name: &str, pod: &Pod, more: &str) -> String {
-    let mut fields = Vec::from_iter((!more.is_empty()).then_some(more));
-    if !more.contains("acceleration") {
-        fields.push(THROUGH_THE_AGENT);
-    }
-    let more = fields.join(", ");
-    format!(
-        "  - {{name: {name}, netns: {}, cgroup: {}, {more}}}\n",
-        pod.netns,
-        pod.cgroup.display()
-    )
-}
-
-fn config(dir: &Path, mode: &str, settings: &str, workloads: &[String]) -> String {
-    let at = dir.display();
-    let workloads = if workloads.is_empty() {
-        " []\n".to_owned()
-    } else {
-        format!("\n{}", workloads.concat())
-    };
-    format!(
-        "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
-         log: {{level: info, format: json, access: {at}/access.log}}\n{settings}workloads:{workloads}"
-    )
 }
 
 fn spawn(dir: &Path, prefix: &[String]) -> Child {

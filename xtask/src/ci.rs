@@ -5,11 +5,11 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, loudly, say};
-use crate::{build_ebpf, deny, tidy};
+use crate::{build_ebpf, config_reference, deny, tidy};
 
 type Step = fn() -> Result<()>;
 
-const STEPS: [(&str, Step); 6] = [
+const STEPS: [(&str, Step); 7] = [
     ("fmt", || loudly(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", || {
         loudly(cargo().args([
@@ -39,6 +39,9 @@ const STEPS: [(&str, Step); 6] = [
     }),
     ("tidy", tidy::run),
     ("deny", deny::run),
+    ("config-reference --check", || {
+        config_reference::run(&config_reference::Args { check: true })
+    }),
     ("build-ebpf --check", || {
         build_ebpf::run(&build_ebpf::Args { check: true })
     }),
@@ -59,7 +62,7 @@ pub fn run() -> Result<()> {
             }
         };
         table.push(format!(
-            "{name:<20} {word:<7} {:>4} s",
+            "{name:<24} {word:<7} {:>4} s",
             start.elapsed().as_secs()
         ));
     }

@@ -3,8 +3,11 @@
 mod bench;
 mod build_ebpf;
 mod ci;
+mod config_reference;
 mod demo;
 mod deny;
+mod descriptors;
+mod envoy;
 mod run;
 mod test;
 mod tidy;
@@ -38,6 +41,10 @@ enum Task {
     /// Build the eBPF object, or check that the committed one is what the sources give
     #[command(after_help = "Examples:\n  cargo xtask build-ebpf\n  cargo xtask build-ebpf --check")]
     BuildEbpf(build_ebpf::Args),
+    /// Write docs/config.md, or check that it is what the table of supported fields gives
+    ConfigReference(config_reference::Args),
+    /// Take the descriptors that agent/xds needs out of those of all of Envoy
+    Descriptors(descriptors::Args),
     /// Check the tiers of the crates and the house rules
     Tidy,
     /// Everything that CI runs
@@ -51,6 +58,8 @@ fn main() -> Result<()> {
         Task::Bench(args) => bench::run(&args),
         Task::BenchLoad(args) => bench::load(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::ConfigReference(args) => config_reference::run(&args),
+        Task::Descriptors(args) => descriptors::run(&args),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),
     }

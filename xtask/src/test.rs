@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::envoy;
 use crate::run::{cargo, loudly, output, root, say};
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if !args.no_install {
         install()?;
+        envoy::fetch();
     }
     // One binary for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
     loudly(cargo().args(["build", "--package", "shunt"]))?;

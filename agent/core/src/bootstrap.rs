@@ -86,7 +86,9 @@ impl Served {
     fn new(listener: Listener) -> Self {
         let chains = listener.chains.iter().chain(&listener.default_chain);
         Self {
-            chains: chains.map(|chain| Arc::new(Chain::new(chain.filter.clone()))).collect(),
+            chains: chains
+                .map(|chain| Arc::new(Chain::new(chain.filter.clone())))
+                .collect(),
             account: Enrolled::node(listener.name.clone()),
             listener,
         }
@@ -94,7 +96,12 @@ impl Served {
 
     /// The chain that serves a connection; `None`: nobody does.
     pub fn chain(&self, facts: &Facts<'_>) -> Option<&Arc<Chain>> {
-        let matches: Vec<&ChainMatch> = self.listener.chains.iter().map(|chain| &chain.matches).collect();
+        let matches: Vec<&ChainMatch> = self
+            .listener
+            .chains
+            .iter()
+            .map(|chain| &chain.matches)
+            .collect();
         let default = self.listener.default_chain.as_ref().map(|_| matches.len());
         self.chains.get(choose(&matches, facts).or(default)?)
     }

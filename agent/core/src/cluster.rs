@@ -56,7 +56,11 @@ impl<T> Weighted<T> {
 
     /// The one that `random` falls on, each as often as its weight says.
     pub fn choose(&self, random: u64) -> &T {
-        let total: u64 = self.choices.iter().map(|(weight, _)| u64::from(*weight)).sum();
+        let total: u64 = self
+            .choices
+            .iter()
+            .map(|(weight, _)| u64::from(*weight))
+            .sum();
         let mut left = random % total.max(1);
         for (weight, choice) in &self.choices {
             match left.checked_sub(u64::from(*weight)) {

@@ -217,7 +217,9 @@ impl RouteConfiguration {
             Action::Redirect(_) | Action::Respond(_) => None,
         });
         let chosen = targets.filter_map(|target| match target {
-            Target::Clusters(clusters) => Some(clusters.iter().map(|cluster| cluster.name.as_str())),
+            Target::Clusters(clusters) => {
+                Some(clusters.iter().map(|cluster| cluster.name.as_str()))
+            }
             Target::Header(_) => None,
         });
         chosen.flatten().collect()

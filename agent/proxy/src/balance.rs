@@ -24,7 +24,10 @@ impl RoundRobin {
             ([], _) => None,
             ([only], _) => Some(only.addr),
             (endpoints, Balance::Random) => {
-                let total: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+                let total: u64 = endpoints
+                    .iter()
+                    .map(|endpoint| u64::from(endpoint.weight))
+                    .sum();
                 let mut left = fastrand::u64(..total);
                 let chosen = endpoints.iter().find(|endpoint| {
                     let weight = u64::from(endpoint.weight);
@@ -40,7 +43,10 @@ impl RoundRobin {
                     Some(turns) if turns.endpoints == endpoints => turns.next(),
                     _ => {
                         let turns = Turns::new(endpoints);
-                        all.entry(cluster.name.clone()).insert_entry(turns).get_mut().next()
+                        all.entry(cluster.name.clone())
+                            .insert_entry(turns)
+                            .get_mut()
+                            .next()
                     }
                 }
             }
@@ -120,7 +126,11 @@ mod tests {
     #[test]
     fn chance_follows_the_weights_too() {
         fastrand::seed(1);
-        let found = counts(&cluster(Balance::Random, &[3, 1]), &RoundRobin::default(), 4000);
+        let found = counts(
+            &cluster(Balance::Random, &[3, 1]),
+            &RoundRobin::default(),
+            4000,
+        );
         assert!((2800..3200).contains(&found[0]), "{found:?}");
     }
 }

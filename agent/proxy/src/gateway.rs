@@ -97,7 +97,12 @@ async fn choose(
         is_tls,
         application_protocols: &protocols,
     };
-    let nobody = || (CloseReason::NoFilterChain, Some("no filter chain is for it".to_owned()));
+    let nobody = || {
+        (
+            CloseReason::NoFilterChain,
+            Some("no filter chain is for it".to_owned()),
+        )
+    };
     let chain = served.chain(&facts).ok_or_else(nobody)?;
     Ok((Arc::clone(chain), read))
 }

@@ -117,4 +117,3 @@ async fn until_closing(closing: &mut watch::Receiver<bool>) {
     // An error means that the listener is gone.
     let _ = closing.wait_for(|closing| *closing).await;
 }
-

@@ -26,7 +26,10 @@ pub(crate) struct Findings {
 ///
 /// # Errors
 /// The client is gone.
-pub(crate) async fn inspect(client: &mut TcpStream, listener: &Listener) -> io::Result<Option<Findings>> {
+pub(crate) async fn inspect(
+    client: &mut TcpStream,
+    listener: &Listener,
+) -> io::Result<Option<Findings>> {
     let mut findings = Findings::default();
     if listener.inspect.is_nothing() {
         return Ok(Some(findings));

@@ -64,7 +64,8 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
                     }
                     Entrance::Bound(addr) => {
                         let closing = closing.clone();
-                        let served = gateway::serve(Rc::clone(&local), *addr, client, from, closing);
+                        let served =
+                            gateway::serve(Rc::clone(&local), *addr, client, from, closing);
                         local.start(entrance.workload(), served);
                     }
                 }

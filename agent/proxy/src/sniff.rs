@@ -52,10 +52,12 @@ pub(crate) fn http(bytes: &[u8]) -> Sniffed<Http> {
         return Sniffed::More;
     }
     let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
-    let is_known = METHODS.iter().any(|known| match method.len() < bytes.len() {
-        true => known.as_bytes() == method,
-        false => known.as_bytes().starts_with(method),
-    });
+    let is_known = METHODS
+        .iter()
+        .any(|known| match method.len() < bytes.len() {
+            true => known.as_bytes() == method,
+            false => known.as_bytes().starts_with(method),
+        });
     if !is_known {
         return Sniffed::Other;
     }
@@ -178,7 +180,9 @@ fn protocols(content: &[u8]) -> Option<Vec<String>> {
 /// Bytes behind their length, which has `width` bytes; and what follows.
 fn vector(bytes: &[u8], width: usize) -> Option<(&[u8], &[u8])> {
     let length = bytes.get(..width)?;
-    let length = length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let length = length
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     bytes.get(width..)?.split_at_checked(length)
 }
 

@@ -29,9 +29,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     } = connection;
     let name = tcp.clusters.choose(fastrand::u64(..));
     let Some(cluster) = snapshot.proxy.cluster(name) else {
-        return (CloseReason::ConnectFailed, Some(format!("no cluster `{name}`")));
+        return (
+            CloseReason::ConnectFailed,
+            Some(format!("no cluster `{name}`")),
+        );
     };
-    let mut refused = (CloseReason::ConnectFailed, Some(format!("cluster `{name}` has no endpoint")));
+    let mut refused = (
+        CloseReason::ConnectFailed,
+        Some(format!("cluster `{name}` has no endpoint")),
+    );
     let mut upstream = None;
     for _ in 0..tcp.max_connect_attempts {
         let Some(endpoint) = local.balance.choose(cluster) else {

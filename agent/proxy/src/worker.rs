@@ -250,9 +250,9 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             Some(Command::CloseListeners(workload)) => {
                 local.close(|entrance| entrance.workload() == workload);
             }
-            Some(Command::Unserve(addr)) => local.close(
-                |entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr),
-            ),
+            Some(Command::Unserve(addr)) => {
+                local.close(|entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr))
+            }
             Some(Command::Stop { grace }) => {
                 local.close(|_| true);
                 // Too far away to be said: never.
@@ -305,9 +305,9 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
 
     pub(crate) fn listens_on(&self, workload: WorkloadId, port: u16) -> bool {
         let listeners = self.listeners.borrow();
-        listeners.iter().any(|open| {
-            open.entrance.workload() == workload && open.entrance.addr().port() == port
-        })
+        listeners
+            .iter()
+            .any(|open| open.entrance.workload() == workload && open.entrance.addr().port() == port)
     }
 
     /// Runs a flow on this worker.

@@ -1,5 +1,5 @@
-//! Tells when the configuration file changed. Its directory is watched, not the file: editors and ConfigMaps
-//! replace files rather than write them.
+//! Tells when the configuration file changed, or the bootstrap that it names. Their directories are watched, not the files: editors
+//! and ConfigMaps replace files rather than write them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,12 +14,19 @@ const SETTLE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct ConfigSource {
     path: Option<PathBuf>,
+    bootstrap: Option<PathBuf>,
     events: mpsc::Receiver<()>,
     /// Something happened, and the file is looked at then.
     look_at: Option<Instant>,
-    /// What the file held when it was last looked at.
-    seen: Option<String>,
-    _watcher: Option<RecommendedWatcher>,
+    /// What the files held when they were last looked at.
+    seen: Seen,
+    watcher: Option<RecommendedWatcher>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    config: Option<String>,
+    bootstrap: Option<String>,
 }
 
 impl ConfigSource {
@@ -42,23 +49,46 @@ impl ConfigSource {
             })
             .transpose()
             .context("cannot watch the configuration file's directory")?;
-        let seen = path
-            .as_deref()
-            .and_then(|path| std::fs::read_to_string(path).ok());
-        Ok(Self {
+        let mut source = Self {
             path,
+            bootstrap: None,
             events,
             look_at: None,
-            seen,
-            _watcher: watcher,
-        })
+            seen: Seen::default(),
+            watcher,
+        };
+        source.seen = source.look();
+        Ok(source)
+    }
+
+    /// The configuration names this bootstrap.
+    pub(super) fn follow(&mut self, bootstrap: Option<&Path>) {
+        if self.bootstrap.as_deref() == bootstrap {
+            return;
+        }
+        self.bootstrap = bootstrap.map(Path::to_owned);
+        // A directory that is watched already is watched on.
+        if let (Some(path), Some(watcher)) = (bootstrap, &mut self.watcher)
+            && let Err(error) = watcher.watch(directory_of(path), RecursiveMode::NonRecursive)
+        {
+            tracing::warn!(%error, path = %path.display(), "cannot watch the bootstrap's directory");
+        }
+        self.seen = self.look();
+    }
+
+    fn look(&self) -> Seen {
+        let read = |path: &PathBuf| std::fs::read_to_string(path).ok();
+        Seen {
+            config: self.path.as_ref().and_then(read),
+            bootstrap: self.bootstrap.as_ref().and_then(read),
+        }
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Waits until the file's content differs from what was last seen. Cancel safe.
+    /// Waits until the files' content differs from what was last seen. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
             let at = match self.look_at {
@@ -71,11 +101,10 @@ impl ConfigSource {
             tokio::time::sleep_until(at.into()).await;
             while self.events.try_recv().is_ok() {}
             self.look_at = None;
-            let now = self
-                .path
-                .as_deref()
-                .and_then(|path| std::fs::read_to_string(path).ok());
-            if now.is_some() && now != self.seen {
+            let now = self.look();
+            let is_whole =
+                now.config.is_some() && now.bootstrap.is_some() == self.bootstrap.is_some();
+            if is_whole && now != self.seen {
                 self.seen = now;
                 return;
             }

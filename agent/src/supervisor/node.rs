@@ -51,7 +51,12 @@ impl Node {
             let (addr, sockets) = self
                 .netns
                 .listen(listener.addr, config.mark, config.concurrency)
-                .with_context(|| format!("listener `{}`: cannot bind {}", listener.name, listener.addr))?;
+                .with_context(|| {
+                    format!(
+                        "listener `{}`: cannot bind {}",
+                        listener.name, listener.addr
+                    )
+                })?;
             tracing::info!(listener = listener.name, %addr, "listens");
             bound.insert(listener.addr, sockets);
         }
@@ -66,8 +71,19 @@ impl Supervisor {
     /// An address cannot be bound; nothing has changed.
     pub(super) fn replace_bootstrap(&mut self, bootstrap: Bootstrap) -> Result<()> {
         let new = self.served.bind(&self.config, &bootstrap)?;
-        let is_gone = |addr: &SocketAddr| !bootstrap.listeners.iter().any(|listener| listener.addr == *addr);
-        let gone: Vec<SocketAddr> = self.served.sockets.keys().copied().filter(is_gone).collect();
+        let is_gone = |addr: &SocketAddr| {
+            !bootstrap
+                .listeners
+                .iter()
+                .any(|listener| listener.addr == *addr)
+        };
+        let gone: Vec<SocketAddr> = self
+            .served
+            .sockets
+            .keys()
+            .copied()
+            .filter(is_gone)
+            .collect();
         let added: Vec<SocketAddr> = new.keys().copied().collect();
         self.served.sockets.extend(new);
         self.served.bootstrap = bootstrap;

@@ -25,7 +25,10 @@ impl Supervisor {
             && let Err(error) = self.replace_bootstrap(bootstrap)
         {
             let error = format!("{error:#}");
-            tracing::error!(error, "the changed configuration cannot be served, the old one stays");
+            tracing::error!(
+                error,
+                "the changed configuration cannot be served, the old one stays"
+            );
             return;
         }
         self.config.bootstrap.clone_from(&new.bootstrap);

@@ -62,8 +62,13 @@ impl Supervisor {
                         role,
                         family,
                     };
-                    self.data_plane
-                        .stock(&serving.enrolment.netns, self.backends.marks, worker, want, FIRST_STOCK);
+                    self.data_plane.stock(
+                        &serving.enrolment.netns,
+                        self.backends.marks,
+                        worker,
+                        want,
+                        FIRST_STOCK,
+                    );
                 }
             }
         }
@@ -74,7 +79,9 @@ impl Supervisor {
         let count = count.min(MAX_FDS);
         let marks = self.backends.marks;
         if want.workload == WorkloadId::NODE {
-            return self.data_plane.stock(&self.served.netns, marks, worker, want, count);
+            return self
+                .data_plane
+                .stock(&self.served.netns, marks, worker, want, count);
         }
         let serving = self
             .workloads

@@ -28,7 +28,11 @@ pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
         .iter()
         .filter_map(|reader| Some((reader, listener::listener(reader)?)))
         .collect();
-    unique(&resources.list("clusters"), |reader| reader.text("name"), "name");
+    unique(
+        &resources.list("clusters"),
+        |reader| reader.text("name"),
+        "name",
+    );
     unique(&readers, |reader| reader.text("name"), "name");
     let mut addresses = HashSet::new();
     for (reader, listener) in &listeners {
@@ -47,7 +51,10 @@ pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
         }
     }
     Bootstrap {
-        listeners: listeners.into_iter().map(|(_, listener)| listener).collect(),
+        listeners: listeners
+            .into_iter()
+            .map(|(_, listener)| listener)
+            .collect(),
         clusters,
     }
 }

@@ -86,7 +86,10 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn texts(&self, name: &str) -> Vec<String> {
-        let list = self.value(name).and_then(Value::as_list).unwrap_or_default();
+        let list = self
+            .value(name)
+            .and_then(Value::as_list)
+            .unwrap_or_default();
         list.iter()
             .filter_map(|value| value.as_str().map(str::to_owned))
             .collect()
@@ -94,7 +97,10 @@ impl<'a> Reader<'a> {
 
     /// Plain numbers.
     pub(crate) fn numbers(&self, name: &str) -> Vec<u32> {
-        let list = self.value(name).and_then(Value::as_list).unwrap_or_default();
+        let list = self
+            .value(name)
+            .and_then(Value::as_list)
+            .unwrap_or_default();
         list.iter().filter_map(Value::as_u32).collect()
     }
 
@@ -137,7 +143,10 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn list(&self, name: &str) -> Vec<Reader<'_>> {
-        let list = self.value(name).and_then(Value::as_list).unwrap_or_default();
+        let list = self
+            .value(name)
+            .and_then(Value::as_list)
+            .unwrap_or_default();
         let messages = list.iter().filter_map(Value::as_message).enumerate();
         messages
             .map(|(at, message)| Reader {

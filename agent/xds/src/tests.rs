@@ -46,7 +46,11 @@ fn read(text: &str) -> Result<Loaded, String> {
 #[test]
 fn a_bootstrap_becomes_what_the_proxy_serves() {
     let loaded = read(PROXY).unwrap_or_else(|faults| panic!("{faults}"));
-    let notes: Vec<_> = loaded.notes.iter().map(|note| note.field.as_str()).collect();
+    let notes: Vec<_> = loaded
+        .notes
+        .iter()
+        .map(|note| note.field.as_str())
+        .collect();
     let manager = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config";
     let prefix = format!("{manager}.stat_prefix");
     for field in ["node", "admin", prefix.as_str()] {
@@ -84,7 +88,10 @@ fn every_fault_is_told_with_its_line_and_path() {
         .replace("stat_prefix: ingress", "tracing: {}")
         .replace("prefix: /a,", "prefix: /a, grpc: {},")
         .replace("weight: 1}", "weight: 1, wieght: 2}")
-        .replace("connect_timeout: 0.25s", "connect_timeout: fast, circuit_breakers: {}")
+        .replace(
+            "connect_timeout: 0.25s",
+            "connect_timeout: fast, circuit_breakers: {}",
+        )
         .replace("port_value: 80}", "port_value: 80000}")
         .replace("{name: two, load", "{name: three, type: STRICT_DNS, load");
     let faults = read(&text).expect_err("faults");
@@ -104,11 +111,20 @@ fn every_fault_is_told_with_its_line_and_path() {
 #[test]
 fn what_hangs_together_is_checked() {
     let missing = read(&PROXY.replace("name: two, load", "name: three, load"));
-    assert!(missing.expect_err("a fault").contains("there is no cluster `two`"));
+    assert!(
+        missing
+            .expect_err("a fault")
+            .contains("there is no cluster `two`")
+    );
     let lua = "envoy.extensions.filters.http.lua.v3.Lua";
     let filter = read(&PROXY.replace("envoy.extensions.filters.http.router.v3.Router", lua));
     let faults = filter.expect_err("a fault");
-    assert!(faults.contains(&format!("http_filters[0].typed_config: not supported: {lua}")), "{faults}");
+    assert!(
+        faults.contains(&format!(
+            "http_filters[0].typed_config: not supported: {lua}"
+        )),
+        "{faults}"
+    );
     let both = read(&PROXY.replace("prefix: /a,", "prefix: /a, path: /b,"));
     assert!(both.expect_err("a fault").contains("prefix is said too"));
     let host = read(&PROXY.replace("key: X-From", "key: Host"));
@@ -138,7 +154,10 @@ fn the_table_says_no_more_than_is_read() {
     .concat();
     for row in support::rows() {
         for field in row.fields {
-            let by_kind = field.name.strip_prefix("request").or_else(|| field.name.strip_prefix("response"));
+            let by_kind = field
+                .name
+                .strip_prefix("request")
+                .or_else(|| field.name.strip_prefix("response"));
             let name = match by_kind {
                 Some(rest) if rest.starts_with("_headers_to_") => format!("{{kind}}{rest}"),
                 _ => field.name.to_owned(),
@@ -146,8 +165,14 @@ fn the_table_says_no_more_than_is_read() {
             let read = sources.contains(&format!("\"{name}\""));
             let honoured = support::is_honoured(row.message, field.name);
             // Names of extensions say nothing: their types do.
-            let told = field.name == "name" && row.fields.iter().any(|field| field.name == "typed_config");
-            assert!(!honoured || read || told, "{}.{} is never read", row.message, field.name);
+            let told =
+                field.name == "name" && row.fields.iter().any(|field| field.name == "typed_config");
+            assert!(
+                !honoured || read || told,
+                "{}.{} is never read",
+                row.message,
+                field.name
+            );
         }
     }
 }

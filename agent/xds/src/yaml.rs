@@ -8,8 +8,8 @@ use marked_yaml::Node;
 use marked_yaml::types::MarkedMappingNode;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage,
-    Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor,
+    ReflectMessage, Value,
 };
 
 use crate::descriptors;
@@ -87,7 +87,9 @@ impl Walk<'_> {
             if is_nothing(node) {
                 continue;
             }
-            if let Some(oneof) = field.containing_oneof().filter(|oneof| !oneof.is_synthetic())
+            if let Some(oneof) = field
+                .containing_oneof()
+                .filter(|oneof| !oneof.is_synthetic())
                 && let Some(other) = oneof.fields().find(|other| message.has_field(other))
             {
                 let text = format!("{} is said too; only one of them can be", other.name());
@@ -153,8 +155,7 @@ impl Walk<'_> {
             return None;
         };
         let Some(descriptor) = descriptors::by_url(self.pool, url) else {
-            self.document
-                .fault(path, format!("not supported: {url}"));
+            self.document.fault(path, format!("not supported: {url}"));
             return None;
         };
         // A message that has a JSON form of its own stands under `value`.
@@ -174,7 +175,10 @@ impl Walk<'_> {
     /// What has no schema is kept by nobody: it is there, or it is not.
     fn free(&self, node: &Node, descriptor: &MessageDescriptor) -> DynamicMessage {
         let mut message = DynamicMessage::new(descriptor.clone());
-        let keys = node.as_mapping().into_iter().flat_map(|mapping| mapping.iter());
+        let keys = node
+            .as_mapping()
+            .into_iter()
+            .flat_map(|mapping| mapping.iter());
         if descriptor.full_name() == "google.protobuf.Struct"
             && let Some(field) = descriptor.get_field_by_name("fields")
             && let Kind::Message(entry) = field.kind()
@@ -214,16 +218,17 @@ impl Walk<'_> {
 
 /// `null`, as JSON has it for a field that is not there.
 fn is_nothing(node: &Node) -> bool {
-    node.as_scalar().is_some_and(|scalar| {
-        scalar.may_coerce() && matches!(scalar.as_str(), "" | "~" | "null")
-    })
+    node.as_scalar()
+        .is_some_and(|scalar| scalar.may_coerce() && matches!(scalar.as_str(), "" | "~" | "null"))
 }
 
 fn is_wrapper(name: &str) -> bool {
     name.strip_prefix("google.protobuf.")
         .and_then(|name| name.strip_suffix("Value"))
         .is_some_and(|kind| {
-            let kinds = ["Bool", "String", "Bytes", "Int32", "Int64", "UInt32", "UInt64", "Float", "Double"];
+            let kinds = [
+                "Bool", "String", "Bytes", "Int32", "Int64", "UInt32", "UInt64", "Float", "Double",
+            ];
             kinds.contains(&kind)
         })
 }

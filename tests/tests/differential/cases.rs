@@ -1,5 +1,8 @@
 //! What is sent, and what the upstream does about it.
 
+mod edges;
+mod faults;
+
 /// `\n` is CR LF on the wire.
 #[derive(Clone, Debug, Default)]
 pub enum Upstream {
@@ -39,7 +42,10 @@ fn case(name: &'static str, send: impl Into<String>) -> Case {
 }
 
 fn get(name: &'static str, host: &str, path: &str, headers: &str) -> Case {
-    case(name, format!("GET {path} HTTP/1.1\nhost: {host}\n{headers}\n"))
+    case(
+        name,
+        format!("GET {path} HTTP/1.1\nhost: {host}\n{headers}\n"),
+    )
 }
 
 impl Case {
@@ -68,7 +74,17 @@ impl Case {
 }
 
 pub fn all() -> Vec<Case> {
-    [hosts(), paths(), redirects(), headers(), framing(), faults(), edge(), tcp()].concat()
+    [
+        hosts(),
+        paths(),
+        redirects(),
+        headers(),
+        framing(),
+        faults::all(),
+        edges::http(),
+        edges::tcp(),
+    ]
+    .concat()
 }
 
 fn hosts() -> Vec<Case> {
@@ -84,8 +100,16 @@ fn hosts() -> Vec<Case> {
         get("host: any", "else.test", "/text", ""),
         get("host: no route in it", "nothing.test", "/", ""),
         get("host: TLS is required", "tls.test", "/a?b=c", ""),
-        get("host: TLS is required and was used", "tls.test", "/", "x-forwarded-proto: https\n"),
-        case("host: in the target", "GET http://exact.example/ HTTP/1.1\nhost: other\n\n"),
+        get(
+            "host: TLS is required and was used",
+            "tls.test",
+            "/",
+            "x-forwarded-proto: https\n",
+        ),
+        case(
+            "host: in the target",
+            "GET http://exact.example/ HTTP/1.1\nhost: other\n\n",
+        ),
     ]
 }
 
@@ -103,16 +127,29 @@ fn paths() -> Vec<Case> {
         get("path: not separated", all, "/separate", ""),
         get("header: exact", all, "/h", "x-v: 2\n"),
         get("header: two of a name", all, "/h", "x-v: 2\nx-v: 3\n"),
-        get("header: two of a name, the second fits", all, "/h", "x-v: 3\nx-v: 2\n"),
+        get(
+            "header: two of a name, the second fits",
+            all,
+            "/h",
+            "x-v: 3\nx-v: 2\n",
+        ),
         get("header: two values in one line", all, "/h", "x-v: 2,3\n"),
         get("header: prefix in any case", all, "/h", "x-v: PREFIX\n"),
         get("header: in range", all, "/h", "x-n: 19\n"),
         get("header: out of range", all, "/h", "x-n: 20\n"),
         get("header: present", all, "/h", "x-p:\n"),
         get("header: inverted", all, "/h", "x-i: yes\n"),
-        get("header: inverted, two of a name", all, "/h", "x-i: no\nx-i: yes\n"),
+        get(
+            "header: inverted, two of a name",
+            all,
+            "/h",
+            "x-i: no\nx-i: yes\n",
+        ),
         get("header: inverted and equal", all, "/h", "x-i: no\n"),
-        case("header: method", "PUT /h HTTP/1.1\nhost: all.test\ncontent-length: 0\n\n"),
+        case(
+            "header: method",
+            "PUT /h HTTP/1.1\nhost: all.test\ncontent-length: 0\n\n",
+        ),
         get("header: none", all, "/h", ""),
         get("query: exact", all, "/q?b=2&a=1", ""),
         get("query: the first counts", all, "/q?a=2&a=1", ""),
@@ -125,15 +162,28 @@ fn redirects() -> Vec<Case> {
     let all = "all.test";
     vec![
         get("redirect: https", all, "/to-https?a=b", ""),
-        get("redirect: https from port 80", "all.test:80", "/to-https", ""),
-        get("redirect: https from port 81", "all.test:81", "/to-https", ""),
+        get(
+            "redirect: https from port 80",
+            "all.test:80",
+            "/to-https",
+            "",
+        ),
+        get(
+            "redirect: https from port 81",
+            "all.test:81",
+            "/to-https",
+            "",
+        ),
         get("redirect: host and port", all, "/to-host/a?b", ""),
         get("redirect: path", all, "/to-path?a", ""),
         get("redirect: prefix", all, "/to-prefix/a?b", ""),
         get("direct: no content", all, "/empty", ""),
         get("direct: bytes", all, "/teapot", ""),
         case("direct: HEAD", "HEAD /text HTTP/1.1\nhost: all.test\n\n"),
-        case("direct: with a body that is there", "POST /text HTTP/1.1\nhost: all.test\ncontent-length: 2\n\nab"),
+        case(
+            "direct: with a body that is there",
+            "POST /text HTTP/1.1\nhost: all.test\ncontent-length: 2\n\nab",
+        ),
     ]
 }
 
@@ -141,21 +191,81 @@ fn headers() -> Vec<Case> {
     let all = "all.test";
     vec![
         get("forward: plain", all, "/up?a=b", ""),
-        get("forward: what clients say", all, "/up", "user-agent: me\naccept: a\naccept: b\nX-Upper: Yes\ncookie: a=b\n"),
-        get("forward: lines of a name", all, "/up", "user-agent: a\nuser-agent: b\ncookie: a=1\ncookie: b=2\nx-forwarded-for: 1\nx-forwarded-for: 2\naccept-encoding: a\naccept-encoding: b\nvia: a\nvia: b\ncontent-type: a\ncontent-type: b\nauthorization: a\nauthorization: b\nx-a: 1\nx-a: 2\nx-request-id: a\nx-request-id: b\ncache-control: a\ncache-control: b\norigin: a\norigin: b\n"),
+        get(
+            "forward: what clients say",
+            all,
+            "/up",
+            "user-agent: me\naccept: a\naccept: b\nX-Upper: Yes\ncookie: a=b\n",
+        ),
+        get(
+            "forward: lines of a name",
+            all,
+            "/up",
+            "user-agent: a\nuser-agent: b\ncookie: a=1\ncookie: b=2\nx-forwarded-for: 1\nx-forwarded-for: 2\naccept-encoding: a\naccept-encoding: b\nvia: a\nvia: b\ncontent-type: a\ncontent-type: b\nauthorization: a\nauthorization: b\nx-a: 1\nx-a: 2\nx-request-id: a\nx-request-id: b\ncache-control: a\ncache-control: b\norigin: a\norigin: b\n",
+        ),
         get("forward: all of envoy's own", all, "/up", OWN),
-        get("forward: prefix and host rewritten", all, "/rewrite/a?b", ""),
-        get("forward: regex and host from a header", all, "/regex-rewrite/a/b?c", "x-new-host: new.test\n"),
-        get("forward: no host in the header", all, "/regex-rewrite/a/b/c", ""),
-        get("forward: headers changed", all, "/mutated", "x-gone: 1\nx-user: alice-b\nx-over: old\nx-absent: old\nx-if: old\nx-both: client\n"),
-        get("forward: headers added", all, "/mutated", "user-agent: longer\n"),
-        get("forward: hop by hop", all, "/up", "connection: keep-alive\nkeep-alive: 5\nproxy-connection: x\nte: gzip, trailers\n"),
+        get(
+            "forward: prefix and host rewritten",
+            all,
+            "/rewrite/a?b",
+            "",
+        ),
+        get(
+            "forward: regex and host from a header",
+            all,
+            "/regex-rewrite/a/b?c",
+            "x-new-host: new.test\n",
+        ),
+        get(
+            "forward: no host in the header",
+            all,
+            "/regex-rewrite/a/b/c",
+            "",
+        ),
+        get(
+            "forward: headers changed",
+            all,
+            "/mutated",
+            "x-gone: 1\nx-user: alice-b\nx-over: old\nx-absent: old\nx-if: old\nx-both: client\n",
+        ),
+        get(
+            "forward: headers added",
+            all,
+            "/mutated",
+            "user-agent: longer\n",
+        ),
+        get(
+            "forward: hop by hop",
+            all,
+            "/up",
+            "connection: keep-alive\nkeep-alive: 5\nproxy-connection: x\nte: gzip, trailers\n",
+        ),
         get("forward: te without trailers", all, "/up", "te: gzip\n"),
-        get("forward: an id of the client's", all, "/up", "x-request-id: mine\n"),
-        get("forward: said to be forwarded", all, "/up", "x-forwarded-for: 1.2.3.4\nx-forwarded-proto: https\n"),
-        get("forward: envoy's own from a client", all, "/up", "x-envoy-internal: true\nx-envoy-max-retries: 3\nx-envoy-original-path: /x\n"),
+        get(
+            "forward: an id of the client's",
+            all,
+            "/up",
+            "x-request-id: mine\n",
+        ),
+        get(
+            "forward: said to be forwarded",
+            all,
+            "/up",
+            "x-forwarded-for: 1.2.3.4\nx-forwarded-proto: https\n",
+        ),
+        get(
+            "forward: envoy's own from a client",
+            all,
+            "/up",
+            "x-envoy-internal: true\nx-envoy-max-retries: 3\nx-envoy-original-path: /x\n",
+        ),
         get("forward: by header", all, "/by-header", "x-cluster: one\n"),
-        get("forward: by header, no such cluster", all, "/by-header", "x-cluster: two\n"),
+        get(
+            "forward: by header, no such cluster",
+            all,
+            "/by-header",
+            "x-cluster: two\n",
+        ),
         get("forward: by header, none", all, "/by-header", ""),
     ]
 }
@@ -164,86 +274,81 @@ fn framing() -> Vec<Case> {
     let post = |name, body| case(name, format!("POST /up HTTP/1.1\nhost: all.test\n{body}"));
     vec![
         post("body: with a length", "content-length: 5\n\nhello"),
-        post("body: in chunks", "transfer-encoding: chunked\n\n3\nabc\n2;ext=1\nde\n0\n\n"),
-        post("body: in chunks with trailers", "transfer-encoding: chunked\n\n3\nabc\n0\nx-trailer: 1\n\n"),
+        post(
+            "body: in chunks",
+            "transfer-encoding: chunked\n\n3\nabc\n2;ext=1\nde\n0\n\n",
+        ),
+        post(
+            "body: in chunks with trailers",
+            "transfer-encoding: chunked\n\n3\nabc\n0\nx-trailer: 1\n\n",
+        ),
         post("body: of length 0", "content-length: 0\n\n"),
         post("body: none", "\n"),
-        case("body: none of a DELETE", "DELETE /up HTTP/1.1\nhost: all.test\n\n"),
-        case("body: none of OPTIONS", "OPTIONS /up HTTP/1.1\nhost: all.test\n\n"),
-        case("body: none of a PUT", "PUT /up HTTP/1.1\nhost: all.test\n\n"),
-        case("body: none of another method", "PROPFIND /up HTTP/1.1\nhost: all.test\n\n"),
-        post("body: expected", "expect: 100-continue\ncontent-length: 2\n\nab").answers(2),
-        case("body: of a GET", "GET /up HTTP/1.1\nhost: all.test\ncontent-length: 2\n\nab"),
-        case("response: to HEAD", "HEAD /up HTTP/1.1\nhost: all.test\n\n").upstream("HTTP/1.1 200 OK\ncontent-length: 20\n\n"),
-        get("response: in chunks", "all.test", "/up", "").upstream("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n3\nabc\n0\n\n"),
-        get("response: trailers", "all.test", "/up", "te: trailers\n").upstream("HTTP/1.1 200 OK\ntransfer-encoding: chunked\ntrailer: x-t\n\n3\nabc\n0\nx-t: 1\n\n"),
-        get("response: until the end", "all.test", "/up", "").upstream_closes("HTTP/1.1 200 OK\n\nall of it"),
+        case(
+            "body: none of a DELETE",
+            "DELETE /up HTTP/1.1\nhost: all.test\n\n",
+        ),
+        case(
+            "body: none of OPTIONS",
+            "OPTIONS /up HTTP/1.1\nhost: all.test\n\n",
+        ),
+        case(
+            "body: none of a PUT",
+            "PUT /up HTTP/1.1\nhost: all.test\n\n",
+        ),
+        case(
+            "body: none of another method",
+            "PROPFIND /up HTTP/1.1\nhost: all.test\n\n",
+        ),
+        post(
+            "body: expected",
+            "expect: 100-continue\ncontent-length: 2\n\nab",
+        )
+        .answers(2),
+        case(
+            "body: of a GET",
+            "GET /up HTTP/1.1\nhost: all.test\ncontent-length: 2\n\nab",
+        ),
+        case("response: to HEAD", "HEAD /up HTTP/1.1\nhost: all.test\n\n")
+            .upstream("HTTP/1.1 200 OK\ncontent-length: 20\n\n"),
+        get("response: in chunks", "all.test", "/up", "")
+            .upstream("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n3\nabc\n0\n\n"),
+        get("response: trailers", "all.test", "/up", "te: trailers\n").upstream(
+            "HTTP/1.1 200 OK\ntransfer-encoding: chunked\ntrailer: x-t\n\n3\nabc\n0\nx-t: 1\n\n",
+        ),
+        get("response: until the end", "all.test", "/up", "")
+            .upstream_closes("HTTP/1.1 200 OK\n\nall of it"),
         get("response: no content", "all.test", "/up", "").upstream("HTTP/1.1 204 No Content\n\n"),
-        get("response: not modified", "all.test", "/up", "").upstream("HTTP/1.1 304 Not Modified\netag: \"1\"\n\n"),
-        get("response: reason of its own", "all.test", "/up", "").upstream("HTTP/1.1 200 Fine\ncontent-length: 0\n\n"),
-        get("response: unknown status", "all.test", "/up", "").upstream("HTTP/1.1 299 Hm\ncontent-length: 0\n\n"),
-        get("response: closes", "all.test", "/up", "").upstream_closes("HTTP/1.1 200 OK\nconnection: close\ncontent-length: 2\n\nok"),
-        get("response: two cookies", "all.test", "/up", "").upstream("HTTP/1.1 200 OK\nset-cookie: a=1\nset-cookie: b=2\ncontent-length: 0\n\n"),
-        get("response: a date of its own", "all.test", "/up", "").upstream("HTTP/1.1 200 OK\ndate: then\ncontent-length: 0\n\n"),
+        get("response: not modified", "all.test", "/up", "")
+            .upstream("HTTP/1.1 304 Not Modified\netag: \"1\"\n\n"),
+        get("response: reason of its own", "all.test", "/up", "")
+            .upstream("HTTP/1.1 200 Fine\ncontent-length: 0\n\n"),
+        get("response: unknown status", "all.test", "/up", "")
+            .upstream("HTTP/1.1 299 Hm\ncontent-length: 0\n\n"),
+        get("response: closes", "all.test", "/up", "")
+            .upstream_closes("HTTP/1.1 200 OK\nconnection: close\ncontent-length: 2\n\nok"),
+        get("response: two cookies", "all.test", "/up", "")
+            .upstream("HTTP/1.1 200 OK\nset-cookie: a=1\nset-cookie: b=2\ncontent-length: 0\n\n"),
+        get("response: a date of its own", "all.test", "/up", "")
+            .upstream("HTTP/1.1 200 OK\ndate: then\ncontent-length: 0\n\n"),
         get("response: HTTP/1.0", "all.test", "/up", "").upstream_closes("HTTP/1.0 200 OK\n\nold"),
-        case("two requests in a row", "GET /up?1 HTTP/1.1\nhost: all.test\n\nGET /text HTTP/1.1\nhost: all.test\n\n").answers(2),
-        get("the client closes", "all.test", "/up", "connection: close\n"),
-        get("names in proper case", "all.test", "/up", "x-request-id: 1\n").on("PASS"),
-    ]
-}
-
-fn faults() -> Vec<Case> {
-    let raw = |name, text: &str| case(name, text);
-    vec![
-        get("fault: nobody is there", "all.test", "/none", ""),
-        get("fault: nobody listens", "all.test", "/dead", ""),
-        get("fault: no answer in time", "all.test", "/slow", "").upstream_is_silent(),
-        get("fault: the upstream hangs up", "all.test", "/up", "").upstream_closes(""),
-        get("fault: the upstream breaks off in a body", "all.test", "/up", "").upstream_closes("HTTP/1.1 200 OK\ncontent-length: 10\n\nabc"),
-        get("fault: the upstream speaks something else", "all.test", "/up", "").upstream_closes("SSH-2.0-x\n\n"),
-        raw("fault: HTTP/1.0", "GET /text HTTP/1.0\nhost: all.test\n\n"),
-        raw("fault: no host", "GET /text HTTP/1.1\n\n"),
-        raw("fault: a path that is none", "OPTIONS * HTTP/1.1\nhost: all.test\n\n"),
-        raw("fault: a fragment", "GET /text#a HTTP/1.1\nhost: all.test\n\n"),
-        raw("fault: no HTTP", "hello\n\n"),
-        raw("fault: another version", "GET / HTTP/3.0\nhost: a\n\n"),
-        raw("fault: two lengths", "POST /up HTTP/1.1\nhost: all.test\ncontent-length: 2\ncontent-length: 3\n\nabc"),
-        raw("fault: a length that is none", "POST /up HTTP/1.1\nhost: all.test\ncontent-length: +2\n\nab"),
-        raw("fault: length and chunks", "POST /up HTTP/1.1\nhost: all.test\ncontent-length: 3\ntransfer-encoding: chunked\n\n0\n\n"),
-        raw("fault: an encoding that is not known", "POST /up HTTP/1.1\nhost: all.test\ntransfer-encoding: gzip\n\n"),
-        raw("fault: a space in a name", "GET /up HTTP/1.1\nhost: all.test\nx a: 1\n\n"),
-        raw("fault: a folded line", "GET /up HTTP/1.1\nhost: all.test\nx-a: 1\n 2\n\n"),
-        raw("fault: a NUL", "GET /up HTTP/1.1\nhost: all.test\nx-a: 1\02\n\n"),
-        raw("fault: a method that is none", "G@T /up HTTP/1.1\nhost: all.test\n\n"),
-        raw("fault: CONNECT", "CONNECT all.test:80 HTTP/1.1\nhost: all.test:80\n\n"),
-        raw("fault: an upgrade that is not allowed", "GET /up HTTP/1.1\nhost: all.test\nconnection: upgrade\nupgrade: websocket\n\n"),
-        raw("fault: the body never comes", "POST /up HTTP/1.1\nhost: all.test\ncontent-length: 5\n\nab").on("PASS"),
-        get("fault: headers too large", "all.test", "/text", &format!("x-large: {}\n", "a".repeat(70_000))),
-        get("fault: too many headers", "all.test", "/text", &(0..101).map(|at| format!("x-{at}: 1\n")).collect::<String>()),
-    ]
-}
-
-fn edge() -> Vec<Case> {
-    let edge = |name, path, headers| get(name, "edge.test:81", path, headers).on("EDGE");
-    vec![
-        edge("edge: plain", "/a?b", ""),
-        edge("edge: local", "/text", ""),
-        edge("edge: said to be forwarded", "/a", "x-forwarded-for: 1.2.3.4\nx-forwarded-proto: https\nvia: 1.1 me\n"),
-        edge("edge: envoy's own from a client", "/a", "x-envoy-internal: true\nx-envoy-max-retries: 3\nx-envoy-retry-on: 5xx\nx-envoy-original-path: /x\nx-envoy-expected-rq-timeout-ms: 1\nx-envoy-upstream-rq-timeout-ms: 9999\nx-request-id: mine\n"),
-        edge("edge: all of envoy's own", "/a", OWN),
-        edge("edge: an origin behind others", "/a", "").upstream("HTTP/1.1 200 OK\nvia: 1.1 origin\nx-request-id: theirs\ncontent-length: 0\n\n"),
-        case("edge: HTTP/1.0", "GET /a HTTP/1.0\n\n").on("EDGE"),
-        case("edge: HTTP/1.0 with keep-alive", "GET /text HTTP/1.0\nhost: a\nconnection: keep-alive\n\n").on("EDGE"),
-        case("edge: the last request of a connection", "GET /text HTTP/1.1\nhost: a\n\nGET /text HTTP/1.1\nhost: a\n\nGET /text HTTP/1.1\nhost: a\n\n").on("EDGE").answers(3),
-        edge("edge: headers too large", "/text", Box::leak(format!("x-large: {}\n", "a".repeat(9000)).into_boxed_str())),
-        edge("edge: too many headers", "/text", Box::leak((0..21).map(|at| format!("x-{at}: 1\n")).collect::<String>().into_boxed_str())),
-    ]
-}
-
-fn tcp() -> Vec<Case> {
-    vec![
-        get("tcp: HTTP/1.1 is known by its first line", "a", "/x", "").on("TCP"),
-        case("tcp: nobody listens", "GET / HTTP/1.0\n\n").on("TCP"),
-        case("tcp: no chain", "SSH-2.0-x\n").on("TCP"),
+        case(
+            "two requests in a row",
+            "GET /up?1 HTTP/1.1\nhost: all.test\n\nGET /text HTTP/1.1\nhost: all.test\n\n",
+        )
+        .answers(2),
+        get(
+            "the client closes",
+            "all.test",
+            "/up",
+            "connection: close\n",
+        ),
+        get(
+            "names in proper case",
+            "all.test",
+            "/up",
+            "x-request-id: 1\n",
+        )
+        .on("PASS"),
     ]
 }

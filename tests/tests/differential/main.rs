@@ -26,7 +26,6 @@ fn envoy() -> Option<PathBuf> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skip must be seen")]
 fn shunt_does_what_envoy_does() {
     require::everything();
     let Some(envoy) = envoy() else {
@@ -39,11 +38,17 @@ fn shunt_does_what_envoy_does() {
     let mut faults = Vec::new();
     let mut met = BTreeSet::new();
     for case in cases::all() {
-        let [theirs, ours] = scene.proxies.each_ref().map(|proxy| facts(&scene.play(proxy, &case)));
+        let [theirs, ours] = scene
+            .proxies
+            .each_ref()
+            .map(|proxy| facts(&scene.play(proxy, &case)));
         for (side, fact) in theirs
             .difference(&ours)
             .map(|fact| (scene.proxies[0].name, fact))
-            .chain(ours.difference(&theirs).map(|fact| (scene.proxies[1].name, fact)))
+            .chain(
+                ours.difference(&theirs)
+                    .map(|fact| (scene.proxies[1].name, fact)),
+            )
         {
             let allowed = ALLOWED.iter().position(|known| known.is(case.name, fact));
             match allowed {
@@ -60,13 +65,21 @@ fn shunt_does_what_envoy_does() {
         }
     }
     let count = cases::all().len();
-    assert!(faults.is_empty(), "{count} cases\n{}\n{}", faults.join("\n"), scene.log());
+    assert!(
+        faults.is_empty(),
+        "{count} cases\n{}\n{}",
+        faults.join("\n"),
+        scene.log()
+    );
 }
 
 /// Everything that is compared, each with its place.
 fn facts(outcome: &Outcome) -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
-    let sides = [("response", &outcome.responses), ("upstream request", &outcome.seen)];
+    let sides = [
+        ("response", &outcome.responses),
+        ("upstream request", &outcome.seen),
+    ];
     for (what, messages) in sides {
         facts.insert(format!("{what}s: {}", messages.len()));
         for (at, message) in messages.iter().enumerate() {

@@ -37,7 +37,10 @@ impl Reader {
             if !self.more()? {
                 return match self.read.is_empty() {
                     true => Ok(None),
-                    false => Err(io::Error::other(format!("broke off after {:?}", String::from_utf8_lossy(&self.read)))),
+                    false => Err(io::Error::other(format!(
+                        "broke off after {:?}",
+                        String::from_utf8_lossy(&self.read)
+                    ))),
                 };
             }
         };
@@ -46,7 +49,10 @@ impl Reader {
         let mut lines = head.split("\r\n");
         let mut message = Message {
             first: lines.next().unwrap_or_default().to_owned(),
-            headers: lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect(),
+            headers: lines
+                .filter_map(|line| line.split_once(':'))
+                .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+                .collect(),
             body: Vec::new(),
             until_end: false,
         };
@@ -57,14 +63,18 @@ impl Reader {
     fn body(&mut self, message: &mut Message, answers_head: bool) -> io::Result<()> {
         let is_response = message.first.starts_with("HTTP/");
         let status = message.first.split(' ').nth(1).unwrap_or_default();
-        if answers_head || is_response && (status.starts_with('1') || matches!(status, "204" | "304")) {
+        if answers_head
+            || is_response && (status.starts_with('1') || matches!(status, "204" | "304"))
+        {
             return Ok(());
         }
         if message.header("transfer-encoding").is_some() {
             loop {
                 let line = self.line()?;
-                let size = usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16);
-                let size = size.map_err(|error| io::Error::other(format!("chunk size {line:?}: {error}")))?;
+                let size =
+                    usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16);
+                let size = size
+                    .map_err(|error| io::Error::other(format!("chunk size {line:?}: {error}")))?;
                 if size == 0 {
                     while !self.line()?.is_empty() {}
                     return Ok(());
@@ -119,7 +129,10 @@ impl Reader {
 
 impl Message {
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut found = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        let mut found = self
+            .headers
+            .iter()
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name));
         found.next().map(|(_, value)| value.as_str())
     }
 
@@ -127,7 +140,10 @@ impl Message {
     pub fn facts(&self) -> Vec<(String, String)> {
         let mut facts = vec![
             ("first line".to_owned(), self.first.clone()),
-            ("body".to_owned(), String::from_utf8_lossy(&self.body).into_owned()),
+            (
+                "body".to_owned(),
+                String::from_utf8_lossy(&self.body).into_owned(),
+            ),
         ];
         for (name, value) in &self.headers {
             facts.push((name.clone(), stable(name, value)));

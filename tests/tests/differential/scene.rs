@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub struct Outcome {
 const LISTENERS: [&str; 4] = ["MAIN", "EDGE", "PASS", "TCP"];
 
 impl Scene {
-    pub fn new(envoy: &PathBuf) -> Self {
+    pub fn new(envoy: &Path) -> Self {
         let world = World::new();
         let pod = world.pod();
         let upstream: Arc<Mutex<Plan>> = Arc::default();
@@ -76,7 +76,13 @@ impl Scene {
         let bootstrap = file("envoy.yaml", 20000);
         let mut command = pod.command(&envoy.display().to_string());
         command.arg("-c").arg(&bootstrap);
-        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
+        command.args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ]);
         let envoy = start(command);
         let bootstrap = file("shunt.bootstrap.yaml", 21000);
         let at = world.dir.path().display().to_string();
@@ -95,8 +101,16 @@ impl Scene {
         }
         Self {
             proxies: [
-                Proxy { name: "Envoy", port: 20000, _running: envoy },
-                Proxy { name: "shunt", port: 21000, _running: shunt },
+                Proxy {
+                    name: "Envoy",
+                    port: 20000,
+                    _running: envoy,
+                },
+                Proxy {
+                    name: "shunt",
+                    port: 21000,
+                    _running: shunt,
+                },
             ],
             world,
             pod,
@@ -138,7 +152,9 @@ impl Scene {
                 }
             }
         }
-        let is_last = responses.last().is_some_and(|last| last.header("connection") == Some("close"));
+        let is_last = responses
+            .last()
+            .is_some_and(|last| last.header("connection") == Some("close"));
         if end == "open" && is_last {
             end = match reader.message(false) {
                 Ok(None) => "closed",
@@ -148,7 +164,11 @@ impl Scene {
         }
         drop(reader);
         let seen = std::mem::take(&mut self.upstream.lock().expect("a plan").seen);
-        Outcome { responses, end, seen }
+        Outcome {
+            responses,
+            end,
+            seen,
+        }
     }
 
     pub fn log(&self) -> String {
@@ -185,7 +205,10 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
         };
         match does {
             Upstream::Says(text) => {
-                if answer.write_all(text.replace('\n', "\r\n").as_bytes()).is_err() {
+                if answer
+                    .write_all(text.replace('\n', "\r\n").as_bytes())
+                    .is_err()
+                {
                     return;
                 }
             }

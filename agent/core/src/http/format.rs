@@ -43,13 +43,16 @@ enum Piece {
     Port,
 }
 
+/// Looks a header up.
+pub type Headers<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
+
 /// What a format may ask for. What is `None` writes nothing.
 #[expect(missing_debug_implementations, reason = "a borrowed view")]
 #[derive(Clone, Copy)]
 pub struct Known<'a> {
     pub request: &'a dyn RequestView,
     /// Of a name in lower case.
-    pub response: Option<&'a dyn Fn(&str) -> Option<Vec<u8>>>,
+    pub response: Option<Headers<'a>>,
     pub protocol: &'a str,
     pub response_code: Option<u16>,
     pub client: SocketAddr,
@@ -278,7 +281,10 @@ mod tests {
             ("plain", "plain"),
             ("100%% of %REQ(X-User)%!", "100% of alice!"),
             ("%REQ(x-none?x-user):2%", "al"),
-            ("%REQ(:METHOD)% %REQ(:path)% %REQ(:authority)%", "GET /a?b=c example.com:80"),
+            (
+                "%REQ(:METHOD)% %REQ(:path)% %REQ(:authority)%",
+                "GET /a?b=c example.com:80",
+            ),
             ("<%REQ(x-none)%>", "<>"),
             ("%RESP(etag)% %RESPONSE_CODE%", "\"1\" 204"),
             ("%DOWNSTREAM_REMOTE_ADDRESS%", "10.0.0.9:4000"),
@@ -292,7 +298,16 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for text in ["%", "50% off", "%REQ%", "%REQ(a%", "%REQ(a):x%", "%START_TIME(1)%", "%NONSENSE%", "%PROTOCOL(1)%"] {
+        for text in [
+            "%",
+            "50% off",
+            "%REQ%",
+            "%REQ(a%",
+            "%REQ(a):x%",
+            "%START_TIME(1)%",
+            "%NONSENSE%",
+            "%PROTOCOL(1)%",
+        ] {
             assert!(Format::parse(text).is_err(), "{text}");
         }
     }

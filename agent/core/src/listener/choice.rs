@@ -25,7 +25,7 @@ pub struct Facts<'a> {
 /// The index of the chain which serves this connection.
 pub fn choose(chains: &[&ChainMatch], facts: &Facts<'_>) -> Option<usize> {
     let mut left: Vec<usize> = (0..chains.len()).collect();
-    let steps: [&dyn Fn(&ChainMatch) -> Option<usize>; 9] = [
+    let steps: [Step<'_>; 9] = [
         &|chain| port(chain.destination_port, facts.destination.port()),
         &|chain| prefix(&chain.destinations, facts.destination.ip()),
         &|chain| server_name(&chain.server_names, facts.server_name),
@@ -42,6 +42,9 @@ pub fn choose(chains: &[&ChainMatch], facts: &Facts<'_>) -> Option<usize> {
     }
     left.first().copied()
 }
+
+/// How well a chain fits in one respect.
+type Step<'a> = &'a dyn Fn(&ChainMatch) -> Fit;
 
 /// How well something fits: 0 when it says nothing, more when it says more, `None` when it does not fit.
 type Fit = Option<usize>;
@@ -70,7 +73,9 @@ fn server_name(names: &[String], name: Option<&str>) -> Fit {
     }
     let name = name.filter(|name| !name.is_empty())?;
     let fit = |pattern: &String| match pattern.strip_prefix('*') {
-        Some(suffix) => (name.len() > suffix.len() && name.ends_with(suffix)).then_some(pattern.len()),
+        Some(suffix) => {
+            (name.len() > suffix.len() && name.ends_with(suffix)).then_some(pattern.len())
+        }
         None => (pattern == name).then_some(usize::MAX),
     };
     names.iter().filter_map(fit).max()
@@ -89,7 +94,9 @@ fn application(wanted: &[String], offered: &[String]) -> Fit {
     if wanted.is_empty() {
         return Some(0);
     }
-    let at = offered.iter().position(|protocol| wanted.contains(protocol))?;
+    let at = offered
+        .iter()
+        .position(|protocol| wanted.contains(protocol))?;
     Some(offered.len() - at)
 }
 

@@ -1,7 +1,7 @@
 //! Which route a request takes: the virtual host by its host, then the first route that matches.
 
-use std::collections::{BTreeMap, HashMap};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
     HeaderMatch, HeaderValueMatch, PathMatch, QueryMatch, QueryValueMatch, Route,
@@ -56,8 +56,11 @@ impl RouteTable {
         let at = self.exact.get(&host).copied();
         let at = at.or_else(|| {
             // A wildcard stands for one character at least.
-            let longest = |parts: &BTreeMap<Reverse<usize>, HashMap<String, usize>>, part: &dyn Fn(usize) -> Option<String>| {
-                let shorter = parts.iter().filter(|(Reverse(length), _)| *length < host.len());
+            let longest = |parts: &BTreeMap<Reverse<usize>, HashMap<String, usize>>,
+                           part: &dyn Fn(usize) -> Option<String>| {
+                let shorter = parts
+                    .iter()
+                    .filter(|(Reverse(length), _)| *length < host.len());
                 shorter
                     .filter_map(|(Reverse(length), of_length)| of_length.get(&part(*length)?))
                     .next()
@@ -91,10 +94,12 @@ impl RouteMatch {
 
     fn path_matches(&self, path: &str) -> bool {
         let starts = |prefix: &str| {
-            path.as_bytes().get(..prefix.len()).is_some_and(|start| match self.case_sensitive {
-                true => start == prefix.as_bytes(),
-                false => start.eq_ignore_ascii_case(prefix.as_bytes()),
-            })
+            path.as_bytes()
+                .get(..prefix.len())
+                .is_some_and(|start| match self.case_sensitive {
+                    true => start == prefix.as_bytes(),
+                    false => start.eq_ignore_ascii_case(prefix.as_bytes()),
+                })
         };
         match &self.path {
             PathMatch::Prefix(prefix) => starts(prefix),
@@ -162,10 +167,14 @@ impl QueryMatch {
         let mut pairs = query
             .split('&')
             .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let value = pairs.find(|(name, _)| *name == self.name).map(|(_, value)| value);
+        let value = pairs
+            .find(|(name, _)| *name == self.name)
+            .map(|(_, value)| value);
         match &self.value {
             QueryValueMatch::Present(present) => value.is_some() == *present,
-            QueryValueMatch::Text(text) => value.is_some_and(|value| text.matches(value.as_bytes())),
+            QueryValueMatch::Text(text) => {
+                value.is_some_and(|value| text.matches(value.as_bytes()))
+            }
         }
     }
 }

@@ -59,7 +59,10 @@ impl Pattern {
             }
             match characters.next() {
                 Some('\\') => {}
-                Some(digit) if digit.to_digit(10).is_some_and(|group| (group as usize) < self.anywhere.captures_len()) => {}
+                Some(digit)
+                    if digit
+                        .to_digit(10)
+                        .is_some_and(|group| (group as usize) < self.anywhere.captures_len()) => {}
                 Some(other) => return Err(format!("`\\{other}` is no group of the expression")),
                 None => return Err("ends in a backslash".to_owned()),
             }
@@ -197,7 +200,10 @@ mod tests {
         let rewritten = pattern.replace_all("/service/foo/v1/api", r"\2/instance/\1");
         assert_eq!(rewritten, "/v1/api/instance/foo");
         let every = Pattern::parse("one").expect("a pattern");
-        assert_eq!(every.replace_all("/xxx/one/yyy/one/zzz", "two"), "/xxx/two/yyy/two/zzz");
+        assert_eq!(
+            every.replace_all("/xxx/one/yyy/one/zzz", "two"),
+            "/xxx/two/yyy/two/zzz"
+        );
         assert!(pattern.check_substitution(r"\2\\\0").is_ok());
         assert!(pattern.check_substitution(r"\3").is_err());
         assert!(Pattern::parse("(").is_err());

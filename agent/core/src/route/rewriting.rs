@@ -10,7 +10,10 @@ impl Rewrite {
         let query = &path[plain.len()..];
         match self {
             Self::Prefix(prefix) => {
-                format!("{prefix}{}", &path[matched.matched_length(plain).min(plain.len())..])
+                format!(
+                    "{prefix}{}",
+                    &path[matched.matched_length(plain).min(plain.len())..]
+                )
             }
             Self::Regex(pattern, substitution) => {
                 format!("{}{query}", pattern.replace_all(plain, substitution))
@@ -45,7 +48,10 @@ impl Redirect {
             None => self.same_host(request.authority(), scheme, proto),
         };
         let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
-        format!("{scheme}://{host}{port}{}", self.path(request.path(), matched))
+        format!(
+            "{scheme}://{host}{port}{}",
+            self.path(request.path(), matched)
+        )
     }
 
     /// Without a port that the new one replaces, or that was only the old scheme's own.
@@ -144,9 +150,8 @@ mod tests {
             path: RedirectPath::Same,
             strip_query: false,
         };
-        let to = |redirect: Redirect, host, path| {
-            redirect.location(&Request(host, path), &any, "http")
-        };
+        let to =
+            |redirect: Redirect, host, path| redirect.location(&Request(host, path), &any, "http");
         let https = || Redirect {
             scheme: Some("https".into()),
             ..redirect.clone()
@@ -182,7 +187,10 @@ mod tests {
             (HostRewrite::Literal("x".into()), Some("x")),
             (HostRewrite::Header("x-host".into()), Some("other")),
             (HostRewrite::Header("x-none".into()), None),
-            (HostRewrite::PathRegex(pattern, r"\1.svc".into()), Some("b.svc")),
+            (
+                HostRewrite::PathRegex(pattern, r"\1.svc".into()),
+                Some("b.svc"),
+            ),
         ];
         for (rewrite, host) in rows {
             assert_eq!(rewrite.apply(&request).as_deref(), host, "{rewrite:?}");

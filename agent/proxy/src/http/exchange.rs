@@ -113,6 +113,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             host,
             route,
             cluster: None,
+            endpoint: None,
         };
         let mut response = match &route.action {
             _ if received == Received::Upgrade => reply::local(403, ""),
@@ -122,7 +123,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 reply::redirect(redirect.status, &location)
             }
             Action::Forward(forward) => {
-                match self.forward(head, forward, &mut matched, body, progress).await {
+                match self
+                    .forward(head, forward, &mut matched, body, progress)
+                    .await
+                {
                     Ok(response) => return response,
                     Err(response) => response,
                 }
@@ -161,16 +165,22 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let Some(endpoint) = self.local.balance.choose(&cluster) else {
             return Err(reply::local(503, "no healthy upstream"));
         };
+        matched.endpoint = Some(endpoint);
         let host = choice.and_then(|choice| choice.host.as_deref());
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
         let begun = Instant::now();
-        match self.send(head, body, forward, (&cluster, endpoint), progress).await {
+        match self
+            .send(head, body, forward, (&cluster, endpoint), progress)
+            .await
+        {
             Ok((response, link)) => {
                 let (mut parts, inner) = response.into_parts();
                 if !self.chain.manager.suppress_envoy_headers {
                     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    parts.headers.insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
+                    parts
+                        .headers
+                        .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
                 }
                 let status = parts.status.as_u16();
                 matched.change_response(&mut parts.headers, status, &asked, self.client);
@@ -277,7 +287,9 @@ fn request(head: &Head, body: RequestBody) -> Request<RequestBody> {
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
     if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
         let nothing = HeaderValue::from_static("0");
-        request.headers_mut().insert(header::CONTENT_LENGTH, nothing);
+        request
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, nothing);
     }
     if let Ok(host) = HeaderValue::from_str(&head.authority) {
         request.headers_mut().insert(header::HOST, host);
@@ -301,7 +313,9 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
             reply::local(503, format!("{BEFORE} connection timeout"))
         }
         Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
-        Failure::Reset(error) if error.is_parse() => reply::local(502, format!("{BEFORE} protocol error")),
+        Failure::Reset(error) if error.is_parse() => {
+            reply::local(502, format!("{BEFORE} protocol error"))
+        }
         Failure::Reset(_) => reply::local(503, format!("{BEFORE} connection termination")),
     }
 }

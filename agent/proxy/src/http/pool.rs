@@ -61,7 +61,11 @@ impl Upstreams {
     }
 
     fn waiting(&self, cluster: &str, endpoint: SocketAddr) -> Option<Link> {
-        self.0.borrow_mut().get_mut(cluster)?.get_mut(&endpoint)?.pop()
+        self.0
+            .borrow_mut()
+            .get_mut(cluster)?
+            .get_mut(&endpoint)?
+            .pop()
     }
 
     /// Its exchange has ended in order.

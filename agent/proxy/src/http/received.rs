@@ -142,17 +142,24 @@ impl Head {
         listener: SocketAddr,
     ) -> Received {
         self.strip_port(manager.strip_host_port, listener.port());
-        let is_upgrade = self.connection_says("upgrade") && self.headers.contains_key(header::UPGRADE);
+        let is_upgrade =
+            self.connection_says("upgrade") && self.headers.contains_key(header::UPGRADE);
         self.drop_hop_by_hop();
         self.join_lines();
         if manager.use_remote_address {
             if !manager.skip_xff_append {
-                append(&mut self.headers, &X_FORWARDED_FOR, &client.ip().to_string(), ",");
+                append(
+                    &mut self.headers,
+                    &X_FORWARDED_FOR,
+                    &client.ip().to_string(),
+                    ",",
+                );
             }
             if let Ok(address) = HeaderValue::from_str(&client.ip().to_string()) {
                 self.headers.insert(X_ENVOY_EXTERNAL_ADDRESS, address);
             }
-            self.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+            self.headers
+                .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
             for name in EDGE {
                 self.headers.remove(name);
             }
@@ -203,7 +210,12 @@ impl Head {
     fn join_lines(&mut self) {
         for name in ONE_LINE {
             if self.headers.get_all(name).iter().nth(1).is_some() {
-                let values: Vec<&[u8]> = self.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+                let values: Vec<&[u8]> = self
+                    .headers
+                    .get_all(name)
+                    .iter()
+                    .map(HeaderValue::as_bytes)
+                    .collect();
                 let joined = values.join(&b","[..]);
                 if let Ok(joined) = HeaderValue::from_bytes(&joined) {
                     self.headers.insert(name, joined);
@@ -226,7 +238,8 @@ impl Head {
         if let Some(te) = self.headers.remove(header::TE)
             && te.to_str().is_ok_and(|te| te.contains("trailers"))
         {
-            self.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            self.headers
+                .insert(header::TE, HeaderValue::from_static("trailers"));
         }
     }
 }
@@ -235,14 +248,22 @@ impl Head {
 fn request_id() -> HeaderValue {
     let bits = fastrand::u128(..) & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let digits = format!("{bits:032x}");
-    let [a, b, c, d, e] = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    let [a, b, c, d, e] = [
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..],
+    ];
     HeaderValue::try_from(format!("{a}-{b}-{c}-{d}-{e}")).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// To the value that is there, or alone.
 pub(super) fn append(headers: &mut HeaderMap, name: &HeaderName, value: &str, separator: &str) {
     let text = match joined(headers, name.as_str()) {
-        Some(before) if !before.is_empty() => [&before[..], separator.as_bytes(), value.as_bytes()].concat(),
+        Some(before) if !before.is_empty() => {
+            [&before[..], separator.as_bytes(), value.as_bytes()].concat()
+        }
         _ => value.as_bytes().to_vec(),
     };
     if let Ok(value) = HeaderValue::from_bytes(&text) {

@@ -58,13 +58,20 @@ pub(super) fn finish(
     request: Option<&Head>,
 ) {
     // Reasons are the proxy's own, whatever the upstream says.
-    let is_known = response.status().canonical_reason().is_some() && response.status() != StatusCode::IM_A_TEAPOT;
+    let is_known = response.status().canonical_reason().is_some()
+        && response.status() != StatusCode::IM_A_TEAPOT;
     match is_known {
         true => response.extensions_mut().remove::<ReasonPhrase>(),
-        false => response.extensions_mut().insert(ReasonPhrase::from_static(b"Unknown")),
+        false => response
+            .extensions_mut()
+            .insert(ReasonPhrase::from_static(b"Unknown")),
     };
     let headers = response.headers_mut();
-    for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING] {
+    for name in [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TRANSFER_ENCODING,
+    ] {
         headers.remove(name);
     }
     for name in ["keep-alive", "proxy-connection"] {

@@ -1,5 +1,7 @@
 //! A request on its way to an upstream: what the configuration adds, removes and rewrites; and the same for responses.
 
+use std::net::SocketAddr;
+
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use shunt_core::http::format::Known;
 use shunt_core::route::{
@@ -7,8 +9,8 @@ use shunt_core::route::{
     VirtualHost,
 };
 
-use super::received::{Head, append, joined, protocol};
 use super::Client;
+use super::received::{Head, append, joined, protocol};
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -24,12 +26,18 @@ pub(super) struct Matched<'a> {
     pub(super) route: &'a Route,
     /// The weighted cluster's own.
     pub(super) cluster: Option<(&'a str, &'a Mutations)>,
+    /// Known once it has been chosen.
+    pub(super) endpoint: Option<SocketAddr>,
 }
 
 impl Matched<'_> {
     /// In the order in which they are applied.
     fn levels(&self) -> impl Iterator<Item = &Mutations> {
-        let mut levels = [&self.route.mutations, &self.host.mutations, &self.routes.mutations];
+        let mut levels = [
+            &self.route.mutations,
+            &self.host.mutations,
+            &self.routes.mutations,
+        ];
         if self.routes.most_specific_wins {
             levels.reverse();
         }
@@ -61,7 +69,8 @@ impl Matched<'_> {
     ) {
         let quiet = client.chain.manager.suppress_envoy_headers;
         if !quiet && !forward.timeout.is_zero() {
-            let millis = HeaderValue::from(u64::try_from(forward.timeout.as_millis()).unwrap_or(u64::MAX));
+            let millis =
+                HeaderValue::from(u64::try_from(forward.timeout.as_millis()).unwrap_or(u64::MAX));
             head.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, millis);
         }
         for level in self.levels() {
@@ -96,8 +105,17 @@ impl Matched<'_> {
     fn change_request(&self, head: &mut Head, mutations: &HeaderMutations, client: &Client<'_>) {
         remove(&mut head.headers, mutations);
         for addition in &mutations.add {
-            let value = addition.value.render(&self.known(head, client)).into_owned();
-            add(&mut head.headers, &addition.name, &value, addition.action, addition.keep_empty);
+            let value = addition
+                .value
+                .render(&self.known(head, client))
+                .into_owned();
+            add(
+                &mut head.headers,
+                &addition.name,
+                &value,
+                addition.action,
+                addition.keep_empty,
+            );
         }
     }
 
@@ -113,15 +131,23 @@ impl Matched<'_> {
             remove(headers, &level.response);
             for addition in &level.response.add {
                 let value = {
-                    let response = |name: &str| joined(headers, name).map(|value| value.into_owned());
+                    let response =
+                        |name: &str| joined(headers, name).map(|value| value.into_owned());
                     let known = Known {
                         response: Some(&response),
                         response_code: Some(status),
+                        upstream: self.endpoint,
                         ..self.known(head, client)
                     };
                     addition.value.render(&known).into_owned()
                 };
-                add(headers, &addition.name, &value, addition.action, addition.keep_empty);
+                add(
+                    headers,
+                    &addition.name,
+                    &value,
+                    addition.action,
+                    addition.keep_empty,
+                );
             }
         }
     }

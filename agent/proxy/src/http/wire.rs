@@ -66,7 +66,9 @@ impl Wire {
     fn reword(&self, answer: &[u8]) -> Option<Vec<u8>> {
         let beginning = HYPERS_OWN.into_iter().find(|own| answer.starts_with(own))?;
         let rest = std::str::from_utf8(&answer[beginning.len()..]).ok()?;
-        let rest = rest.strip_suffix("\r\n\r\n").filter(|rest| !rest.contains("\r\n\r\n"))?;
+        let rest = rest
+            .strip_suffix("\r\n\r\n")
+            .filter(|rest| !rest.contains("\r\n\r\n"))?;
         let (line, _) = std::str::from_utf8(beginning).ok()?.split_once("\r\n")?;
         let text = line.splitn(3, ' ').nth(2)?;
         let length = text.len();
@@ -79,9 +81,12 @@ impl Wire {
 
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.instead.is_empty() {
-            let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))?;
+            let written =
+                std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))?;
             self.instead.drain(..written);
-            self.counts.written.set(self.counts.written() + written as u64);
+            self.counts
+                .written
+                .set(self.counts.written() + written as u64);
         }
         Poll::Ready(Ok(()))
     }
@@ -97,7 +102,12 @@ impl Wire {
         let _ = SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
         let mut thrown_away = [0; 4096];
         let taken = async {
-            while self.stream.read(&mut thrown_away).await.is_ok_and(|read| read > 0) {}
+            while self
+                .stream
+                .read(&mut thrown_away)
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
         };
         let _ = timeout(DELAYED_CLOSE, taken).await;
     }
@@ -136,7 +146,9 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.counts.written.set(self.counts.written() + written as u64);
+        self.counts
+            .written
+            .set(self.counts.written() + written as u64);
         Poll::Ready(Ok(written))
     }
 
@@ -154,7 +166,9 @@ impl AsyncWrite for Wire {
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         let written = std::task::ready!(written)?;
-        self.counts.written.set(self.counts.written() + written as u64);
+        self.counts
+            .written
+            .set(self.counts.written() + written as u64);
         Poll::Ready(Ok(written))
     }
 

@@ -48,7 +48,11 @@ fn a_client_hello_is_found_however_it_is_cut() {
     let (message, found) = usual();
     for size in [1, 5, 40, 16000] {
         let bytes = records(&message, size);
-        assert_eq!(client_hello(&bytes), Sniffed::Found(found.clone()), "{size}");
+        assert_eq!(
+            client_hello(&bytes),
+            Sniffed::Found(found.clone()),
+            "{size}"
+        );
         for end in 0..bytes.len() {
             assert_eq!(client_hello(&bytes[..end]), Sniffed::More, "{size}: {end}");
         }
@@ -56,7 +60,10 @@ fn a_client_hello_is_found_however_it_is_cut() {
         assert_eq!(client_hello(&more), Sniffed::Found(found.clone()));
     }
     let nothing = records(&hello(&[]), 16000);
-    assert_eq!(client_hello(&nothing), Sniffed::Found(ClientHello::default()));
+    assert_eq!(
+        client_hello(&nothing),
+        Sniffed::Found(ClientHello::default())
+    );
 }
 
 #[test]
@@ -87,7 +94,10 @@ fn http_is_known_by_its_first_line() {
     for (bytes, found) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n", Sniffed::Found(Http::One)),
         ("POST /x HTTP/1.0\n", Sniffed::Found(Http::OneZero)),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore", Sniffed::Found(Http::Two)),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore",
+            Sniffed::Found(Http::Two),
+        ),
         ("", Sniffed::More),
         ("P", Sniffed::More),
         ("PRI * HTT", Sniffed::More),
@@ -100,5 +110,8 @@ fn http_is_known_by_its_first_line() {
     ] {
         assert_eq!(http(bytes.as_bytes()), found, "{bytes:?}");
     }
-    assert_eq!(http(&[b"GET /".to_vec(), vec![b'a'; MAX_LINE]].concat()), Sniffed::Other);
+    assert_eq!(
+        http(&[b"GET /".to_vec(), vec![b'a'; MAX_LINE]].concat()),
+        Sniffed::Other
+    );
 }

@@ -45,7 +45,9 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     }
     let idle = common.and_then(|common| common.duration("idle_timeout"));
     let requests = common.and_then(|common| common.u32("max_requests_per_connection"));
-    let connect_timeout = reader.duration("connect_timeout").unwrap_or(CONNECT_TIMEOUT);
+    let connect_timeout = reader
+        .duration("connect_timeout")
+        .unwrap_or(CONNECT_TIMEOUT);
     if connect_timeout.is_zero() {
         reader.fault("connect_timeout", "must be longer than 0s");
     }
@@ -64,7 +66,9 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
 fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
     let mut found = None;
     for (name, any) in reader.map("typed_extension_protocol_options") {
-        let options = any.unpacked().filter(|any| any.type_name() == PROTOCOL_OPTIONS);
+        let options = any
+            .unpacked()
+            .filter(|any| any.type_name() == PROTOCOL_OPTIONS);
         match options {
             Some(options) if name == PROTOCOL_OPTIONS => {
                 // HTTP/1.1 is what there is. Others are not in the table.
@@ -107,7 +111,10 @@ fn endpoints(reader: &Reader<'_>) -> Vec<Endpoint> {
     }
     let total: u64 = all.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
     if total > u64::from(u32::MAX) {
-        assignment.fault("endpoints", "the sum of the weights is larger than 4294967295");
+        assignment.fault(
+            "endpoints",
+            "the sum of the weights is larger than 4294967295",
+        );
     }
     match healthy.len() * 100 < all.len() * PANIC_THRESHOLD {
         true => all,

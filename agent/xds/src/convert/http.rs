@@ -22,7 +22,10 @@ const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     let codec = reader.choice("codec_type");
     if !matches!(codec.as_str(), "AUTO" | "HTTP1") {
-        reader.fault("codec_type", format!("{codec} is not supported (AUTO, HTTP1)"));
+        reader.fault(
+            "codec_type",
+            format!("{codec} is not supported (AUTO, HTTP1)"),
+        );
     }
     only(reader, "normalize_path", false);
     only(reader, "merge_slashes", false);
@@ -41,7 +44,10 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     let strip_any = reader.is("strip_any_host_port");
     let strip_matching = reader.is("strip_matching_host_port");
     if strip_any && strip_matching {
-        reader.fault("strip_any_host_port", "strip_matching_host_port is said too");
+        reader.fault(
+            "strip_any_host_port",
+            "strip_matching_host_port is said too",
+        );
     }
     Some(HttpConnectionManager {
         server_name: Some(reader.text("server_name"))
@@ -97,9 +103,13 @@ fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
     let idle = common.and_then(|options| options.duration("idle_timeout"));
     HttpTimeouts {
         idle: idle.unwrap_or(IDLE),
-        stream_idle: reader.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE),
+        stream_idle: reader
+            .duration("stream_idle_timeout")
+            .unwrap_or(STREAM_IDLE),
         request: reader.duration("request_timeout").unwrap_or_default(),
-        request_headers: reader.duration("request_headers_timeout").unwrap_or_default(),
+        request_headers: reader
+            .duration("request_headers_timeout")
+            .unwrap_or_default(),
     }
 }
 
@@ -108,7 +118,10 @@ fn filters(reader: &Reader<'_>) -> bool {
     let filters = reader.list("http_filters");
     let mut suppress = false;
     for (at, filter) in filters.iter().enumerate() {
-        let Some(inner) = filter.message("typed_config").and_then(|any| any.unpacked()) else {
+        let Some(inner) = filter
+            .message("typed_config")
+            .and_then(|any| any.unpacked())
+        else {
             filter.fault("typed_config", "is required");
             continue;
         };

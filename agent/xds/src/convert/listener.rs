@@ -27,7 +27,11 @@ pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
     let chains: Vec<_> = readers.iter().filter_map(chain).collect();
     unique(&readers, |chain| chain.text("name"), "name");
     for (at, chain) in chains.iter().enumerate() {
-        if chains[..at].iter().any(|other| other.matches == chain.matches) && chains.len() == readers.len() {
+        if chains[..at]
+            .iter()
+            .any(|other| other.matches == chain.matches)
+            && chains.len() == readers.len()
+        {
             readers[at].fault("filter_chain_match", "another chain has the same");
         }
     }
@@ -63,7 +67,10 @@ fn inspect(reader: &Reader<'_>) -> Inspect {
         match inner.rsplit('.').next() {
             Some("TlsInspector") => inspect.tls = true,
             Some("HttpInspector") => inspect.http = true,
-            _ => filter.fault("typed_config", "only tls_inspector and http_inspector are supported"),
+            _ => filter.fault(
+                "typed_config",
+                "only tls_inspector and http_inspector are supported",
+            ),
         }
     }
     inspect
@@ -75,7 +82,10 @@ fn chain(reader: &Reader<'_>) -> Option<FilterChain> {
     let matches = matches.map_or_else(ChainMatch::default, |matches| chain_match(&matches));
     let filters = reader.list("filters");
     if filters.len() > 1 {
-        filters[1].fault("", "a chain has one filter: tcp_proxy or http_connection_manager");
+        filters[1].fault(
+            "",
+            "a chain has one filter: tcp_proxy or http_connection_manager",
+        );
     }
     let Some(first) = filters.first() else {
         reader.fault("filters", "is required");
@@ -140,9 +150,14 @@ fn filter(reader: &Reader<'_>) -> Option<NetworkFilter> {
     let inner = any.unpacked()?;
     match inner.type_name().rsplit('.').next() {
         Some("TcpProxy") => Some(NetworkFilter::Tcp(tcp_proxy(&inner)?)),
-        Some("HttpConnectionManager") => http::manager(&inner).map(Box::new).map(NetworkFilter::Http),
+        Some("HttpConnectionManager") => {
+            http::manager(&inner).map(Box::new).map(NetworkFilter::Http)
+        }
         _ => {
-            any.fault("", "only tcp_proxy and http_connection_manager are supported");
+            any.fault(
+                "",
+                "only tcp_proxy and http_connection_manager are supported",
+            );
             None
         }
     }
@@ -156,12 +171,18 @@ fn tcp_proxy(reader: &Reader<'_>) -> Option<TcpProxy> {
     let clusters = match reader.message("weighted_clusters") {
         Some(weighted) => {
             let choices = weighted.list("clusters");
-            let choices = choices
-                .iter()
-                .map(|choice| (choice.u32("weight").unwrap_or_default(), choice.text("name")));
+            let choices = choices.iter().map(|choice| {
+                (
+                    choice.u32("weight").unwrap_or_default(),
+                    choice.text("name"),
+                )
+            });
             let clusters = Weighted::new(choices.collect());
             if clusters.is_none() {
-                weighted.fault("clusters", "the sum of the weights must be from 1 to 4294967295");
+                weighted.fault(
+                    "clusters",
+                    "the sum of the weights must be from 1 to 4294967295",
+                );
             }
             clusters?
         }

@@ -9,6 +9,9 @@ use shunt_core::route::{
 use super::values::is_token;
 use crate::reader::Reader;
 
+/// A field that has a text, and what that makes.
+type ByName = (&'static str, fn(String) -> StringMatchKind);
+
 pub(super) fn route_match(reader: &Reader<'_>) -> Option<RouteMatch> {
     let path = path(reader);
     let headers = reader.list("headers");
@@ -31,7 +34,11 @@ fn path(reader: &Reader<'_>) -> Option<PathMatch> {
     }
     if reader.has("path_separated_prefix") {
         let prefix = reader.text("path_separated_prefix");
-        if prefix.len() < 2 || !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
+        if prefix.len() < 2
+            || !prefix.starts_with('/')
+            || prefix.ends_with('/')
+            || prefix.contains(['?', '#'])
+        {
             let message = "must start with `/`, must not end with it, and has neither ? nor #";
             reader.fault("path_separated_prefix", message);
         }
@@ -43,7 +50,10 @@ fn path(reader: &Reader<'_>) -> Option<PathMatch> {
     if reader.has("prefix") {
         return Some(PathMatch::Prefix(reader.text("prefix")));
     }
-    reader.fault("", "says no path (prefix, path, safe_regex, path_separated_prefix)");
+    reader.fault(
+        "",
+        "says no path (prefix, path, safe_regex, path_separated_prefix)",
+    );
     None
 }
 
@@ -86,7 +96,7 @@ fn string(reader: &Reader<'_>) -> Option<StringMatch> {
     } else if let Some(regex) = reader.message("safe_regex") {
         StringMatchKind::Regex(pattern(&regex)?)
     } else {
-        let kinds: [(&str, fn(String) -> StringMatchKind); 3] = [
+        let kinds: [ByName; 3] = [
             ("prefix", StringMatchKind::Prefix),
             ("suffix", StringMatchKind::Suffix),
             ("contains", StringMatchKind::Contains),
@@ -116,7 +126,7 @@ fn header(reader: &Reader<'_>) -> Option<HeaderMatch> {
             ignore_case: false,
         })
     };
-    let old: [(&str, fn(String) -> StringMatchKind); 4] = [
+    let old: [ByName; 4] = [
         ("exact_match", StringMatchKind::Exact),
         ("prefix_match", StringMatchKind::Prefix),
         ("suffix_match", StringMatchKind::Suffix),

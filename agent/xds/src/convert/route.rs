@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use shunt_core::cluster::Weighted;
 use shunt_core::route::{
-    Action, ClusterChoice, DirectResponse, Forward, HostRewrite, Mutations, Redirect,
-    RedirectPath, Rewrite, Route, RouteConfiguration, RouteMatch, PathMatch, Target, VirtualHost,
+    Action, ClusterChoice, DirectResponse, Forward, HostRewrite, Mutations, PathMatch, Redirect,
+    RedirectPath, Rewrite, Route, RouteConfiguration, RouteMatch, Target, VirtualHost,
 };
 
 use super::matchers::{route_match, substitution};
@@ -54,25 +54,39 @@ fn virtual_host(reader: &Reader<'_>, limit: usize) -> VirtualHost {
         reader.fault("domains", "is required");
     }
     for domain in &domains {
-        let inner = domain.strip_prefix('*').or_else(|| domain.strip_suffix('*'));
+        let inner = domain
+            .strip_prefix('*')
+            .or_else(|| domain.strip_suffix('*'));
         if domain.is_empty() || inner.unwrap_or(domain).contains('*') {
-            reader.fault("domains", format!("`{domain}` has a `*` that is neither first nor last"));
+            reader.fault(
+                "domains",
+                format!("`{domain}` has a `*` that is neither first nor last"),
+            );
         }
     }
     let require_tls = match reader.choice("require_tls").as_str() {
         "NONE" => false,
         "ALL" => true,
         other => {
-            reader.fault("require_tls", format!("{other} is not supported (NONE, ALL)"));
+            reader.fault(
+                "require_tls",
+                format!("{other} is not supported (NONE, ALL)"),
+            );
             false
         }
     };
     let routes = reader.list("routes");
     VirtualHost {
         name,
-        domains: domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
+        domains: domains
+            .iter()
+            .map(|domain| domain.to_ascii_lowercase())
+            .collect(),
         require_tls,
-        routes: routes.iter().filter_map(|reader| route(reader, limit)).collect(),
+        routes: routes
+            .iter()
+            .filter_map(|reader| route(reader, limit))
+            .collect(),
         mutations: mutations(reader),
     }
 }
@@ -105,7 +119,10 @@ fn check_rewrite(reader: &Reader<'_>, matches: &RouteMatch, action: &Action) {
     if let (Action::Forward(forward), PathMatch::Regex(_)) = (action, &matches.path)
         && matches!(forward.rewrite, Some(Rewrite::Prefix(_)))
     {
-        reader.fault("route.prefix_rewrite", "replaces the whole path where safe_regex matches: say regex_rewrite");
+        reader.fault(
+            "route.prefix_rewrite",
+            "replaces the whole path where safe_regex matches: say regex_rewrite",
+        );
     }
 }
 
@@ -145,13 +162,19 @@ fn target(reader: &Reader<'_>) -> Option<Target> {
         });
         let clusters = Weighted::new(choices.collect());
         if clusters.is_none() {
-            weighted.fault("clusters", "the sum of the weights must be from 1 to 4294967295");
+            weighted.fault(
+                "clusters",
+                "the sum of the weights must be from 1 to 4294967295",
+            );
         }
         return clusters.map(Target::Clusters);
     }
     let name = reader.text("cluster");
     if name.is_empty() {
-        reader.fault("", "says no cluster (cluster, cluster_header, weighted_clusters)");
+        reader.fault(
+            "",
+            "says no cluster (cluster, cluster_header, weighted_clusters)",
+        );
         return None;
     }
     Some(Target::Clusters(Weighted::only(ClusterChoice {
@@ -241,7 +264,9 @@ fn read(body: &Reader<'_>) -> Option<Vec<u8>> {
     body.parsed("filename", |name| {
         let size = std::fs::metadata(name).map(|meta| meta.len());
         match size {
-            Ok(size) if size > MAX_BODY_FILE => Err(format!("{size} bytes, more than {MAX_BODY_FILE}")),
+            Ok(size) if size > MAX_BODY_FILE => {
+                Err(format!("{size} bytes, more than {MAX_BODY_FILE}"))
+            }
             Ok(_) => std::fs::read(name).map_err(|error| format!("cannot read {name}: {error}")),
             Err(error) => Err(format!("cannot read {name}: {error}")),
         }

@@ -88,7 +88,10 @@ fn header_mutations(reader: &Reader<'_>, kind: &str) -> HeaderMutations {
     }
     let add = reader.list(&format!("{kind}_headers_to_add"));
     HeaderMutations {
-        remove: remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        remove: remove
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .collect(),
         add: add.iter().filter_map(addition).collect(),
     }
 }
@@ -107,9 +110,11 @@ fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     if append.is_some() && option.has("append_action") {
         option.fault("append", "append_action says it already");
     }
-    let value = header.parsed("value", |text| match text.bytes().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
-        true => Err("a header's value is one line".to_owned()),
-        false => Format::parse(text),
+    let value = header.parsed("value", |text| {
+        match text.bytes().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
+            true => Err("a header's value is one line".to_owned()),
+            false => Format::parse(text),
+        }
     })?;
     Some(HeaderAddition {
         name,
@@ -123,7 +128,9 @@ fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
 fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {
     reader.parsed(field, |name| {
         if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-            Err(format!("`{name}` may not be changed: it starts with `:`, or is host"))
+            Err(format!(
+                "`{name}` may not be changed: it starts with `:`, or is host"
+            ))
         } else if is_token(name) {
             Ok(name.to_ascii_lowercase())
         } else {

@@ -8,25 +8,40 @@ pub(super) const ROWS: &[Row] = &[
         fields: &[
             honoured("static_resources"),
             no_effect("node", "it names this proxy to a control plane"),
-            no_effect("admin", "the agent has an admin API of its own (`admin` in its own file)"),
+            no_effect(
+                "admin",
+                "the agent has an admin API of its own (`admin` in its own file)",
+            ),
             no_effect("stats_config", "statistics have names of their own"),
             no_effect("stats_sinks", "statistics are read from the admin API"),
-            no_effect("stats_flush_interval", "statistics are read from the admin API"),
-            no_effect("stats_flush_on_admin", "statistics are read from the admin API"),
-            no_effect("deferred_stat_options", "statistics are read from the admin API"),
-            no_effect("enable_dispatcher_stats", "statistics are read from the admin API"),
+            no_effect(
+                "stats_flush_interval",
+                "statistics are read from the admin API",
+            ),
+            no_effect(
+                "stats_flush_on_admin",
+                "statistics are read from the admin API",
+            ),
+            no_effect(
+                "deferred_stat_options",
+                "statistics are read from the admin API",
+            ),
+            no_effect(
+                "enable_dispatcher_stats",
+                "statistics are read from the admin API",
+            ),
             no_effect("watchdogs", "the supervisor watches the workers"),
-            no_effect("application_log_config", "`log` in the agent's own file says it"),
+            no_effect(
+                "application_log_config",
+                "`log` in the agent's own file says it",
+            ),
             no_effect("typed_dns_resolver_config", "no cluster is resolved by DNS"),
             no_effect("memory_allocator_manager", "it is about Envoy's own memory"),
         ],
     },
     Row {
         message: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
-        fields: &[
-            honoured("listeners"),
-            honoured("clusters"),
-        ],
+        fields: &[honoured("listeners"), honoured("clusters")],
     },
     Row {
         message: "envoy.config.listener.v3.Listener",
@@ -43,18 +58,24 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("metadata", "nothing reads it"),
             no_effect("traffic_direction", "nothing reads it"),
             no_effect("enable_reuse_port", "every worker has a socket of its own"),
-            no_effect("connection_balance_config", "the kernel spreads connections over the workers' sockets"),
-            no_effect("per_connection_buffer_limit_bytes", "a connection holds one buffer of the proxy's"),
-            no_effect("tcp_backlog_size", "the queue is as long as the host allows"),
+            no_effect(
+                "connection_balance_config",
+                "the kernel spreads connections over the workers' sockets",
+            ),
+            no_effect(
+                "per_connection_buffer_limit_bytes",
+                "a connection holds one buffer of the proxy's",
+            ),
+            no_effect(
+                "tcp_backlog_size",
+                "the queue is as long as the host allows",
+            ),
             no_effect("access_log", "the agent writes its own access log"),
         ],
     },
     Row {
         message: "envoy.config.listener.v3.ListenerFilter",
-        fields: &[
-            honoured("name"),
-            honoured("typed_config"),
-        ],
+        fields: &[honoured("name"), honoured("typed_config")],
     },
     Row {
         message: "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
@@ -65,8 +86,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
-        fields: &[
-        ],
+        fields: &[],
     },
     Row {
         message: "envoy.config.listener.v3.FilterChain",
@@ -94,10 +114,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.config.listener.v3.Filter",
-        fields: &[
-            honoured("name"),
-            honoured("typed_config"),
-        ],
+        fields: &[honoured("name"), honoured("typed_config")],
     },
     Row {
         message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
@@ -112,16 +129,11 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster",
-        fields: &[
-            honoured("clusters"),
-        ],
+        fields: &[honoured("clusters")],
     },
     Row {
         message: "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight",
-        fields: &[
-            honoured("name"),
-            honoured("weight"),
-        ],
+        fields: &[honoured("name"), honoured("weight")],
     },
     Row {
         message: "envoy.config.cluster.v3.Cluster",
@@ -133,16 +145,25 @@ pub(super) const ROWS: &[Row] = &[
             honoured("load_assignment"),
             honoured("common_http_protocol_options"),
             honoured("max_requests_per_connection"),
-            within("typed_extension_protocol_options", "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"),
+            within(
+                "typed_extension_protocol_options",
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            ),
             within("transport_socket", "raw_buffer"),
             no_effect("alt_stat_name", "statistics have names of their own"),
             no_effect("metadata", "nothing reads it"),
             no_effect("dns_lookup_family", "no cluster is resolved by DNS"),
-            no_effect("per_connection_buffer_limit_bytes", "a connection holds one buffer of the proxy's"),
+            no_effect(
+                "per_connection_buffer_limit_bytes",
+                "a connection holds one buffer of the proxy's",
+            ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
             no_effect("cleanup_interval", "nothing is cleaned up"),
             no_effect("track_cluster_stats", "statistics have names of their own"),
-            no_effect("close_connections_on_host_health_failure", "nothing checks health"),
+            no_effect(
+                "close_connections_on_host_health_failure",
+                "nothing checks health",
+            ),
             no_effect("ignore_health_on_host_removal", "nothing checks health"),
         ],
     },
@@ -155,28 +176,25 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
-        fields: &[
-            honoured("http_protocol_options"),
-        ],
+        fields: &[honoured("http_protocol_options")],
     },
     Row {
         message: "envoy.config.core.v3.TransportSocket",
         fields: &[
             honoured("name"),
-            within("typed_config", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
+            within(
+                "typed_config",
+                "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
+            ),
         ],
     },
     Row {
         message: "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
-        fields: &[
-        ],
+        fields: &[],
     },
     Row {
         message: "envoy.config.endpoint.v3.ClusterLoadAssignment",
-        fields: &[
-            honoured("cluster_name"),
-            honoured("endpoints"),
-        ],
+        fields: &[honoured("cluster_name"), honoured("endpoints")],
     },
     Row {
         message: "envoy.config.endpoint.v3.LocalityLbEndpoints",
@@ -184,7 +202,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("lb_endpoints"),
             within("priority", "must be 0"),
             no_effect("locality", "endpoints are chosen from all localities"),
-            no_effect("load_balancing_weight", "localities are not weighted, as in Envoy without locality_weighted_lb_config"),
+            no_effect(
+                "load_balancing_weight",
+                "localities are not weighted, as in Envoy without locality_weighted_lb_config",
+            ),
             no_effect("metadata", "nothing reads it"),
         ],
     },
@@ -207,9 +228,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.config.core.v3.Address",
-        fields: &[
-            honoured("socket_address"),
-        ],
+        fields: &[honoured("socket_address")],
     },
     Row {
         message: "envoy.config.core.v3.SocketAddress",
@@ -221,9 +240,6 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.config.core.v3.CidrRange",
-        fields: &[
-            honoured("address_prefix"),
-            honoured("prefix_len"),
-        ],
+        fields: &[honoured("address_prefix"), honoured("prefix_len")],
     },
 ];

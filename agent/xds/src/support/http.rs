@@ -6,7 +6,10 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         fields: &[
-            within("codec_type", "AUTO or HTTP1; HTTP/2 is not spoken yet, and who tries is told 505"),
+            within(
+                "codec_type",
+                "AUTO or HTTP1; HTTP/2 is not spoken yet, and who tries is refused",
+            ),
             honoured("route_config"),
             honoured("http_filters"),
             honoured("common_http_protocol_options"),
@@ -33,16 +36,19 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("http3_protocol_options", "HTTP/3 is not spoken"),
             no_effect("access_log", "the agent writes its own access log"),
             no_effect("access_log_options", "the agent writes its own access log"),
-            no_effect("drain_timeout", "`timeouts.drain` in the agent's own file says it"),
-            no_effect("delayed_close_timeout", "a connection is closed once its last bytes are taken"),
+            no_effect(
+                "drain_timeout",
+                "`timeouts.drain` in the agent's own file says it",
+            ),
+            no_effect(
+                "delayed_close_timeout",
+                "a connection is closed once its last bytes are taken",
+            ),
         ],
     },
     Row {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        fields: &[
-            honoured("name"),
-            honoured("typed_config"),
-        ],
+        fields: &[honoured("name"), honoured("typed_config")],
     },
     Row {
         message: "envoy.extensions.filters.http.router.v3.Router",
@@ -70,14 +76,11 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat",
-        fields: &[
-            honoured("proper_case_words"),
-        ],
+        fields: &[honoured("proper_case_words")],
     },
     Row {
         message: "envoy.config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords",
-        fields: &[
-        ],
+        fields: &[],
     },
     Row {
         message: "envoy.config.route.v3.RouteConfiguration",
@@ -91,7 +94,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("most_specific_header_mutations_wins"),
             honoured("ignore_port_in_host_matching"),
             honoured("max_direct_response_body_size_bytes"),
-            no_effect("validate_clusters", "every cluster that a route names must be there"),
+            no_effect(
+                "validate_clusters",
+                "every cluster that a route names must be there",
+            ),
             no_effect("metadata", "nothing reads it"),
         ],
     },
@@ -149,10 +155,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.type.v3.FractionalPercent",
-        fields: &[
-            honoured("numerator"),
-            honoured("denominator"),
-        ],
+        fields: &[honoured("numerator"), honoured("denominator")],
     },
     Row {
         message: "envoy.type.matcher.v3.RegexMatcher",
@@ -163,10 +166,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.type.matcher.v3.RegexMatchAndSubstitute",
-        fields: &[
-            honoured("pattern"),
-            honoured("substitution"),
-        ],
+        fields: &[honoured("pattern"), honoured("substitution")],
     },
     Row {
         message: "envoy.type.matcher.v3.StringMatcher",
@@ -197,10 +197,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.type.v3.Int64Range",
-        fields: &[
-            honoured("start"),
-            honoured("end"),
-        ],
+        fields: &[honoured("start"), honoured("end")],
     },
     Row {
         message: "envoy.config.route.v3.QueryParameterMatcher",
@@ -231,7 +228,10 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.route.v3.WeightedCluster",
         fields: &[
             honoured("clusters"),
-            no_effect("runtime_key_prefix", "there is no runtime: the weights hold"),
+            no_effect(
+                "runtime_key_prefix",
+                "there is no runtime: the weights hold",
+            ),
         ],
     },
     Row {
@@ -262,10 +262,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.config.route.v3.DirectResponseAction",
-        fields: &[
-            honoured("status"),
-            honoured("body"),
-        ],
+        fields: &[honoured("status"), honoured("body")],
     },
     Row {
         message: "envoy.config.core.v3.DataSource",

@@ -28,7 +28,8 @@ pub(super) fn parse(text: &str, kind: &Kind) -> Result<Value, String> {
             let named = kind.get_value_by_name(text);
             let numbered = || text.parse().ok().and_then(|number| kind.get_value(number));
             let value = named.or_else(numbered).ok_or_else(|| {
-                let names: Vec<String> = kind.values().map(|value| value.name().to_owned()).collect();
+                let names: Vec<String> =
+                    kind.values().map(|value| value.name().to_owned()).collect();
                 format!("`{text}` is none of {}", names.join(", "))
             })?;
             Value::EnumNumber(value.number())
@@ -40,7 +41,10 @@ pub(super) fn parse(text: &str, kind: &Kind) -> Result<Value, String> {
 }
 
 /// `1.5s`.
-pub(super) fn duration(text: &str, descriptor: &MessageDescriptor) -> Result<DynamicMessage, String> {
+pub(super) fn duration(
+    text: &str,
+    descriptor: &MessageDescriptor,
+) -> Result<DynamicMessage, String> {
     let wrong = || format!("`{text}` is not a duration (seconds, as 0.25s)");
     let number = text.strip_suffix('s').ok_or_else(wrong)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -85,7 +89,13 @@ mod tests {
 
     #[test]
     fn bytes_are_base64() {
-        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8", "fo"), ("Zm9v", "foo"), ("Zm9vYg", "foob")] {
+        for (text, bytes) in [
+            ("", ""),
+            ("Zg==", "f"),
+            ("Zm8", "fo"),
+            ("Zm9v", "foo"),
+            ("Zm9vYg", "foob"),
+        ] {
             assert_eq!(base64(text).expect(text), bytes.as_bytes());
         }
         assert!(base64("a b").is_err());

@@ -28,7 +28,11 @@ impl RequestView for Request {
     }
 
     fn any_line(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
-        let mut found = self.headers.iter().filter(|(known, _)| *known == name).peekable();
+        let mut found = self
+            .headers
+            .iter()
+            .filter(|(known, _)| *known == name)
+            .peekable();
         found.peek()?;
         Some(found.any(|(_, value)| test(value.as_bytes())))
     }
@@ -104,9 +108,21 @@ fn hosts_are_looked_for_from_exact_to_any() {
 #[test]
 fn paths_are_matched_without_their_query() {
     let rows = [
-        (PathMatch::Prefix("/a".into()), &["/a", "/ab", "/a/b?c"][..], &["/b", "/A", "/"][..]),
-        (PathMatch::SeparatedPrefix("/a".into()), &["/a", "/a/b", "/a?x"], &["/ab"]),
-        (PathMatch::Exact("/a".into()), &["/a", "/a?x=/b"], &["/a/", "/A"]),
+        (
+            PathMatch::Prefix("/a".into()),
+            &["/a", "/ab", "/a/b?c"][..],
+            &["/b", "/A", "/"][..],
+        ),
+        (
+            PathMatch::SeparatedPrefix("/a".into()),
+            &["/a", "/a/b", "/a?x"],
+            &["/ab"],
+        ),
+        (
+            PathMatch::Exact("/a".into()),
+            &["/a", "/a?x=/b"],
+            &["/a/", "/A"],
+        ),
         (
             PathMatch::Regex(Pattern::parse("/[a-c]+").expect("a pattern")),
             &["/abc", "/abc?d"],
@@ -123,7 +139,13 @@ fn paths_are_matched_without_their_query() {
         case_sensitive: false,
         ..path(PathMatch::Exact("/Ab".into()))
     };
-    assert!(any_case.matches(&Request { path: "/aB", headers: &[] }, 0));
+    assert!(any_case.matches(
+        &Request {
+            path: "/aB",
+            headers: &[]
+        },
+        0
+    ));
 }
 
 #[test]
