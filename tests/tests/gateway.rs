@@ -6,7 +6,18 @@ use std::process::Command;
 use std::time::Duration;
 
 use shunt_tests::agent::{binary, signal};
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, World, require, wait};
+
+/// Asks on one connection whenever it is told to.
+const STAYS: &str = "
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=5)
+while True:
+    connection.request('GET', '/hello')
+    response = connection.getresponse()
+    print(response.read().decode(), response.getheader('connection', 'keep'), flush=True)
+    if not sys.stdin.readline(): break
+";
 
 struct Scene {
     world: World,
@@ -153,9 +164,9 @@ fn many_clients_at_once_get_what_they_asked_for() {
 fn a_changed_bootstrap_is_in_force_on_the_same_socket() {
     let scene = Scene::new();
     let agent = scene.agent();
-    let slow = scene
-        .client
-        .spawn("curl", &["-sS", "-o", "/dev/null", &scene.url(80, "/slow")]);
+    // Who stays connected is served to the end of its request, and then comes anew.
+    let mut stays = Script::start(&scene.client, STAYS, &[&scene.gateway.v4]);
+    assert_eq!(stays.says(), "one keep");
     let other = "  - name: other\n    load_assignment: {cluster_name: other}\n";
     scene.bootstrap("two", other);
     wait::until("the change", Duration::from_secs(5), || {
@@ -170,7 +181,9 @@ fn a_changed_bootstrap_is_in_force_on_the_same_socket() {
             .then_some(())
     });
     assert_eq!(scene.says(80, "/hello"), "two");
-    drop(slow);
+    stays.tell("again");
+    assert_eq!(stays.says(), "one close");
+    stays.succeeds();
 }
 
 #[test]

@@ -255,6 +255,7 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             }
             Some(Command::Stop { grace }) => {
                 local.close(|_| true);
+                local.upstreams.close();
                 // Too far away to be said: never.
                 deadline = Some(Instant::now().checked_add(grace));
             }

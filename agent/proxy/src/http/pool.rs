@@ -25,7 +25,11 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// By cluster and endpoint; the one used last is used next, so that those which are not needed grow old.
 #[derive(Clone, Default)]
-pub(crate) struct Upstreams(Rc<RefCell<Idle>>);
+pub(crate) struct Upstreams {
+    idle: Rc<RefCell<Idle>>,
+    /// Nothing is kept any more.
+    closed: Rc<Cell<bool>>,
+}
 
 type Idle = HashMap<String, HashMap<SocketAddr, Vec<Link>>>;
 
@@ -60,8 +64,14 @@ impl Upstreams {
         Link::begin(stream, cluster, endpoint).await
     }
 
+    /// Ends those that wait, in order, and keeps none from now on.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().clear();
+    }
+
     fn waiting(&self, cluster: &str, endpoint: SocketAddr) -> Option<Link> {
-        self.0
+        self.idle
             .borrow_mut()
             .get_mut(cluster)?
             .get_mut(&endpoint)?
@@ -70,11 +80,12 @@ impl Upstreams {
 
     /// Its exchange has ended in order.
     pub(super) fn give_back(&self, link: Link) {
-        if link.sender.is_closed() || link.most > 0 && link.carried >= link.most {
+        let is_worn = link.most > 0 && link.carried >= link.most;
+        if self.closed.get() || link.sender.is_closed() || is_worn {
             return;
         }
         link.idle_since.set(Some(Instant::now()));
-        let mut all = self.0.borrow_mut();
+        let mut all = self.idle.borrow_mut();
         if !all.contains_key(&link.cluster) {
             all.insert(link.cluster.clone(), HashMap::new());
         }
