@@ -1,3 +1,5 @@
+mod properties;
+
 use shunt_core::listener::NetworkFilter;
 use shunt_core::route::Action;
 
