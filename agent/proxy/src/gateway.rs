@@ -44,11 +44,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let (reason, detail) = match chosen {
         Err(refused) => refused,
         Ok((chain, read)) => {
+            let to = client.local_addr().map_or(addr, canonical);
             let connection = Connection {
                 client,
                 read,
                 from: canonical(from),
-                listener: addr,
+                listener: to,
                 snapshot,
                 closing,
             };
@@ -67,6 +68,7 @@ pub(crate) struct Connection {
     /// Bytes that the client has sent and that were read already.
     pub(crate) read: Vec<u8>,
     pub(crate) from: SocketAddr,
+    /// Where it was made to: an address of this host, also where the listener is bound to all of them.
     pub(crate) listener: SocketAddr,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener is going away.

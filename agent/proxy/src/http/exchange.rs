@@ -40,6 +40,8 @@ enum Failure {
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
     Timeout(&'static str, u16),
+    /// What a pattern made of the path is none.
+    NoPath,
 }
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
@@ -212,7 +214,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         (cluster, endpoint): (&Cluster, SocketAddr),
         progress: &Rc<Progress>,
     ) -> Result<(Response<Incoming>, Link), Failure> {
-        let mut request = request(head, RequestBody::new(body, Rc::clone(progress)));
+        let body = RequestBody::new(body, Rc::clone(progress));
+        let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let supply = &self.local.context.supply;
             let taken = self.local.upstreams.take(supply, cluster, endpoint);
@@ -283,10 +286,12 @@ fn close(response: &mut Response<ResponseBody>) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
-fn request(head: &Head, body: RequestBody) -> Request<RequestBody> {
+/// `None`: its path is none.
+fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
-    *request.uri_mut() = Uri::try_from(head.path.as_str()).unwrap_or_default();
+    let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
+    *request.uri_mut() = Uri::try_from(path?).ok()?;
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
     if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
         let nothing = HeaderValue::from_static("0");
@@ -300,7 +305,7 @@ fn request(head: &Head, body: RequestBody) -> Request<RequestBody> {
     for (name, value) in &head.headers {
         request.headers_mut().append(name, value.clone());
     }
-    request
+    Some(request)
 }
 
 /// Without a body, a request of any other method says so.
@@ -312,6 +317,7 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     match failure {
         Failure::Timeout(word, status) => reply::local(*status, *word),
+        Failure::NoPath => reply::local(500, "the rewritten path is no path"),
         Failure::Connect(ConnectError::Timeout(_)) => {
             reply::local(503, format!("{BEFORE} connection timeout"))
         }

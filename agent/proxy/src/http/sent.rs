@@ -78,7 +78,9 @@ impl Matched<'_> {
         }
         let rewritten = host
             .map(str::to_owned)
-            .or_else(|| forward.host.as_ref()?.apply(head));
+            .or_else(|| forward.host.as_ref()?.apply(head))
+            // A client's header may hold what is no host.
+            .filter(|host| HeaderValue::from_str(host).is_ok());
         if let Some(host) = rewritten {
             if forward.append_x_forwarded_host {
                 let said = head.authority.clone();

@@ -91,6 +91,10 @@ fn limits(reader: &Reader<'_>) -> HttpLimits {
         reader.fault("max_request_headers_kb", "from 8 to 8192 are supported");
     }
     let headers = common("max_headers_count").unwrap_or(HEADERS);
+    if headers == 0 {
+        let field = "common_http_protocol_options.max_headers_count";
+        reader.fault(field, "must be at least 1");
+    }
     HttpLimits {
         header_bytes: kib as usize * 1024,
         headers: headers as usize,

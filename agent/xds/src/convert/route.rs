@@ -190,6 +190,9 @@ fn rewrite(reader: &Reader<'_>) -> Option<Rewrite> {
     if !prefix.is_empty() && regex.is_some() {
         reader.fault("regex_rewrite", "prefix_rewrite is said too");
     }
+    if !prefix.is_empty() && !prefix.starts_with('/') {
+        reader.fault("prefix_rewrite", "must start with `/`");
+    }
     match regex {
         Some(regex) => substitution(&regex).map(|(pattern, text)| Rewrite::Regex(pattern, text)),
         None if prefix.is_empty() => None,

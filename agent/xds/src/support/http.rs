@@ -20,7 +20,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("stream_idle_timeout"),
             honoured("request_timeout"),
             honoured("request_headers_timeout"),
-            honoured("use_remote_address"),
+            within(
+                "use_remote_address",
+                "a client on loopback is called by its own address, not by this host's",
+            ),
             honoured("skip_xff_append"),
             honoured("via"),
             honoured("generate_request_id"),
