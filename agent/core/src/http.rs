@@ -1,12 +1,14 @@
 //! What an HTTP connection manager is told.
 
 pub mod format;
+pub mod path;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::path::PathRules;
 use crate::route::RouteConfiguration;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,7 @@ pub struct HttpConnectionManager {
     pub default_host_for_http_10: String,
     /// Names begin with upper case letters on the wire.
     pub proper_case: bool,
+    pub paths: PathRules,
     /// `host:80` of a listener on port 80 is `host`.
     pub strip_host_port: StripPort,
     /// Tell upstreams and clients nothing in `x-envoy-` headers.

@@ -82,6 +82,7 @@ pub fn all() -> Vec<Case> {
         framing(),
         faults::all(),
         edges::http(),
+        edges::normalized(),
         edges::tcp(),
     ]
     .concat()

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Version, http::request::Parts};
-use shunt_core::http::{HttpConnectionManager, RequestView, StripPort};
+use shunt_core::http::{HttpConnectionManager, PathRules, RequestView, StripPort};
 use shunt_core::route::matching::without_port;
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -118,7 +118,10 @@ impl Head {
             return Err(Unfit::NoPath);
         }
         Ok(Self {
-            path: path.to_owned(),
+            path: match manager.paths == PathRules::default() {
+                true => path.to_owned(),
+                false => manager.paths.apply(path),
+            },
             method,
             authority,
             version,

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use shunt_core::http::{
-    HttpConnectionManager, HttpLimits, HttpTimeouts, RequestId, ServerHeader, StripPort,
+    HttpConnectionManager, HttpLimits, HttpTimeouts, PathRules, RequestId, ServerHeader, StripPort,
 };
 use shunt_core::route::RouteConfiguration;
 
 use super::route;
-use super::values::only;
 use crate::reader::Reader;
 
 /// Envoy's defaults.
@@ -27,8 +26,6 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             format!("{codec} is not supported (AUTO, HTTP1)"),
         );
     }
-    only(reader, "normalize_path", false);
-    only(reader, "merge_slashes", false);
     if reader.u32("xff_num_trusted_hops").unwrap_or_default() != 0 {
         reader.fault("xff_num_trusted_hops", "only 0 is supported");
     }
@@ -73,6 +70,10 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             .map(|options| options.text("default_host_for_http_10"))
             .unwrap_or_default(),
         proper_case: key_format.is_some_and(|format| format.has("proper_case_words")),
+        paths: PathRules {
+            normalize: reader.is("normalize_path"),
+            merge_slashes: reader.is("merge_slashes"),
+        },
         strip_host_port: match (strip_any, strip_matching) {
             (true, _) => StripPort::Any,
             (_, true) => StripPort::Matching,

@@ -19,6 +19,27 @@ pub(super) fn http() -> Vec<Case> {
     ]
 }
 
+pub(super) fn normalized() -> Vec<Case> {
+    let path = |name, path| get(name, "edge.test", path, "").on("EDGE");
+    vec![
+        path("normalized: dots", "/a/./b/../c?d/../e"),
+        path("normalized: dots at the end", "/a/b/.."),
+        path("normalized: one dot at the end", "/a/."),
+        path("normalized: above the root", "/../../text"),
+        path("normalized: escaped dots", "/a/%2e%2E/b"),
+        path("normalized: needless escapes", "/%41%2d%7e%2fx%3f"),
+        path("normalized: no escape", "/a%zz"),
+        path("normalized: backslashes", "/a\\b"),
+        path("normalized: slashes", "//a///b//?c//d"),
+        path("normalized: slashes between dots", "/a/..//text"),
+        path("normalized: to what is matched", "/x/../text"),
+        path(
+            "normalized: other characters",
+            "/a;b=c,d(e)'f'!*@:$&+|{}[]^\"",
+        ),
+    ]
+}
+
 pub(super) fn tcp() -> Vec<Case> {
     vec![
         get("tcp: HTTP/1.1 is known by its first line", "a", "/x", "").on("TCP"),
