@@ -63,6 +63,7 @@ impl Scene {
               domains: [\"*\"]
               routes:
               - {{match: {{path: /hello}}, direct_response: {{status: 200, body: {{inline_string: {word}}}}}}}
+              - {{match: {{prefix: /stall}}, route: {{cluster: stall}}}}
               - {{match: {{prefix: /}}, route: {{cluster: server}}}}
           http_filters:
           - name: router
@@ -76,6 +77,8 @@ impl Scene {
   clusters:
   - name: server
     load_assignment: {{cluster_name: server, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {server}, port_value: 80}}}}}}}}]}}]}}
+  - name: stall
+    load_assignment: {{cluster_name: stall, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {server}, port_value: 8000}}}}}}}}]}}]}}
 {more}"
         );
         let path = self.world.dir.path().join("bootstrap.yaml");
@@ -220,7 +223,7 @@ fn what_cannot_be_served_is_told_before_anything_starts() {
     let (code, text) = shunt("config validate", &bootstrap);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("stat_prefix: no effect"), "{text}");
-    assert!(text.contains("right, 2 listeners, 1 clusters"), "{text}");
+    assert!(text.contains("right, 2 listeners, 2 clusters"), "{text}");
 }
 
 fn shunt(command: &str, file: &Path) -> (Option<i32>, String) {
@@ -234,4 +237,67 @@ fn shunt(command: &str, file: &Path) -> (Option<i32>, String) {
         output.status.code(),
         String::from_utf8_lossy(&text).into_owned(),
     )
+}
+
+/// Listens, answers what is too much to be held, and reads no body.
+const STALL: &str = r"
+import socket, threading
+def serve(end):
+    head = b''
+    while b'\r\n\r\n' not in head: head += end.recv(1)
+    if head.startswith(b'GET'):
+        end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 400000000\r\n\r\n')
+        for _ in range(4000): end.sendall(b'x' * 100000)
+    else: threading.Event().wait()
+listener = socket.create_server(('', 8000))
+while True: threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+";
+
+/// Asks for a body and takes nothing of it, or sends one that nobody takes.
+const GLUT: &str = r"
+import socket, sys
+end = socket.create_connection((sys.argv[1], 80), 5)
+if sys.argv[2] == 'GET':
+    end.sendall(b'GET /stall HTTP/1.1\r\nhost: a\r\n\r\n')
+    print(end.recv(4).decode(), flush=True)
+else:
+    end.sendall(b'POST /stall HTTP/1.1\r\nhost: a\r\ncontent-length: 400000000\r\n\r\n')
+    end.settimeout(0.5)
+    sent = 0
+    try:
+        while sent < 400000000: sent += end.send(b'x' * 100000)
+    except TimeoutError: pass
+    print('HTTP' if sent < 100000000 else sent, flush=True)
+sys.stdin.readline()
+";
+
+#[test]
+fn bodies_that_nobody_takes_are_not_held() {
+    let scene = Scene::new();
+    let _stall = scene.server.spawn("python3", &["-c", STALL]);
+    scene.server.wait_for_listener(8000);
+    let agent = scene.agent();
+    let worker = agent.worker_pid().expect("a data plane");
+    let before = anonymous_kib(worker);
+    for method in ["GET", "POST"] {
+        let mut clients: Vec<Script> = (0..10)
+            .map(|_| Script::start(&scene.client, GLUT, &[&scene.gateway.v4, method]))
+            .collect();
+        for client in &mut clients {
+            assert_eq!(client.says(), "HTTP", "{method}");
+        }
+        // What is held by then is buffers: some hundred KiB of each connection.
+        let held = anonymous_kib(worker).saturating_sub(before);
+        assert!(held < 20_000, "{method}: {held} KiB");
+        assert_eq!(scene.says(80, "/hello"), "one");
+    }
+}
+
+/// Of a process, what is in no file.
+fn anonymous_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.expect("a number").parse().expect("a number")
 }

@@ -86,7 +86,6 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .max_headers(manager.limits.headers)
         .max_header_size(manager.limits.header_bytes)
         .title_case_headers(manager.proper_case)
-        .half_close(true)
         .serve_connection(TokioIo::new(wire), service);
     let ended = tokio::select! {
         ended = &mut serving => ended,

@@ -20,6 +20,8 @@ pub struct Case {
     /// Responses that are waited for.
     pub responses: usize,
     pub upstream: Upstream,
+    /// The client sends its end right behind.
+    pub ends: bool,
 }
 
 const OK: &str = "HTTP/1.1 200 OK\ncontent-length: 2\nx-up: yes\nx-secret: s\nserver: origin\n\nok";
@@ -38,6 +40,7 @@ fn case(name: &'static str, send: impl Into<String>) -> Case {
         send: send.into(),
         responses: 1,
         upstream: Upstream::Says(OK.to_owned()),
+        ends: false,
     }
 }
 
@@ -65,6 +68,10 @@ impl Case {
     fn upstream_closes(self, text: &str) -> Self {
         let upstream = Upstream::SaysAndCloses(text.to_owned());
         Self { upstream, ..self }
+    }
+
+    fn ends(self) -> Self {
+        Self { ends: true, ..self }
     }
 
     fn upstream_is_silent(self) -> Self {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -132,6 +132,9 @@ impl Scene {
         let text = case.send.replace('\n', "\r\n");
         // Who is refused early may close early.
         let _ = stream.write_all(text.as_bytes());
+        if case.ends {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
         let mut reader = Reader::new(stream);
         let mut responses = Vec::new();
         let mut end = "open";

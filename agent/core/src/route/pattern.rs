@@ -22,7 +22,9 @@ impl Pattern {
     /// It is none, or too large.
     pub fn parse(text: &str) -> Result<Self, String> {
         let compile = |text: &str| {
+            // As RE2 has it: `\d` and the like are of ASCII.
             regex::bytes::RegexBuilder::new(text)
+                .unicode(false)
                 .size_limit(MAX_PROGRAM)
                 .build()
                 .map_err(|error| format!("not a regular expression: {error}"))

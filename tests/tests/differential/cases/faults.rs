@@ -8,6 +8,9 @@ pub(super) fn all() -> Vec<Case> {
         get("fault: nobody is there", "all.test", "/none", ""),
         get("fault: nobody listens", "all.test", "/dead", ""),
         get("fault: no answer in time", "all.test", "/slow", "").upstream_is_silent(),
+        get("fault: the client goes away", "all.test", "/up", "")
+            .upstream_is_silent()
+            .ends(),
         get("fault: the upstream hangs up", "all.test", "/up", "").upstream_closes(""),
         get(
             "fault: the upstream breaks off in a body",
