@@ -95,12 +95,21 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
     };
     // Whoever is told what is wrong with a request is told it in order too.
+    let is_timeout = ended.as_ref().is_err_and(hyper::Error::is_timeout);
     let is_orderly = match &ended {
         Ok(()) => true,
-        Err(error) => error.is_parse(),
+        Err(error) => is_timeout || error.is_parse(),
     };
     if is_orderly {
-        serving.into_parts().io.into_inner().close().await;
+        let parts = serving.into_parts();
+        let wire = parts.io.into_inner();
+        match is_timeout && !parts.read_buf.is_empty() {
+            true => {
+                wire.answer("HTTP/1.1 408 Request Timeout", "request header timeout")
+                    .await
+            }
+            false => wire.close().await,
+        }
     }
     account.received(DataPath::Copy, counts.read());
     account.sent(DataPath::Copy, counts.written());

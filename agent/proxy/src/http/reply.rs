@@ -8,6 +8,7 @@ use shunt_core::http::{HttpConnectionManager, ServerHeader};
 
 use super::body::ResponseBody;
 use super::received::{Head, Unfit, X_REQUEST_ID, append};
+use super::wire::Signature;
 
 /// A local reply. Without a text it has no body and no type.
 pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBody> {
@@ -39,8 +40,8 @@ pub(super) fn redirect(status: u16, location: &str) -> Response<ResponseBody> {
     response
 }
 
-/// What [`finish`] adds to any response, as header lines.
-pub(super) fn signature(manager: &HttpConnectionManager) -> String {
+/// What [`finish`] adds to any response.
+pub(super) fn signature(manager: &HttpConnectionManager) -> Signature {
     let mut lines = String::new();
     if !manager.via.is_empty() {
         lines += &format!("via: {}\r\n", manager.via);
@@ -48,7 +49,10 @@ pub(super) fn signature(manager: &HttpConnectionManager) -> String {
     if manager.server_header != ServerHeader::PassThrough {
         lines += &format!("server: {}\r\n", manager.server_name);
     }
-    lines
+    Signature {
+        lines,
+        proper_case: manager.proper_case,
+    }
 }
 
 /// What every response gets, wherever it comes from.

@@ -6,10 +6,10 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -23,10 +23,52 @@ pub(super) struct Wire {
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
     counts: Rc<Counts>,
-    /// What every reply of ours has, as header lines.
-    signature: String,
+    signature: Signature,
     /// Written in place of what hyper gave.
     instead: Vec<u8>,
+}
+
+/// What every reply of the proxy's own has.
+#[derive(Debug)]
+pub(super) struct Signature {
+    /// Header lines.
+    pub(super) lines: String,
+    /// Names begin with upper case letters.
+    pub(super) proper_case: bool,
+}
+
+impl Signature {
+    /// A whole reply; `more` is a header line.
+    fn reply(&self, line: &str, text: &str, more: &str) -> Vec<u8> {
+        let (length, own) = (text.len(), &self.lines);
+        let lines = format!(
+            "content-length: {length}\r\ncontent-type: text/plain\r\n{own}{more}\r\nconnection: close\r\n"
+        );
+        let lines = match self.proper_case {
+            true => lines.split_inclusive('\n').map(properly).collect(),
+            false => lines,
+        };
+        format!("{line}\r\n{lines}\r\n{text}").into_bytes()
+    }
+}
+
+/// `content-length: 1` as `Content-Length: 1`.
+fn properly(line: &str) -> String {
+    let (name, value) = line.split_once(':').unwrap_or((line, ""));
+    let mut begins = true;
+    let name: String = name
+        .chars()
+        .map(|letter| {
+            let proper = if begins {
+                letter.to_ascii_uppercase()
+            } else {
+                letter
+            };
+            begins = letter == '-';
+            proper
+        })
+        .collect();
+    format!("{name}:{value}")
 }
 
 /// How hyper's own answers to what is no request begin: they have no body, and nobody is asked about them.
@@ -52,7 +94,7 @@ impl Counts {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, before: Vec<u8>, signature: String) -> Self {
+    pub(super) fn new(stream: TcpStream, before: Vec<u8>, signature: Signature) -> Self {
         Self {
             stream,
             before: (before, 0),
@@ -71,12 +113,20 @@ impl Wire {
             .filter(|rest| !rest.contains("\r\n\r\n"))?;
         let (line, _) = std::str::from_utf8(beginning).ok()?.split_once("\r\n")?;
         let text = line.splitn(3, ' ').nth(2)?;
-        let length = text.len();
-        let signature = &self.signature;
-        let answer = format!(
-            "{line}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\n{signature}{rest}\r\nconnection: close\r\n\r\n{text}"
-        );
-        Some(answer.into_bytes())
+        Some(self.signature.reply(line, text, rest))
+    }
+
+    /// Says this to a client whose request never came whole, and closes.
+    pub(super) async fn answer(mut self, line: &str, text: &str) {
+        let date = format!("date: {}", httpdate::fmt_http_date(SystemTime::now()));
+        let reply = self.signature.reply(line, text, &date);
+        // A client that takes nothing has its time to begin.
+        if let Ok(Ok(())) = timeout(DELAYED_CLOSE, self.stream.write_all(&reply)).await {
+            self.counts
+                .written
+                .set(self.counts.written() + reply.len() as u64);
+        }
+        self.close().await;
     }
 
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

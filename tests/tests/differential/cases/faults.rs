@@ -8,6 +8,11 @@ pub(super) fn all() -> Vec<Case> {
         get("fault: nobody is there", "all.test", "/none", ""),
         get("fault: nobody listens", "all.test", "/dead", ""),
         get("fault: no answer in time", "all.test", "/slow", "").upstream_is_silent(),
+        raw(
+            "fault: the headers never end",
+            "GET /up HTTP/1.1\nhost: a\n",
+        )
+        .on("PASS"),
         get("fault: the client goes away", "all.test", "/up", "")
             .upstream_is_silent()
             .ends(),
