@@ -135,6 +135,11 @@ fn a_bootstrap_is_served() {
     let again = ["-sS", "-o", "/dev/null", "-w", told, &url];
     let two = scene.client.says("curl", &[&args[..], &again].concat());
     assert_eq!(two, "200 1\n200 0");
+    let (_, clusters) = agent.admin("GET", "/clusters", "");
+    let endpoint = format!("server::{}:80::weight::1\n", scene.server.v4);
+    assert!(clusters.contains(&endpoint), "{clusters}");
+    let (_, listeners) = agent.admin("GET", "/listeners", "");
+    assert!(listeners.contains("node/web"), "{listeners}");
     let lines = agent.lines(6);
     let names: Vec<_> = lines
         .iter()

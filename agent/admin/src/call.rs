@@ -17,6 +17,7 @@ GET /stats
 GET /stats/prometheus
 GET /config_dump
 GET /listeners
+GET /clusters
 GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
 POST /logging?level=LEVEL
 POST /drain
@@ -34,6 +35,7 @@ pub enum Call {
     Prometheus,
     ConfigDump,
     Listeners,
+    Clusters,
     Explain(Inquiry),
     SetLogLevel(String),
     Drain,
@@ -95,6 +97,7 @@ pub(crate) fn parse(
         ("GET", ["stats", "prometheus"]) => Call::Prometheus,
         ("GET", ["config_dump"]) => Call::ConfigDump,
         ("GET", ["listeners"]) => Call::Listeners,
+        ("GET", ["clusters"]) => Call::Clusters,
         ("GET", ["explain"]) => Call::Explain(inquiry(query)?),
         ("POST", ["logging"]) => match parameter(query, "level") {
             Some(level) if !level.is_empty() => Call::SetLogLevel(level),
@@ -212,7 +215,7 @@ mod tests {
             Err(StatusCode::NOT_FOUND)
         );
         assert_eq!(
-            ask(Method::GET, "/clusters", None),
+            ask(Method::GET, "/cluster", None),
             Err(StatusCode::NOT_FOUND)
         );
         assert_eq!(

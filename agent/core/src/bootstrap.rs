@@ -77,6 +77,20 @@ impl Tables {
         self.listeners.get(&addr)
     }
 
+    /// In the order of their addresses.
+    pub fn listeners(&self) -> Vec<&Arc<Served>> {
+        let mut all: Vec<_> = self.listeners.values().collect();
+        all.sort_by_key(|served| served.listener.addr);
+        all
+    }
+
+    /// In the order of their names.
+    pub fn clusters(&self) -> Vec<&Arc<Cluster>> {
+        let mut all: Vec<_> = self.clusters.values().collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+
     pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
         self.clusters.get(name)
     }

@@ -80,6 +80,7 @@ impl AdminApi for Api {
             Call::Prometheus => self.prometheus(),
             Call::ConfigDump => Answer::json(&self.view.borrow().config),
             Call::Listeners => self.listeners(),
+            Call::Clusters => self.clusters(),
             Call::SetLogLevel(level) => match self.level.set(&level) {
                 Ok(()) => self.change(Change::LogLevel(level)).await,
                 Err(error) => text(BAD_REQUEST, format!("{error}\n")),
@@ -192,12 +193,33 @@ impl Api {
 
     fn listeners(&self) -> Answer {
         let view = self.view.borrow();
-        let rows: Vec<serde_json::Value> = view
+        let rows = view
             .infos
             .iter()
-            .map(|info| json!({"workload": info.name.to_string(), "listeners": info.listeners}))
-            .collect();
+            .map(|info| json!({"workload": info.name.to_string(), "listeners": info.listeners}));
+        let snapshot = view.snapshot.load();
+        let own = snapshot.proxy.listeners().into_iter().map(|served| {
+            let (name, addr) = (&served.listener.name, served.listener.addr);
+            json!({"workload": served.account.name.to_string(), "listeners": [{"name": name, "address": addr.to_string()}]})
+        });
+        let rows: Vec<serde_json::Value> = rows.chain(own).collect();
         Answer::json(&rows)
+    }
+
+    /// As Envoy prints them: a line for each fact.
+    fn clusters(&self) -> Answer {
+        let snapshot = self.view.borrow().snapshot.load_full();
+        let mut lines = String::new();
+        for cluster in snapshot.proxy.clusters() {
+            let name = &cluster.name;
+            for endpoint in &cluster.endpoints {
+                lines += &format!("{name}::{}::weight::{}\n", endpoint.addr, endpoint.weight);
+            }
+            if cluster.endpoints.is_empty() {
+                lines += &format!("{name}::no endpoint\n");
+            }
+        }
+        text(OK, lines)
     }
 
     async fn explain(&self, inquiry: Inquiry) -> Answer {
