@@ -81,6 +81,8 @@ struct Ending {
     received: u64,
     redirected_sent: u64,
     redirected_received: u64,
+    messages_sent: u64,
+    messages_received: u64,
 }
 
 /// TCP's own counts, which take a SYN and a FIN for a byte each.
@@ -116,17 +118,18 @@ fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) {
         return;
     };
     // SAFETY: a map value; whoever else still writes it only adds to it.
-    let (sent, flags) = unsafe { ((*own).bytes, (*own).flags) };
+    let (bytes, messages, flags) = unsafe { ((*own).bytes, (*own).messages, (*own).flags) };
     if flags & Handoff::DIRECT == 0 {
         return;
     }
-    ending.redirected_sent = sent;
+    (ending.redirected_sent, ending.messages_sent) = (bytes, messages);
     // SAFETY: copied at once.
     if let Some(peer) = unsafe { PEERS.get(&cookie) }.copied() {
-        // SAFETY: as above.
-        ending.redirected_received = HANDOFFS
-            .get_ptr(&peer)
-            .map_or(0, |other| unsafe { (*other).bytes });
+        if let Some(other) = HANDOFFS.get_ptr(&peer) {
+            // SAFETY: as above.
+            let (bytes, messages) = unsafe { ((*other).bytes, (*other).messages) };
+            (ending.redirected_received, ending.messages_received) = (bytes, messages);
+        }
         let _ = HANDOFFS.remove(&peer);
     }
     let _ = HANDOFFS.remove(&cookie);
@@ -144,6 +147,8 @@ fn tell(ctx: &SockOpsContext, note: &SocketNote, ending: &Ending, kind: u32) {
         received: ending.received,
         redirected_sent: ending.redirected_sent,
         redirected_received: ending.redirected_received,
+        messages_sent: ending.messages_sent,
+        messages_received: ending.messages_received,
         client: place(local_address(ctx), ctx.local_port() as u16),
         original: note.destination,
         upstream: note.upstream,
@@ -183,6 +188,8 @@ pub fn refused(
         received: 0,
         redirected_sent: 0,
         redirected_received: 0,
+        messages_sent: 0,
+        messages_received: 0,
         client: place(source, 0),
         original: destination,
         upstream: refusal.upstream,

@@ -27,9 +27,22 @@ const BPF_F_INGRESS: u64 = 1;
 /// Where `struct sock` counts the bytes of its receive queue; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
 pub static RECEIVE_QUEUE_OFFSET: u32 = 0;
+/// And where it has its size, and what of it the program has set itself.
+#[unsafe(no_mangle)]
+pub static RECEIVE_BUFFER_OFFSET: u32 = 0;
+#[unsafe(no_mangle)]
+pub static LOCKS_OFFSET: u32 = 0;
+/// The bit of `SOCK_RCVBUF_LOCK` among those.
+#[unsafe(no_mangle)]
+pub static RECEIVE_BUFFER_LOCK: u32 = 0;
 /// Bytes in a receiver's queue above which a direction goes by TCP, which knows back-pressure.
 #[unsafe(no_mangle)]
 pub static RECEIVE_QUEUE_LIMIT: u32 = 0;
+
+/// The smallest receive buffer the kernel lets anybody have (`SOCK_MIN_RCVBUF`), in bytes, or less.
+const SMALLEST_BUFFER: u32 = 2048;
+/// The part of a buffer of the program's own that the queue may take.
+const SHARE: u32 = 4;
 
 /// Bytes of a message that TCP sends faster, and how many of them in a row make a direction a bulk one.
 const BULK_MESSAGE: u32 = 32 << 10;
@@ -80,9 +93,7 @@ fn redirect(ctx: &SkMsgContext) {
         }
     }
     let queued = queued(sender);
-    // SAFETY: reading our own static, volatile since the loader changes it.
-    let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
-    if queued > limit {
+    if !fits(sender.queue, queued, ctx.size()) {
         return by_tcp(end, Event::QueueFull);
     }
     // The agent's relay is no faster.
@@ -124,6 +135,32 @@ fn queued(sender: &mut Sender) -> u32 {
         }
     }
     at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(SOME)
+}
+
+#[inline(always)]
+fn fits(receiver: u64, queued: u32, size: u32) -> bool {
+    let then = queued.saturating_add(size);
+    then <= SMALLEST_BUFFER / SHARE || then <= most(receiver)
+}
+
+/// Bytes that the queue of a receiver may hold. What is in it counts against the receive buffer: TCP drops what comes
+/// on top, and its timer for another try doubles for as long as the receiver stalls. The kernel lets a buffer grow
+/// with what is in it, unless its size was set by `SO_RCVBUF`. Then half of it is TCP's first window.
+#[inline(always)]
+pub fn most(receiver: u64) -> u32 {
+    // SAFETY: reading our own statics, volatile since the loader changes them.
+    let (limit, lock) = unsafe {
+        (
+            read_volatile(&raw const RECEIVE_QUEUE_LIMIT),
+            read_volatile(&raw const RECEIVE_BUFFER_LOCK),
+        )
+    };
+    let locks: u8 = at(receiver, &raw const LOCKS_OFFSET).unwrap_or(0);
+    if u32::from(locks) & lock == 0 {
+        return limit;
+    }
+    let buffer: u32 = at(receiver, &raw const RECEIVE_BUFFER_OFFSET).unwrap_or(0);
+    limit.min(buffer / SHARE)
 }
 
 /// TCP is faster for large messages in a row. Once the receiver has taken everything, the way there is also one that no

@@ -197,6 +197,12 @@ s.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.
     assert_eq!(line["bytes_received"], 5000, "{line}");
     assert_eq!(line["bytes_sent"], 5000, "{line}");
     assert_eq!(line["path"], "handoff", "{line}");
+    let messages = |name: &str| line[name].as_u64().expect("a number");
+    assert_eq!(
+        (messages("messages_received") + messages("messages_sent")) * 100,
+        line["bytes_by_path"]["handoff"],
+        "{line}"
+    );
 }
 
 #[test]

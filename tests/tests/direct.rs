@@ -355,4 +355,15 @@ fn bulk_goes_by_tcp() {
     let line = agent.lines(1).remove(0);
     assert_eq!(line["bytes_by_path"]["direct"], (200 << 16) + 200, "{line}");
     assert_eq!(agent.kernel_count("bulk", 1), 1);
+    // The answers are small, and go on past the stack.
+    assert_eq!(line["messages_sent"], 200, "{line}");
+    let large = line["messages_received"].as_u64().expect("a number");
+    assert!((1..200).contains(&large), "{line}");
+    let (_, metrics) = agent.admin("GET", "/stats/prometheus", "");
+    let counted = |line: &str| {
+        let of = ["workload=\"client\"", "path=\"direct\"", "flow=\"sent\""];
+        line.starts_with("shunt_messages_total{") && of.iter().all(|label| line.contains(label))
+    };
+    let mut counts = metrics.lines().filter(|line| counted(line));
+    assert!(counts.any(|count| count.ends_with(" 200")), "{metrics}");
 }

@@ -24,7 +24,15 @@ impl Kernel {
     /// # Errors
     /// There is no such member.
     pub(crate) fn offset(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
-        self.types()?.offset(structure, members).ok_or_else(|| {
+        Ok(self.bits(structure, members)? / u8::BITS)
+    }
+
+    /// The same in bits, for members that are bit fields.
+    ///
+    /// # Errors
+    /// There is no such member.
+    pub(crate) fn bits(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
+        self.types()?.bits(structure, members).ok_or_else(|| {
             let path = members.join(".");
             InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
         })
@@ -121,7 +129,7 @@ impl<'a> Types<'a> {
         })
     }
 
-    fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+    fn bits(&self, structure: &str, members: &[&str]) -> Option<u32> {
         let mut at = self.find(STRUCT, structure)?;
         let mut bits = 0;
         for member in members {
@@ -129,7 +137,7 @@ impl<'a> Types<'a> {
             bits += offset;
             at = *self.begins.get((of as usize).checked_sub(1)?)?;
         }
-        Some(bits / u8::BITS)
+        Some(bits)
     }
 
     /// Bits from its structure's start, and the id of its type. Members of members without a name are its own, as in C.

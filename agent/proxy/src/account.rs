@@ -50,6 +50,8 @@ impl Account {
             path: DataPath::Copy,
             bytes_received: 0,
             bytes_sent: 0,
+            messages_received: 0,
+            messages_sent: 0,
             bytes_by_path: BytesByPath::default(),
             duration: std::time::Duration::ZERO,
             close_reason: CloseReason::Drained,
@@ -112,6 +114,14 @@ impl Account {
         self.counters().for_each(|flows| {
             flows.on(path).sent.fetch_add(bytes, Relaxed);
         });
+    }
+
+    /// What bytes past the agent were sent in.
+    pub(crate) fn messages(&mut self, path: DataPath, received: u64, sent: u64) {
+        self.record.messages_received += received;
+        self.record.messages_sent += sent;
+        self.counters()
+            .for_each(|flows| flows.on(path).count_messages(received, sent));
     }
 
     pub(crate) fn agent(&self) -> &Arc<AgentCounters> {

@@ -120,6 +120,7 @@ impl DirectFlows {
             let direct = flows.on(DataPath::Direct);
             direct.received.fetch_add(bytes_received, Relaxed);
             direct.sent.fetch_add(bytes_sent, Relaxed);
+            direct.count_messages(event.messages_sent, event.messages_received);
             direct.active.fetch_sub(1, Relaxed);
             flows.ended.fetch_add(1, Relaxed);
         }
@@ -141,6 +142,8 @@ impl DirectFlows {
             path: DataPath::Direct,
             bytes_received,
             bytes_sent,
+            messages_received: event.messages_sent,
+            messages_sent: event.messages_received,
             bytes_by_path: BytesByPath {
                 direct: bytes_received + bytes_sent,
                 ..BytesByPath::default()

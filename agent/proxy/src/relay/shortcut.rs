@@ -18,7 +18,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use shunt_core::flow::DataPath;
-use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
+use shunt_core::sockets::{Accelerator, FarEnd, Moved, SocketCookie};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -47,7 +47,7 @@ struct Leg {
     /// The relay has it for good.
     given_up: bool,
     /// Counted so far.
-    moved: u64,
+    moved: Moved,
 }
 
 impl<'a> Shortcut<'a> {
@@ -113,18 +113,19 @@ impl<'a> Shortcut<'a> {
         };
         let received = self.up.count(self.accelerator, client);
         let sent = self.down.count(self.accelerator, server);
-        if received > 0 {
-            account.received(DataPath::Handoff, received);
+        if received.bytes > 0 {
+            account.received(DataPath::Handoff, received.bytes);
         }
-        if sent > 0 {
-            account.sent(DataPath::Handoff, sent);
+        if sent.bytes > 0 {
+            account.sent(DataPath::Handoff, sent.bytes);
         }
-        received + sent > 0
+        account.messages(DataPath::Handoff, received.messages, sent.messages);
+        received.bytes + sent.bytes > 0
     }
 
     /// Bytes that went past the agent, as counted last.
     pub(super) fn moved(&self) -> u64 {
-        self.up.moved + self.down.moved
+        self.up.moved.bytes + self.down.moved.bytes
     }
 
     /// Counts now and then while the flow lives.
@@ -166,7 +167,8 @@ impl Leg {
             return;
         }
         // Bytes that come here after some went past us: the kernel fell back, and a new offer would forget its count.
-        let fell_back = self.offered_at.is_some() && told(accelerator.moved(from)) != Some(0);
+        let fell_back =
+            self.offered_at.is_some() && told(accelerator.moved(from)) != Some(Moved::default());
         let delivered = || told(accelerator.has_delivered(half.sink().as_fd(), half.moved));
         if fell_back || delivered() != Some(true) {
             self.given_up = true;
@@ -177,14 +179,17 @@ impl Leg {
         half.handed_over();
     }
 
-    fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> u64 {
+    /// What is new.
+    fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> Moved {
         if self.offered_at.is_none() {
-            return 0;
+            return Moved::default();
         }
         let moved = told(accelerator.moved(from)).unwrap_or(self.moved);
-        let more = moved.saturating_sub(self.moved);
-        self.moved += more;
-        more
+        let before = std::mem::replace(&mut self.moved, moved);
+        Moved {
+            bytes: moved.bytes.saturating_sub(before.bytes),
+            messages: moved.messages.saturating_sub(before.messages),
+        }
     }
 }
 
