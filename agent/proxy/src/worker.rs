@@ -25,7 +25,7 @@ use crate::rendezvous::Rendezvous;
 use crate::scarcity::{Reserve, Seldom};
 
 /// How often a worker shows that it lives.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often a stopping worker looks whether its flows have ended.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -325,7 +325,11 @@ fn inspect(
     serving: &mut Serving,
     look: Look,
 ) -> Result<Vec<Drift>, String> {
-    let mut found: Vec<Drift> = serving.deaf_listeners().into_iter().collect();
+    let mut found: Vec<Drift> = serving
+        .ears
+        .deaf(&serving.enrolment.listeners)
+        .into_iter()
+        .collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;
     found.extend(
