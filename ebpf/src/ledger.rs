@@ -12,6 +12,7 @@ use shunt_ebpf_common::direct::DirectEvent;
 use shunt_ebpf_common::maps::{Destination, Event, FlowOwner, Handoff, SocketCookie, Workload};
 
 use crate::agent_sockets::own_flow;
+use crate::bulk;
 use crate::connect::place;
 use crate::direct::Refusal;
 use crate::handshake::local_address;
@@ -68,7 +69,10 @@ pub fn closed(ctx: &SockOpsContext, note: &mut SocketNote, state: u32) {
     if !sk.is_null() {
         count_tcp(ctx, address_of(sk), &mut ending);
     }
-    count_redirected(ctx, &mut ending);
+    if count_redirected(ctx, &mut ending) {
+        let by_queue = ending.redirected_sent + ending.redirected_received;
+        bulk::ended(note, ending.sent + ending.received, by_queue);
+    }
     tell(ctx, note, &ending, DirectEvent::CLOSED);
 }
 
@@ -109,18 +113,18 @@ fn count_tcp(ctx: &SockOpsContext, sk: u64, ending: &mut Ending) {
     ending.received = received.saturating_sub(peers_fin);
 }
 
-/// What went from queue to queue, if the two ends were paired.
+/// What went from queue to queue. False: the two ends were not paired.
 #[inline(always)]
-fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) {
+fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) -> bool {
     // SAFETY: the program's context.
     let cookie: SocketCookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
     let Some(own) = HANDOFFS.get_ptr(&cookie) else {
-        return;
+        return false;
     };
     // SAFETY: a map value; whoever else still writes it only adds to it.
     let (bytes, messages, flags) = unsafe { ((*own).bytes, (*own).messages, (*own).flags) };
     if flags & Handoff::DIRECT == 0 {
-        return;
+        return false;
     }
     (ending.redirected_sent, ending.messages_sent) = (bytes, messages);
     // SAFETY: copied at once.
@@ -133,6 +137,7 @@ fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) {
         let _ = HANDOFFS.remove(&peer);
     }
     let _ = HANDOFFS.remove(&cookie);
+    true
 }
 
 #[inline(always)]

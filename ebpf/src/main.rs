@@ -3,6 +3,7 @@
 #![no_main]
 
 mod agent_sockets;
+mod bulk;
 mod classes;
 mod connect;
 mod connect4;

@@ -7,8 +7,9 @@ use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::behaviour::Behaviour;
 use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
+use shunt_ebpf_common::bulk::BulkShare;
 use shunt_ebpf_common::classes::Wish;
-use shunt_ebpf_common::maps::{Handoff, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, ListeningPort, SocketCookie, Workload};
 
 use super::EbpfBackend;
 use super::classes::Classes;
@@ -19,6 +20,7 @@ pub(super) struct Acceleration {
     handoffs: HashMap<MapData, SocketCookie, Handoff>,
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
+    bulk: HashMap<MapData, ListeningPort, BulkShare>,
     ends: MapData,
     pub(super) classes: Classes,
     sockets: SockHash<MapData, SocketCookie>,
@@ -43,6 +45,7 @@ impl Acceleration {
             handoffs: object.map("SHUNT_HANDOFFS")?,
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
+            bulk: object.map("SHUNT_BULK")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
             classes: Classes::load(object)?,
             sockets,
@@ -59,6 +62,17 @@ impl Acceleration {
         ];
         let clone = |map: &MapData| map.fd().as_fd().try_clone_to_owned();
         maps.into_iter().map(clone).collect()
+    }
+
+    /// Are the direct connections to this port of a workload bulk, mostly?
+    pub(super) fn is_bulk_service(&self, workload: u32, port: u16) -> bool {
+        let service = ListeningPort {
+            workload,
+            port: port.into(),
+        };
+        // What is not there, and what cannot be read, is none.
+        let known = self.bulk.get(&service, 0);
+        known.is_ok_and(|known| known.is_mostly_bulk())
     }
 
     /// The socket hash, for the battery alone.

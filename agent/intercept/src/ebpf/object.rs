@@ -27,7 +27,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 28] = [
+const SHARED: [&str; 29] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -52,6 +52,7 @@ const SHARED: [&str; 28] = [
     "SHUNT_TURNS",
     "SHUNT_POLICY",
     "SHUNT_SELECTED",
+    "SHUNT_BULK",
     "SHUNT_CLASSES",
     "SHUNT_WATCHED",
     "SHUNT_VERDICTS",

@@ -16,5 +16,7 @@ pub const ENDPOINTS: u32 = 1 << 18;
 /// Rules of all workloads' L4 policies, and workloads that each of their selectors chooses.
 pub const POLICY: u32 = 1 << 18;
 pub const SELECTED: u32 = 1 << 18;
+/// Services that are called directly past the TCP stack. Of more, those that were called last are known.
+pub const BULK: u32 = 1 << 12;
 /// Two for each port that somebody listens on and others call.
 pub const CLASSES: u32 = 1 << 16;
