@@ -4,11 +4,15 @@
 //! between the two baselines is noise. Nothing else should run on the machine.
 
 mod cases;
+mod connects;
+mod cpu;
 mod flood;
+mod held;
 mod load;
 mod memory;
 mod patient;
 mod report;
+mod services;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -74,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
         (args.runs, "0.5")
     };
     let part = if args.bulk { Part::Bulk } else { Part::All };
-    let stage = Stage::set(seconds, part);
+    let stage = Stage::set(seconds, args.quick, part);
     let wanted = |case: &&Case| {
         case.name == BASELINE
             || args.only.is_empty()

@@ -34,6 +34,8 @@ pub(crate) struct Shortcut<'a> {
     /// The applications' sockets, as far as they are accelerated and were found.
     client: FarEnd,
     server: FarEnd,
+    /// Both workloads let it be handed over.
+    may_leave: bool,
     up: Leg,
     down: Leg,
     counting: Option<Pin<Box<Sleep>>>,
@@ -57,6 +59,7 @@ impl<'a> Shortcut<'a> {
         accelerator: &'a dyn Accelerator,
         client: &TcpStream,
         upstream: &TcpStream,
+        may_leave: bool,
     ) -> Option<Self> {
         let far_end = |socket: &TcpStream| {
             // Not knowing, the careful way.
@@ -68,6 +71,7 @@ impl<'a> Shortcut<'a> {
             accelerator,
             client,
             server,
+            may_leave,
             up: Leg::default(),
             down: Leg::default(),
             counting: None,
@@ -89,10 +93,12 @@ impl<'a> Shortcut<'a> {
         })
     }
 
-    /// The applications' sockets, if both are there.
+    /// The applications' sockets, if both are there and may be left alone.
     fn ends(&self) -> Option<(SocketCookie, SocketCookie)> {
         match (self.client, self.server) {
-            (FarEnd::Found(client), FarEnd::Found(server)) => Some((client, server)),
+            (FarEnd::Found(client), FarEnd::Found(server)) if self.may_leave => {
+                Some((client, server))
+            }
             _ => None,
         }
     }
