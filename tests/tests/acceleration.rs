@@ -75,12 +75,8 @@ fn what_the_agent_keeps_passes_it() {
     }
     let lines = agent.lines(80);
     talks::are_told_exactly(&scene.client, &lines);
-    assert!(
-        !paths(&lines).contains(&"handoff"),
-        "{:?}",
-        paths(&lines)
-    );
-    let kept = paths(&lines).iter().filter(|path| **path == "sockmap");
+    assert!(!paths(&lines).contains(&"handoff"), "{:?}", paths(&lines));
+    let kept = paths(&lines).into_iter().filter(|path| *path == "sockmap");
     assert!(kept.count() > 60, "{:?}", paths(&lines));
     let bytes = &agent.workload("client")["bytes"];
     assert_eq!(bytes["handoff"], 0, "{bytes:#}");
