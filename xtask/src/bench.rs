@@ -17,6 +17,7 @@ mod stage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -30,7 +31,7 @@ use crate::test;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Three short runs: to see that it works, not to quote
+    /// One short run: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// How many runs
@@ -73,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     ]))?;
     shunt_tests::agent::use_binary(root().join("target/release/shunt"));
     let (runs, seconds) = if args.quick {
-        (3, "0.2")
+        (1, "0.2")
     } else {
         (args.runs, "0.5")
     };
@@ -85,9 +86,14 @@ pub fn run(args: &Args) -> Result<()> {
             || args.only.iter().any(|only| only == case.name)
     };
     let mut report = Report::default();
+    let start = Instant::now();
     for number in 1..=runs {
         for case in CASES.iter().filter(wanted) {
-            say(&format!("run {number} of {runs}: {}", case.name));
+            let seconds = start.elapsed().as_secs();
+            say(&format!(
+                "{seconds:>4} s  run {number} of {runs}: {}",
+                case.name
+            ));
             report.add(case.name, stage.measure(case)?);
         }
     }

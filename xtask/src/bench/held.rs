@@ -13,14 +13,12 @@ use super::load::{DEAF_PORT, ECHO_PORT, SMALL};
 use super::patient::Patient;
 use crate::run::{answer, say};
 
-/// What each idle connection has moved, both ways: its first question, and one that comes when all are there.
-pub(super) const MOVED: u64 = 4 * SMALL as u64;
 /// Who could write nothing for so long is stuck.
 const STUCK: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(5);
 const WRITE: usize = 64 << 10;
 
-/// Opens idle connections.
+/// Opens idle connections. Each carries a question at once, and one more when all are there.
 pub(super) fn idle(host: &str, count: usize) -> Result<()> {
     let open = || -> Result<Patient> {
         let mut stream = Patient(TcpStream::connect((host, ECHO_PORT))?);
