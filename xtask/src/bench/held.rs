@@ -1,13 +1,12 @@
 //! Connections that are kept as they are until standard input ends: idle ones, and such that nobody reads.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use shunt_tests::{Pod, Running, wait};
-use std::io::{BufRead, BufReader};
 
 use super::load::{DEAF_PORT, ECHO_PORT, SMALL};
 use super::patient::Patient;
