@@ -84,7 +84,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                     let kernel = local.context.shortcuts.get().filter(|_| hooked);
                     let may_leave = flow.may_leave();
                     let shortcut = kernel.and_then(|kernel| {
-                        Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave)
+                        let counting = &local.pools.counting;
+                        Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
                     });
                     let end = relay(
                         client,

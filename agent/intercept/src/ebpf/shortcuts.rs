@@ -81,6 +81,11 @@ impl Accelerator for Shortcuts {
         Ok(handoff.map_or(0, |handoff| handoff.bytes))
     }
 
+    fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()> {
+        self.handoffs
+            .each(|from, handoff| told(from, handoff.bytes))
+    }
+
     fn was_cut(&self, far_end: SocketCookie) -> io::Result<bool> {
         Ok(self.cut.get(&far_end)?.is_some())
     }

@@ -10,23 +10,17 @@
 //! the kernel falls back to the relay, and that direction stays there: what it brings is put into the same queue as soon
 //! as there is room ([`super::room`]).
 
-use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::task::Context;
-use std::time::Duration;
 
 use shunt_core::flow::DataPath;
 use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
 
+use super::counting::Counting;
 use super::half::{Half, Way};
 use crate::account::Account;
-
-/// How often the bytes of a living flow are asked for.
-const COUNT: Duration = Duration::from_secs(8);
 
 /// See the head of this module.
 pub(crate) struct Shortcut<'a> {
@@ -38,7 +32,7 @@ pub(crate) struct Shortcut<'a> {
     may_leave: bool,
     up: Leg,
     down: Leg,
-    counting: Option<Pin<Box<Sleep>>>,
+    counting: Counting,
 }
 
 /// One direction.
@@ -60,6 +54,7 @@ impl<'a> Shortcut<'a> {
         client: &TcpStream,
         upstream: &TcpStream,
         may_leave: bool,
+        counting: &Counting,
     ) -> Option<Self> {
         let far_end = |socket: &TcpStream| {
             // Not knowing, the careful way.
@@ -74,7 +69,7 @@ impl<'a> Shortcut<'a> {
             may_leave,
             up: Leg::default(),
             down: Leg::default(),
-            counting: None,
+            counting: counting.clone(),
         })
     }
 
@@ -133,20 +128,16 @@ impl<'a> Shortcut<'a> {
         self.up.moved + self.down.moved
     }
 
-    /// Counts now and then while the flow lives.
-    pub(super) fn poll_count(&mut self, cx: &mut Context<'_>, account: &mut Account) {
-        if self.up.offered_at.is_none() && self.down.offered_at.is_none() {
+    /// Counts now and then while the flow lives and moves.
+    pub(super) fn poll_count(&mut self, cx: &Context<'_>, account: &mut Account) {
+        let Some((client, server)) = self.ends() else {
             return;
-        }
-        let mut counting = self
-            .counting
-            .take()
-            .unwrap_or_else(|| Box::pin(sleep(COUNT)));
-        while counting.as_mut().poll(cx).is_ready() {
+        };
+        let is_news =
+            |leg: &Leg, from| leg.offered_at.is_some() && self.counting.has_moved(from, cx);
+        if is_news(&self.up, client) | is_news(&self.down, server) {
             self.count(account);
-            counting.as_mut().reset(Instant::now() + COUNT);
         }
-        self.counting = Some(counting);
     }
 }
 
@@ -155,6 +146,7 @@ impl Drop for Shortcut<'_> {
         for far_end in [self.client, self.server] {
             if let FarEnd::Found(cookie) = far_end {
                 self.accelerator.forget(cookie);
+                self.counting.forget(cookie);
             }
         }
     }
