@@ -92,6 +92,8 @@ impl Ends<'_> {
         let count = IDLE.min(descriptors.saturating_sub(OTHERS) / 2);
         let before = handed_over(agent)?;
         let held = self.hold("hold", u32::try_from(count)?)?;
+        // What they moved before they were idle is counted meanwhile.
+        wait::pause(time);
         let spent = cpu::of_agent(agent)?;
         wait::pause(time);
         let spent = cpu::of_agent(agent)? - spent;
