@@ -181,6 +181,7 @@ pub struct EnrolledView {
     pub addresses: Vec<std::net::IpAddr>,
     pub inbound: CapturePolicy,
     pub transparent: bool,
+    pub handoff: bool,
 }
 
 /// A configured workload as `status` shows it.

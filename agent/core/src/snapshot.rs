@@ -26,6 +26,8 @@ pub struct Enrolled {
     pub inbound: CapturePolicy,
     /// Delivery with the client's own source address works in this namespace.
     pub transparent: bool,
+    /// As in its acceleration.
+    pub handoff: bool,
     pub counters: Arc<WorkloadCounters>,
     /// Set when the workload was withdrawn: it takes no new connections.
     pub withdrawn: Arc<AtomicBool>,
@@ -121,6 +123,7 @@ mod tests {
                 .collect(),
             inbound: CapturePolicy::default(),
             transparent: true,
+            handoff: true,
             counters: Arc::default(),
             withdrawn: Arc::default(),
         };

@@ -145,6 +145,12 @@ pub trait Accelerator: std::fmt::Debug + Send + Sync {
     /// The kernel does not tell.
     fn moved(&self, from: SocketCookie) -> io::Result<Moved>;
 
+    /// [`Accelerator::moved`] of every socket that was handed over.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()>;
+
     /// Was this socket closed with bytes in its queue? By TCP its close would have been a reset.
     ///
     /// # Errors

@@ -100,6 +100,9 @@ pub struct AccelerationPolicy {
     pub ports: Vec<(PortRange, Acceleration)>,
     /// May connections that need no proxy, to ports whose acceleration is not off, go past the agent altogether?
     pub direct: bool,
+    /// May the agent leave an accelerated connection to the two applications, both of which must say so? Else every byte
+    /// passes it, from queue to queue.
+    pub handoff: bool,
 }
 
 impl Default for AccelerationPolicy {
@@ -136,6 +139,7 @@ impl From<Acceleration> for AccelerationPolicy {
             default,
             ports: Vec::new(),
             direct: true,
+            handoff: true,
         }
     }
 }

@@ -101,6 +101,7 @@ struct Enrolled {
     cookie: NetnsCookie,
     /// What the hooks read of it.
     value: Workload,
+    handoff: bool,
     addresses: Vec<IpAddr>,
     rules: Vec<RuleEntry>,
     /// Where the round of looks at them is.
@@ -162,6 +163,7 @@ impl EbpfBackend {
             Enrolled {
                 cookie,
                 value,
+                handoff: enrolment.spec.acceleration.handoff,
                 addresses: enrolment.addresses.clone(),
                 rules,
                 rules_looked: 0,
@@ -284,6 +286,7 @@ impl Backend for EbpfBackend {
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             self.policies.retire(enrolled.value.rules);
             enrolled.value = value;
+            enrolled.handoff = enrolment.spec.acceleration.handoff;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
             let now = &enrolment.addresses;

@@ -120,6 +120,7 @@ impl Serving {
             addresses: self.enrolment.addresses.clone(),
             inbound: self.enrolment.spec.inbound.clone(),
             transparent: self.return_path.is_some(),
+            handoff: self.enrolment.spec.acceleration.handoff,
         }
     }
 

@@ -103,6 +103,7 @@ impl View {
             addresses: view.addresses,
             inbound: view.inbound,
             transparent: view.transparent,
+            handoff: view.handoff,
             counters,
             withdrawn,
         };
@@ -274,6 +275,7 @@ mod tests {
             addresses: Vec::new(),
             inbound: CapturePolicy::default(),
             transparent: true,
+            handoff: true,
         }
     }
 

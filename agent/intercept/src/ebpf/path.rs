@@ -126,12 +126,17 @@ impl EbpfBackend {
                 )),
             };
         }
+        let mut reason =
+            format!("port {port}: the client's end is {client}; the server's end is {serves}");
+        let may_leave = enrolment.spec.acceleration.handoff && server.handoff;
         let path = match own.accelerates() && theirs.accelerates() {
-            true => DataPath::Handoff,
+            true if may_leave => DataPath::Handoff,
+            true => {
+                reason.push_str("; one of the workloads says `handoff: false`");
+                DataPath::Sockmap
+            }
             false => DataPath::Copy,
         };
-        let reason =
-            format!("port {port}: the client's end is {client}; the server's end is {serves}");
         (path, reason)
     }
 

@@ -84,6 +84,11 @@ impl Accelerator for Shortcuts {
         }))
     }
 
+    fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()> {
+        self.handoffs
+            .each(|from, handoff| told(from, handoff.bytes))
+    }
+
     fn was_cut(&self, far_end: SocketCookie) -> io::Result<bool> {
         Ok(self.cut.get(&far_end)?.is_some())
     }

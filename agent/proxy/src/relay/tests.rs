@@ -60,6 +60,7 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: false,
+        handoff: true,
         counters: Arc::default(),
         withdrawn: Arc::default(),
     };

@@ -28,6 +28,7 @@ fn web() -> Enrolled {
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: true,
+        handoff: true,
         counters: Arc::new(counters),
         withdrawn: Arc::default(),
     }
