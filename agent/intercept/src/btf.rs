@@ -19,15 +19,20 @@ impl Kernel {
         fs::read(VMLINUX).map(Self).map_err(unreadable)
     }
 
-    /// Bytes from the start of `structure` to a member, named by a path through the structures in it.
+    /// Bytes from the start of a structure to a member, for each: the structure, and a path through the structures in it.
     ///
     /// # Errors
     /// There is no such member.
-    pub(crate) fn offset(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
-        self.types()?.offset(structure, members).ok_or_else(|| {
-            let path = members.join(".");
-            InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
-        })
+    pub(crate) fn offsets(&self, members: &[(&str, &[&str])]) -> Result<Vec<u32>, InterceptError> {
+        let types = self.types()?;
+        let find = |(structure, path): &(&str, &[&str])| {
+            types.offset(structure, path).ok_or_else(|| {
+                let path = path.join(".");
+                let missing = format!("the kernel's types have no {structure}.{path}");
+                InterceptError::Unsupported(missing)
+            })
+        };
+        members.iter().map(find).collect()
     }
 
     /// The value of one name of an enumeration.
@@ -212,7 +217,10 @@ mod tests {
     #[test]
     fn the_running_kernel_has_what_we_read() {
         let kernel = Kernel::read().expect("a kernel with BTF");
-        let offset = |members: &[&str]| kernel.offset("sock", members);
+        let offset = |members: &[&str]| {
+            let found = kernel.offsets(&[("sock", members)]);
+            found.map(|found| found[0])
+        };
         let backlog = offset(&["sk_backlog"]).expect("a member");
         let counter = offset(&["sk_backlog", "rmem_alloc"]).expect("a member of a member");
         assert!(counter >= backlog && counter < 4096, "{backlog} {counter}");

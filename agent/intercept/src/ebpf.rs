@@ -27,6 +27,7 @@ mod probe;
 mod services;
 mod sharing;
 mod shortcuts;
+mod tap;
 mod trie;
 mod value;
 
@@ -57,6 +58,8 @@ use self::policies::Policies;
 pub use self::probe::probe;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
+use self::tap::TapMaps;
+pub use self::tap::{Message, MessageTap};
 use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
@@ -80,6 +83,7 @@ pub struct EbpfBackend {
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     direct_events: MapData,
+    tap: Result<TapMaps, String>,
     services: Services,
     policies: Policies,
     enrolled: HashMap<WorkloadId, Enrolled>,
@@ -135,6 +139,7 @@ impl EbpfBackend {
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
             direct_events: object.ring("SHUNT_DIRECT")?,
+            tap: TapMaps::load(&mut object).map_err(|error| error.chain()),
             services: Services::load(&mut object)?,
             policies: Policies::load(&mut object)?,
             object,

@@ -291,11 +291,13 @@ pub enum Event {
     OptionRefused,
     /// A direct direction goes by TCP, which is faster for what it sends.
     Bulk,
+    /// A tap was not told of something that it asked for.
+    TapLost,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 21] = [
+    pub const NAMES: [&'static str; 22] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -317,6 +319,7 @@ impl Event {
         "service_empty",
         "option_refused",
         "bulk",
+        "tap_lost",
     ];
 }
 

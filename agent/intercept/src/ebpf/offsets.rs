@@ -3,7 +3,9 @@
 use crate::{InterceptError, btf};
 
 /// By the name of the programs' static: the structure and the path of members in it.
-const MEMBERS: [(&str, &str, &[&str]); 6] = [
+pub(super) type Member = (&'static str, &'static str, &'static [&'static str]);
+
+const MEMBERS: [Member; 6] = [
     (
         "RECEIVE_QUEUE_OFFSET",
         "sock",
@@ -18,9 +20,16 @@ const MEMBERS: [(&str, &str, &[&str]); 6] = [
 
 /// Where the running kernel keeps what acceleration and the books of direct connections read of sockets.
 pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
-    let types = btf::Kernel::read()?;
-    let found = MEMBERS.into_iter();
-    found
-        .map(|(name, structure, members)| Ok((name, types.offset(structure, members)?)))
-        .collect()
+    find(&MEMBERS)
+}
+
+/// Each member's place in its structure, by the static's name.
+pub(super) fn find(members: &[Member]) -> Result<Vec<(&'static str, u32)>, InterceptError> {
+    let kernel = btf::Kernel::read()?;
+    let places = members.iter();
+    let paths: Vec<_> = places
+        .map(|(_, structure, path)| (*structure, *path))
+        .collect();
+    let names = members.iter().map(|(name, ..)| *name);
+    Ok(names.zip(kernel.offsets(&paths)?).collect())
 }
