@@ -97,6 +97,10 @@ fn path(args: &TapArgs) -> String {
     path
 }
 
+fn whose(args: &TapArgs) -> &str {
+    args.workload.as_deref().unwrap_or("every workload")
+}
+
 /// Where events go.
 enum Output {
     Table,
@@ -107,6 +111,8 @@ enum Output {
 impl Output {
     fn begin(args: &TapArgs) -> Result<Self> {
         let Some(file) = &args.write else {
+            let whose = whose(args);
+            cli::complain(&format!("watching the flows of {whose}; Ctrl-C ends it"));
             return Ok(match args.output.output {
                 Format::Json => Self::Json,
                 Format::Table => {
@@ -121,7 +127,7 @@ impl Output {
             file.display()
         ));
         let out = open(file).with_context(|| format!("cannot write {}", file.display()))?;
-        let capture = Capture::begin(out, args.bytes);
+        let capture = Capture::begin(out, whose(args), args.bytes);
         let capture = capture.with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Self::Capture(Box::new(capture)))
     }

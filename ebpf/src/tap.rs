@@ -70,8 +70,13 @@ pub fn seen(ctx: &SkMsgContext, own: u64, state: u32, end: &End, sender: &mut Se
     if sender.tap != tap.number {
         (sender.tap, sender.passed) = (tap.number, 0);
     }
-    if sender.passed >= tap.bytes {
-        return;
+    let size = ctx.size();
+    let before = sender.passed;
+    if why == REDIRECTED {
+        sender.passed = before.saturating_add(size);
+        if before >= tap.bytes {
+            return;
+        }
     }
     let mut way = Way::of(own);
     if way.is_local() {
@@ -89,7 +94,7 @@ pub fn seen(ctx: &SkMsgContext, own: u64, state: u32, end: &End, sender: &mut Se
         at: unsafe { bpf_ktime_get_ns() },
         from: end.cookie,
         to: sender.target,
-        offset: u64::from(sender.passed),
+        offset: u64::from(before),
         source: way.source,
         destination: way.destination,
         workload,
@@ -107,9 +112,7 @@ pub fn seen(ctx: &SkMsgContext, own: u64, state: u32, end: &End, sender: &mut Se
         };
         return tell::<SHORT>(ctx, &head, 0);
     }
-    let size = ctx.size();
-    let wanted = size.min(tap.bytes - sender.passed);
-    sender.passed = sender.passed.saturating_add(size);
+    let wanted = size.min(tap.bytes - before);
     for index in 0..MOST_RECORDS {
         let start = index * LONG as u32;
         if start >= wanted {
@@ -136,7 +139,8 @@ fn tell<const ROOM: usize>(ctx: &SkMsgContext, head: &Copied, start: u32) {
     } else {
         0
     };
-    let mut from = core::ptr::null::<c_void>();
+    // Nothing is read of nothing, but the kernel wants an address of its own.
+    let mut from = (&raw const *head).cast::<c_void>();
     if length > 0 {
         // SAFETY: the program's context; what it points to is read by a helper only. The kernel puts bytes that are in
         // several places into one, if it has the memory; the message stays the same.
@@ -163,6 +167,7 @@ fn tell<const ROOM: usize>(ctx: &SkMsgContext, head: &Copied, start: u32) {
         return place.discard(u64::from(BPF_RB_NO_WAKEUP));
     }
     place.submit(u64::from(BPF_RB_NO_WAKEUP));
+    count(Event::TapCopied);
 }
 
 /// From where to where a message goes.

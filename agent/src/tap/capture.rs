@@ -15,8 +15,6 @@ const MOST_DIRECTIONS: usize = 1 << 15;
 /// See the head of this module.
 pub(super) struct Capture {
     file: File<Box<dyn Write>>,
-    /// By the name of the workload that sends.
-    interfaces: HashMap<String, u32>,
     /// Bytes of each direction so far.
     seen: HashMap<(SocketAddr, SocketAddr), u64>,
     /// Of each direction.
@@ -29,10 +27,10 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    pub(super) fn begin(out: Box<dyn Write>, most: u32) -> io::Result<Self> {
+    /// `whose`: a name for people.
+    pub(super) fn begin(out: Box<dyn Write>, whose: &str, most: u32) -> io::Result<Self> {
         Ok(Self {
-            file: File::begin(out)?,
-            interfaces: HashMap::new(),
+            file: File::begin(out, whose)?,
             seen: HashMap::new(),
             most: u64::from(most),
             packets: 0,
@@ -51,12 +49,11 @@ impl Capture {
                     io::Error::new(io::ErrorKind::InvalidData, "bytes that are none")
                 })?;
                 self.bytes += bytes.len() as u64;
-                let last = seen.leg.offset + bytes.len() as u64 == self.most;
-                let comment = match (seen.leg.offset, last) {
-                    (_, true) => Some(format!("the first {} bytes end here", self.most)),
-                    (0, false) => Some(who(&seen.leg)),
-                    _ => None,
-                };
+                let ends = seen.leg.offset + bytes.len() as u64 == self.most;
+                let ends = ends.then(|| format!("the first {} bytes end here", self.most));
+                let begins = (seen.leg.offset == 0).then(|| who(&seen.leg));
+                let notes: Vec<String> = begins.into_iter().chain(ends).collect();
+                let comment = (!notes.is_empty()).then(|| notes.join("; "));
                 self.write(&seen.leg, &bytes, comment.as_deref())
             }
             TapEvent::ByTcp(left) => {
@@ -85,16 +82,7 @@ impl Capture {
         let Some(packet) = segment(source, destination, leg.offset, answered, bytes) else {
             return Ok(false);
         };
-        let sender = leg.from.as_deref().unwrap_or("not enrolled");
-        let interface = match self.interfaces.get(sender) {
-            Some(number) => *number,
-            None => {
-                let number = self.file.interface(sender)?;
-                self.interfaces.insert(sender.to_owned(), number);
-                number
-            }
-        };
-        self.file.packet(interface, leg.time_ns, &packet, comment)?;
+        self.file.packet(leg.time_ns, &packet, comment)?;
         self.packets += 1;
         Ok(true)
     }

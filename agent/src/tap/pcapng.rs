@@ -13,18 +13,13 @@ const COMMENT: u16 = 1;
 const SECTION_APPLICATION: u16 = 4;
 const INTERFACE_NAME: u16 = 2;
 const INTERFACE_RESOLUTION: u16 = 9;
-const PACKET_FLAGS: u16 = 2;
 const NANOSECONDS: u8 = 9;
-const OUTBOUND: u32 = 2;
 
-/// A file with one section.
-pub(super) struct File<W> {
-    out: W,
-    interfaces: u32,
-}
+/// A file with one section and one interface: libpcap refuses several of raw IP.
+pub(super) struct File<W>(W);
 
 impl<W: Write> File<W> {
-    pub(super) fn begin(mut out: W) -> io::Result<Self> {
+    pub(super) fn begin(mut out: W, interface: &str) -> io::Result<Self> {
         let mut body = Body::default();
         body.word(BYTE_ORDER_MAGIC);
         body.half(1);
@@ -35,45 +30,39 @@ impl<W: Write> File<W> {
         let application = concat!("shunt ", env!("CARGO_PKG_VERSION"));
         body.option(SECTION_APPLICATION, application.as_bytes());
         body.write(SECTION_HEADER, &mut out)?;
-        Ok(Self { out, interfaces: 0 })
-    }
-
-    /// Says its number.
-    pub(super) fn interface(&mut self, name: &str) -> io::Result<u32> {
         let mut body = Body::default();
         body.half(LINKTYPE_RAW);
         body.half(0);
         // No limit.
         body.word(0);
-        body.option(INTERFACE_NAME, name.as_bytes());
+        body.option(INTERFACE_NAME, interface.as_bytes());
         body.option(INTERFACE_RESOLUTION, &[NANOSECONDS]);
-        body.write(INTERFACE, &mut self.out)?;
-        self.interfaces += 1;
-        Ok(self.interfaces - 1)
+        body.write(INTERFACE, &mut out)?;
+        out.flush()?;
+        Ok(Self(out))
     }
 
     /// `nanoseconds` since 1970. The file is whole after it.
     pub(super) fn packet(
         &mut self,
-        interface: u32,
         nanoseconds: u64,
         packet: &[u8],
         comment: Option<&str>,
     ) -> io::Result<()> {
         let mut body = Body::default();
         let length = u32::try_from(packet.len()).map_err(io::Error::other)?;
-        body.word(interface);
+        // The interface.
+        body.word(0);
         body.word((nanoseconds >> 32) as u32);
         body.word(nanoseconds as u32);
         body.word(length);
         body.word(length);
         body.padded(packet);
-        body.option(PACKET_FLAGS, &OUTBOUND.to_ne_bytes());
         if let Some(comment) = comment {
             body.option(COMMENT, comment.as_bytes());
         }
-        body.write(PACKET, &mut self.out)?;
-        self.out.flush()
+        body.write(PACKET, &mut self.0)?;
+        self.0.flush()
     }
 }
 

@@ -47,7 +47,7 @@ fn blocks(mut file: &[u8]) -> Vec<(u32, Vec<u8>)> {
 #[test]
 fn a_file_is_written_block_by_block() {
     let file = Shared::default();
-    let mut capture = Capture::begin(Box::new(file.clone()), 9).expect("begun");
+    let mut capture = Capture::begin(Box::new(file.clone()), "client", 9).expect("begun");
     let (client, server) = ("10.0.0.1:4000", "10.0.0.2:80");
     let events = [
         TapEvent::Bytes(BytesSeen::new(leg(client, server, 0), b"hello")),

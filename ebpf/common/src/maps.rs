@@ -253,7 +253,7 @@ impl Handoff {
 pub const ROOM_LEVEL: i32 = 0x5368;
 pub const ROOM_OPTION: i32 = 1;
 
-/// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
+/// Nanoseconds of CLOCK_MONOTONIC after which the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
 /// Index into `EVENTS`, a per-CPU array of counters.
@@ -291,13 +291,14 @@ pub enum Event {
     OptionRefused,
     /// A direct direction goes by TCP, which is faster for what it sends.
     Bulk,
-    /// A tap was not told of something that it asked for.
+    /// Something was copied for a tap, or was to be.
+    TapCopied,
     TapLost,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 22] = [
+    pub const NAMES: [&'static str; 23] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -319,6 +320,7 @@ impl Event {
         "service_empty",
         "option_refused",
         "bulk",
+        "tap_copied",
         "tap_lost",
     ];
 }
