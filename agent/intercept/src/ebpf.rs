@@ -58,7 +58,6 @@ use self::policies::Policies;
 pub use self::probe::probe;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
-use self::tap::TapMaps;
 pub use self::tap::{Message, MessageTap};
 use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
@@ -83,7 +82,7 @@ pub struct EbpfBackend {
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     direct_events: MapData,
-    tap: Result<TapMaps, String>,
+    tap: Result<tap::TapMaps, String>,
     services: Services,
     policies: Policies,
     enrolled: HashMap<WorkloadId, Enrolled>,
@@ -139,7 +138,7 @@ impl EbpfBackend {
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
             direct_events: object.ring("SHUNT_DIRECT")?,
-            tap: TapMaps::load(&mut object).map_err(|error| error.chain()),
+            tap: tap::TapMaps::load(&mut object).map_err(|error| error.chain()),
             services: Services::load(&mut object)?,
             policies: Policies::load(&mut object)?,
             object,

@@ -89,6 +89,9 @@ impl Capture {
 
     pub(super) fn summary(&self) -> String {
         let mut summary = format!("{} packets with {} bytes", self.packets, self.bytes);
+        if self.packets == 0 {
+            summary += "; nothing went past the TCP stack, tcpdump sees the rest";
+        }
         let notes = [
             (self.left_for_tcp, "directions changed to TCP"),
             (self.lost_lines, "events lost, this reader was too slow"),

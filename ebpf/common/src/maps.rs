@@ -253,7 +253,7 @@ impl Handoff {
 pub const ROOM_LEVEL: i32 = 0x5368;
 pub const ROOM_OPTION: i32 = 1;
 
-/// Nanoseconds of CLOCK_MONOTONIC after which the hooks act as if the agent were dead.
+/// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
 /// Index into `EVENTS`, a per-CPU array of counters.
@@ -353,10 +353,6 @@ mod pod {
     unsafe impl aya::Pod for End {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Address {}
-    // SAFETY: as above, by the test beside them.
-    unsafe impl aya::Pod for crate::classes::ClassKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for crate::classes::Class {}
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn a_direction_that_changes_to_tcp_is_marked_where_it_does() {
     let marks = packets.iter().filter(|packet| packet.bytes.is_empty());
     let marked: Vec<u32> = marks.map(|mark| mark.sequence).collect();
     assert!(!marked.is_empty());
-    assert!(marked.iter().all(|at| *at > 16 * 32 << 10), "{marked:?}");
+    assert!(marked.iter().all(|at| *at > (16 * 32) << 10), "{marked:?}");
     assert!(tap.says().contains("changed to TCP"), "{}", tap.says());
 }
 

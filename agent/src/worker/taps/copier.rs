@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use shunt_core::address::from_kernel;
-use shunt_core::snapshot::Snapshot;
+use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::SocketCookie;
 use shunt_core::tap::{BytesSeen, LeftQueue, Leg, TapEvent};
-use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_core::workload::{Mode, WorkloadId, WorkloadName};
 use shunt_ebpf_common::maps::{Destination, Event};
 use shunt_ebpf_common::tap::Copied;
 use shunt_intercept::ebpf::{Message, MessageTap};
@@ -62,6 +62,12 @@ impl Copier {
         whose: Option<WorkloadName>,
         bytes: u32,
     ) -> Result<Self, Refusal> {
+        let snapshot = Arc::clone(&view.snapshot);
+        let by_rules =
+            |whose| enrolled(&snapshot.load(), whose).is_some_and(|it| it.mode == Mode::Iptables);
+        if whose.as_ref().is_some_and(by_rules) {
+            return Err(Refusal::NothingToCopy);
+        }
         let kernel = view.kernel_tap.clone().ok_or(Refusal::NothingToCopy)?;
         // The view's, and ours.
         if Rc::strong_count(&kernel.0) > 2 {
@@ -74,7 +80,7 @@ impl Copier {
         drop(maps);
         let mut copier = Self {
             kernel,
-            snapshot: Arc::clone(&view.snapshot),
+            snapshot,
             whose,
             lease: Lease {
                 number: 0,
@@ -95,13 +101,9 @@ impl Copier {
     /// A workload that was enrolled anew has another id, and senders are counted anew.
     fn renew(&mut self) {
         let snapshot = self.snapshot.load();
-        let of_name = |whose: &WorkloadName| {
-            let mut enrolled = snapshot.workloads.values().rev();
-            enrolled.find(|enrolled| enrolled.name == *whose)
-        };
         let workload = match &self.whose {
             None => Some(0),
-            Some(whose) => of_name(whose).map(|enrolled| enrolled.id.0),
+            Some(whose) => enrolled(&snapshot, whose).map(|enrolled| enrolled.id.0),
         };
         let mut kernel = self.kernel.0.borrow_mut();
         let Some(workload) = workload else {
@@ -232,6 +234,13 @@ impl Directions {
         self.known.insert((source, destination), direction);
         at
     }
+}
+
+/// The latest enrolment of this name.
+fn enrolled(snapshot: &Snapshot, whose: &WorkloadName) -> Option<Arc<Enrolled>> {
+    let mut latest_first = snapshot.workloads.values().rev();
+    let found = latest_first.find(|enrolled| enrolled.name == *whose);
+    found.cloned()
 }
 
 fn since_1970(message: &Message) -> u64 {
