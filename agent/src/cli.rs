@@ -135,12 +135,15 @@ pub struct ExplainArgs {
   shunt tap web -w web.pcapng --bytes 512 --duration 10s
   shunt tap -w - | wireshark -k -i -
 
-A flow is shown when it begins, when it takes a faster path, and when it ends; SENT and RECEIVED are the client's.
-Flows that were there before show when they end.
-With -w, only what goes past the TCP stack is copied (queue to queue: `acceleration: always`, or `auto` once it is
-proven), as TCP packets with the connection's addresses, from now on. What goes by TCP is not in the file: tcpdump
-sees it. Where a direction changes to TCP, a packet without bytes says so in its comment.
-Ends with Ctrl-C. Exit code 0: ended as asked; 1: no agent, no such workload, or the agent ended; 64: wrong usage.")]
+A flow is shown when it begins, when it takes a faster path, and when it ends, with what its client
+sent and received. Flows that were there before show when they end.
+
+With -w, what goes past the TCP stack is copied from now on (queue to queue: `acceleration: always`,
+or `auto` once it is proven), as TCP packets with the connection's addresses. What goes by TCP is not
+in the file: tcpdump sees it. Where a direction changes to TCP, an empty packet's comment says so.
+
+Ends with Ctrl-C. Exit code 0: as asked; 1: no agent, no such workload, or the agent ended;
+64: wrong usage.")]
 pub struct TapArgs {
     #[command(flatten)]
     pub output: Output,

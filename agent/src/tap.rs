@@ -5,10 +5,10 @@ mod packet;
 mod pcapng;
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -161,18 +161,20 @@ impl Output {
     }
 }
 
+const OWNER_ALONE: u32 = 0o600;
+
 /// What was said on connections is not for everybody on the host.
 fn open(file: &Path) -> io::Result<Box<dyn Write>> {
     if file == Path::new("-") {
         return Ok(Box::new(io::stdout()));
     }
     let mut options = OpenOptions::new();
-    let file: File = options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(file)?;
+    let options = options.write(true).create(true).truncate(true);
+    let file: File = options.mode(OWNER_ALONE).open(file)?;
+    // One that was there already; a device stays as it is.
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(OWNER_ALONE))?;
+    }
     Ok(Box::new(file))
 }
 

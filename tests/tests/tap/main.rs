@@ -106,6 +106,12 @@ fn a_tap_that_dies_copies_nothing_more() {
     });
     tap.signal("-KILL");
     tap.ends();
+    // Also while nothing is told that would fail to arrive.
+    let tap = wait::until("the next one may", SECONDS, || {
+        let next = Tap::start(&scene.agent, &["-w", "/dev/null"]);
+        (!next.says().contains("already")).then_some(next)
+    });
+    drop(tap);
     copies_nothing(&scene);
     // The next one may, until the data plane dies.
     let mut tap = scene.copying(&[]);
