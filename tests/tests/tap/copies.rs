@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use shunt_tests::agent::signal;
 use shunt_tests::tap::packets;
 use shunt_tests::{Pair, Script, Tap, talks, wait};
 
@@ -120,6 +121,34 @@ fn forty_talks_at_once_are_what_they_are_without_a_tap() {
         tap.interrupt();
         assert!(tap.says().contains(" packets with "), "{}", tap.says());
     }
+}
+
+#[test]
+fn what_the_agent_brought_and_what_passed_it_are_one_stream() {
+    let scene = Scene::new("ebpf", HANDED_OVER);
+    let (file, host) = (scene.file(), &scene.pair.server.v4);
+    let mut tap = scene.copying(&["client"]);
+    let script = format!(
+        "{EVENTS}
+input(); s = call('{host}'); s.send(b'\\0\\0\\0\\5first'); print('sent', flush=True)
+print(s.read(5).decode(), flush=True)
+s.send(b'\\0\\0\\0\\6second'); print(s.read(6).decode(), flush=True)
+"
+    );
+    let mut client = Script::start(&scene.pair.client, &script, &[]);
+    // Nothing can be handed over before the first message.
+    let agent = scene.agent.worker_pid().expect("a data plane");
+    signal("-STOP", agent);
+    client.tell("");
+    assert_eq!(client.says(), "sent");
+    signal("-CONT", agent);
+    assert_eq!(client.says(), "tsrif");
+    assert_eq!(client.says(), "dnoces");
+    client.succeeds();
+    let (sent, heard) = copied(&file, host, (19, 11));
+    tap.interrupt();
+    assert_eq!(sent, b"\0\0\0\x05first\0\0\0\x06second");
+    assert_eq!(heard, b"tsrifdnoces");
 }
 
 #[test]

@@ -117,6 +117,11 @@ impl Scene {
 pub fn streams(file: &Path, host: &str) -> (Vec<u8>, Vec<u8>) {
     let server = SocketAddr::new(host.parse().expect("an address"), 7000);
     let packets = packets(file);
+    for packet in &packets {
+        let ends = [packet.source, packet.destination];
+        // What goes between an application and the agent is not in it a second time.
+        assert!(ends.iter().any(|end| end.port() == 7000), "{packet:?}");
+    }
     let sent = packets.iter().filter(|packet| packet.destination == server);
     let heard = packets.iter().filter(|packet| packet.source == server);
     (stream(sent), stream(heard))
