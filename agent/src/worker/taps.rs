@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use shunt_core::flow::FlowRecord;
 use shunt_core::tap::{FlowSeen, TapEvent, TapRequest};
-use shunt_core::workload::WorkloadName;
+use shunt_core::workload::{WorkloadName, called};
 use shunt_proxy::{FlowWitness, Moment};
 use shunt_telemetry::access_log::AccessLogger;
 use shunt_telemetry::timestamp::rfc3339_millis;
@@ -88,10 +88,10 @@ impl FlowWitness for Witness {
 
 /// Begins a tap. Must run inside a `LocalSet`. It ends when the receiver is dropped.
 pub(super) fn begin(view: &View, request: &TapRequest) -> Result<mpsc::Receiver<Bytes>, Refusal> {
-    let whose = match &request.workload {
-        Some(wanted) => Some(named(view, wanted)?),
-        None => None,
-    };
+    let called = |wanted: &String| called(view.infos.iter(), |info| &info.name, wanted);
+    let whose = request.workload.as_ref().map(called).transpose();
+    let whose = whose.map_err(Refusal::UnknownWorkload)?;
+    let whose = whose.map(|info| info.name.clone());
     let copier = match request.bytes {
         Some(bytes) => Some(Copier::begin(view, whose.clone(), bytes)?),
         None => None,
@@ -105,23 +105,6 @@ pub(super) fn begin(view: &View, request: &TapRequest) -> Result<mpsc::Receiver<
     view.taps.add(&tap)?;
     tokio::task::spawn_local(attend(Arc::clone(&view.taps), tap, copier));
     Ok(receiver)
-}
-
-/// The one workload of this name, `namespace/name` or, where that is clear, `name`.
-fn named(view: &View, wanted: &str) -> Result<WorkloadName, Refusal> {
-    let names = view.infos.iter().map(|info| &info.name);
-    let fits = |name: &&WorkloadName| name.name == wanted || name.to_string() == wanted;
-    let found: Vec<&WorkloadName> = names.filter(fits).collect();
-    match found.as_slice() {
-        [one] => Ok(WorkloadName::clone(one)),
-        [] => Err(Refusal::UnknownWorkload(format!("no workload {wanted}"))),
-        several => {
-            let names: Vec<String> = several.iter().map(ToString::to_string).collect();
-            let names = names.join(", ");
-            let reason = format!("{wanted} may be one of {names}: say which");
-            Err(Refusal::UnknownWorkload(reason))
-        }
-    }
 }
 
 /// Until the reader has gone, or all taps end. What the copier has dies with it.
