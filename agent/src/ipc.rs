@@ -45,6 +45,8 @@ pub enum ToWorker {
     Shortcuts,
     /// One descriptor: what the hooks tell of direct connections.
     DirectEvents,
+    /// Descriptors: the maps of an [`shunt_intercept::ebpf::MessageTap`].
+    Tap,
     /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.

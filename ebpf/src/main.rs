@@ -25,6 +25,7 @@ mod services;
 mod setsockopt;
 mod sk_lookup;
 mod sk_msg;
+mod tap;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

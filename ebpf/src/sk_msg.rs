@@ -16,13 +16,16 @@ use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use shunt_ebpf_common::maps::{End, Event};
 
-use crate::kernel_memory::at;
+use crate::kernel_memory::{address_of, at};
 use crate::maps::{HANDOFFS, PEERS, QUEUES, SOCKHASH, Sender, count};
 use crate::pairing::{ends, senders};
+use crate::tap;
 
 const SK_PASS: u32 = 1;
 /// From linux/bpf.h: into the socket's receive queue, not out of it.
 const BPF_F_INGRESS: u64 = 1;
+/// No [`Event`] of this program.
+pub const REDIRECTED: u32 = 0;
 
 /// Where `struct sock` counts the bytes of its receive queue; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -50,29 +53,36 @@ const BULK_RUN: u32 = 16;
 
 #[sk_msg]
 pub fn shunt_message(ctx: SkMsgContext) -> u32 {
-    redirect(&ctx);
-    SK_PASS
-}
-
-#[inline(always)]
-fn redirect(ctx: &SkMsgContext) {
     // SAFETY: the program's context; the socket is checked for null.
-    let (end, sender) = unsafe {
+    let (sk, end, sender) = unsafe {
         let sk = (*ctx.msg).__bindgen_anon_3.sk;
         if sk.is_null() {
-            return;
+            return SK_PASS;
         }
         let end = bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).cast::<End>();
         let sender = bpf_sk_storage_get(senders(), sk.cast(), null_mut(), 0).cast::<Sender>();
         if end.is_null() || sender.is_null() {
-            return;
+            return SK_PASS;
         }
         // The socket is locked while this runs, and nothing else writes these.
-        (&mut *end, &mut *sender)
+        (sk, &mut *end, &mut *sender)
     };
     if end.state == End::TCP {
-        return;
+        return SK_PASS;
     }
+    let before = end.state;
+    let why = redirect(&ctx, end, sender);
+    // Whatever becomes of it there, the message is on its way.
+    if tap::is_on() {
+        let state = if why == REDIRECTED { end.state } else { before };
+        tap::seen(&ctx, address_of(sk), state, end, sender, why);
+    }
+    SK_PASS
+}
+
+/// Why the direction goes by TCP from now on, an [`Event`]; [`REDIRECTED`] if it does not.
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, end: &mut End, sender: &mut Sender) -> u32 {
     let handoff = HANDOFFS.get_ptr_mut(&end.cookie);
     if end.state != End::HANDED_OVER
         && let Some(handoff) = handoff
@@ -115,12 +125,14 @@ fn redirect(ctx: &SkMsgContext) {
             (*handoff).messages += 1;
         }
     }
+    REDIRECTED
 }
 
 #[inline(always)]
-fn by_tcp(end: &mut End, why: Event) {
+fn by_tcp(end: &mut End, why: Event) -> u32 {
     end.state = End::TCP;
     count(why);
+    why as u32
 }
 
 /// Bytes that wait for the receiver. When it may be gone: some, which changes nothing, as a redirect that fails says so.

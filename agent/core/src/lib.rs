@@ -12,4 +12,5 @@ pub mod service;
 pub mod snapshot;
 pub mod sockets;
 pub mod status;
+pub mod tap;
 pub mod workload;

@@ -27,6 +27,7 @@ mod probe;
 mod services;
 mod sharing;
 mod shortcuts;
+mod tap;
 mod trie;
 mod value;
 
@@ -57,6 +58,7 @@ use self::policies::Policies;
 pub use self::probe::probe;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
+pub use self::tap::{Message, MessageTap};
 use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
@@ -80,6 +82,7 @@ pub struct EbpfBackend {
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     direct_events: MapData,
+    tap: Result<tap::TapMaps, String>,
     services: Services,
     policies: Policies,
     enrolled: HashMap<WorkloadId, Enrolled>,
@@ -136,6 +139,7 @@ impl EbpfBackend {
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
             direct_events: object.ring("SHUNT_DIRECT")?,
+            tap: tap::TapMaps::load(&mut object).map_err(|error| error.chain()),
             services: Services::load(&mut object)?,
             policies: Policies::load(&mut object)?,
             object,
@@ -150,7 +154,7 @@ impl EbpfBackend {
 
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         // First what costs little to miss: it is tried again and again.
-        let cgroup = cgroup_of(enrolment)?;
+        let cgroup = cgroup::of_workload(&enrolment.spec)?;
         let cookie = enrolment.netns.cookie();
         let rules_set = self.next_rules;
         self.next_rules += 1;
@@ -373,14 +377,6 @@ impl Backend for EbpfBackend {
             self.neighbours.sweep(enrolled);
         }
         self.remove_retired_rules();
-    }
-}
-
-/// Where the connect hooks are attached.
-fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
-    match &enrolment.spec.cgroup {
-        Some(configured) => cgroup::resolve(configured),
-        None => cgroup::mount_point(),
     }
 }
 

@@ -27,6 +27,6 @@ mod rendezvous;
 mod scarcity;
 mod worker;
 
-pub use account::FlowSink;
+pub use account::{FlowSink, FlowWitness, Moment};
 pub use rendezvous::Rendezvous;
 pub use worker::{Worker, WorkerContext, spawn};

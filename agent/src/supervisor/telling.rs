@@ -134,6 +134,10 @@ impl Supervisor {
         if !maps.is_empty() {
             self.data_plane.tell(&ToWorker::Shortcuts, maps);
         }
+        let maps = self.backends.tap();
+        if !maps.is_empty() {
+            self.data_plane.tell(&ToWorker::Tap, maps);
+        }
     }
 
     /// Sends what `status` and the metrics show, where it differs from what was sent last.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::{Destinations, DirectEvents, Shortcuts};
+use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Shortcuts};
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::stock::Stock;
+use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
@@ -103,7 +104,7 @@ impl Control {
             let page = heartbeats
                 .try_clone()
                 .context("cannot share the heartbeats")?;
-            let flows = sink(&access_log);
+            let flows = witness(&access_log, &view.taps);
             let worker = shunt_proxy::spawn(WorkerContext {
                 index,
                 snapshot: Arc::clone(&view.snapshot),
@@ -219,8 +220,15 @@ impl Control {
                 let map = fds.into_iter().next();
                 let events = DirectEvents::from_fd(map.context("no map came with the message")?)
                     .context("cannot read what the hooks tell")?;
-                let sink = sink(&self.access_log);
-                self.view.borrow_mut().follow(events, sink);
+                let mut view = self.view.borrow_mut();
+                let sink = witness(&self.access_log, &view.taps);
+                view.follow(events, sink);
+            }
+            ToWorker::Tap => {
+                let maps = MessageTap::from_fds(fds).context("cannot read the kernel's copies")?;
+                let mut view = self.view.borrow_mut();
+                // As above.
+                view.kernel_tap.get_or_insert_with(|| Kernel::new(maps));
             }
             ToWorker::Shortcuts => {
                 let maps = Shortcuts::from_fds(fds).context("the maps did not come along")?;
@@ -351,9 +359,11 @@ impl Control {
     }
 }
 
-fn sink(log: &AccessLogger) -> FlowSink {
-    let log = log.clone();
-    Arc::new(move |record| log.write(&record))
+fn witness(log: &AccessLogger, taps: &Arc<Taps>) -> FlowSink {
+    Arc::new(Witness {
+        log: log.clone(),
+        taps: Arc::clone(taps),
+    })
 }
 
 /// Until the books are looked at again, after so many events.

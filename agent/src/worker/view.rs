@@ -18,6 +18,7 @@ use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
 use super::direct::DirectFlows;
+use super::taps::{self, Taps};
 use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
@@ -38,6 +39,9 @@ pub(super) struct View {
     pub(super) repairs: BTreeMap<String, u64>,
     /// Once the programs are loaded.
     direct: Option<DirectFlows>,
+    pub(super) taps: Arc<Taps>,
+    /// Once something may go past the TCP stack.
+    pub(super) kernel_tap: Option<taps::Kernel>,
     services: Arc<Services>,
     policy: Arc<Policy>,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
@@ -59,6 +63,8 @@ impl View {
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             direct: None,
+            taps: Arc::default(),
+            kernel_tap: None,
             services: Arc::default(),
             policy: Arc::default(),
             enrolled: BTreeMap::new(),

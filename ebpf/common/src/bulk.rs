@@ -43,6 +43,11 @@ impl BulkShare {
     }
 }
 
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "promising the kernel that it has no padding")]
+// SAFETY: repr(C), three integers of one size.
+unsafe impl aya::Pod for BulkShare {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

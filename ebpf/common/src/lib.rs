@@ -9,3 +9,4 @@ pub mod direct;
 pub mod maps;
 pub mod policy;
 pub mod services;
+pub mod tap;

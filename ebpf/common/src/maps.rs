@@ -293,11 +293,14 @@ pub enum Event {
     Bulk,
     /// A direct connection was not paired, as those of its service are bulk.
     BulkService,
+    /// Something was copied for a tap, or was to be.
+    TapCopied,
+    TapLost,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 22] = [
+    pub const NAMES: [&'static str; 24] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -320,6 +323,8 @@ impl Event {
         "option_refused",
         "bulk",
         "bulk_service",
+        "tap_copied",
+        "tap_lost",
     ];
 }
 

@@ -3,7 +3,9 @@
 use crate::{InterceptError, btf};
 
 /// By the name of the programs' static: the structure and the path of members in it.
-const MEMBERS: [(&str, &str, &[&str]); 7] = [
+pub(super) type Member = (&'static str, &'static str, &'static [&'static str]);
+
+const MEMBERS: [Member; 7] = [
     (
         "RECEIVE_QUEUE_OFFSET",
         "sock",
@@ -23,10 +25,7 @@ const SOCK_RCVBUF_LOCK: u32 = 2;
 /// Where the running kernel keeps what acceleration and the books of direct connections read of sockets.
 pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
     let types = btf::Kernel::read()?;
-    let mut statics = Vec::with_capacity(MEMBERS.len() + 2);
-    for (name, structure, members) in MEMBERS {
-        statics.push((name, types.offset(structure, members)?));
-    }
+    let mut statics = find(&types, &MEMBERS)?;
     // A byte of its own, or some bits of one, by the kernel's version.
     let locks = types.bits("sock", &["sk_userlocks"])?;
     statics.push(("LOCKS_OFFSET", locks / u8::BITS));
@@ -35,4 +34,13 @@ pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
         SOCK_RCVBUF_LOCK << (locks % u8::BITS),
     ));
     Ok(statics)
+}
+
+/// Each member's place in its structure, by the static's name.
+pub(super) fn find(
+    types: &btf::Kernel,
+    members: &[Member],
+) -> Result<Vec<(&'static str, u32)>, InterceptError> {
+    let place = |(name, structure, path): &Member| Ok((*name, types.offset(structure, path)?));
+    members.iter().map(place).collect()
 }

@@ -10,6 +10,8 @@ pub const SOCKETS: u32 = 1 << 18;
 pub const ADDRESSES: u32 = 1 << 14;
 /// Bytes for what the agent has not read yet: 11,000 events, of which it reads some every 50 ms.
 pub const DIRECT_EVENTS: u32 = 1 << 21;
+/// Bytes for what a tap has not read yet: it reads every 5 ms.
+pub const TAPPED: u32 = 1 << 18;
 /// Addresses of services, and endpoints of all of them.
 pub const SERVICES: u32 = 1 << 16;
 pub const ENDPOINTS: u32 = 1 << 18;

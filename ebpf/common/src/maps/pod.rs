@@ -22,9 +22,3 @@ unsafe impl aya::Pod for Handoff {}
 unsafe impl aya::Pod for End {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Address {}
-// SAFETY: as above, by the test beside them.
-unsafe impl aya::Pod for crate::bulk::BulkShare {}
-// SAFETY: as above.
-unsafe impl aya::Pod for crate::classes::ClassKey {}
-// SAFETY: as above.
-unsafe impl aya::Pod for crate::classes::Class {}
