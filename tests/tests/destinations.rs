@@ -227,7 +227,7 @@ fn envoy_15305_tuple_clash(mode: &str) {
 /// All captured connections of a pod go to loopback, in eBPF mode as loopback's own tuples: one listener there would
 /// have room for one range of ephemeral ports a family, four have four. In small, since each connection takes the agent
 /// two descriptors: 4,800 with a range of 1,000. With `SHUNT_AT_ONCE=35000`, as it is on hosts. In iptables mode the
-/// tuple is the dialled one; where the one port of loopback makes two the same, netfilter takes another source port.
+/// one port of loopback has room for 64,512 of each family: netfilter draws the source port.
 fn more_at_once_than_loopback_has_ports(mode: &str) {
     let scene = Pair::new();
     let to = destinations(&scene, 5, 5);

@@ -129,18 +129,6 @@ impl IptablesBackend {
         None
     }
 
-    /// What two connections from one source port at the same moment get, for people.
-    fn told_apart(&self, enrolment: &Enrolment, installed: &Installed) -> String {
-        let tracking = self.tracking.get(&enrolment.netns.inode());
-        let refusal = tracking.and_then(Tracking::refusal);
-        match refusal.or(installed.untracked.as_deref()) {
-            None => "source ports are drawn at random".into(),
-            Some(why) => {
-                format!("two connections from one source port at once may take a second: {why}")
-            }
-        }
-    }
-
     /// All families or none. The switches are open, nobody has refreshed them.
     fn apply(
         &mut self,
@@ -319,9 +307,17 @@ impl Backend for IptablesBackend {
     fn describe(&self, enrolment: &Enrolment) -> String {
         let installed = self.installed.get(&enrolment.id);
         installed.map_or("not installed".into(), |installed| {
-            let apart = self.told_apart(enrolment, installed);
-            format!("{}; {apart}", installed.choice.reason)
+            installed.choice.reason.clone()
         })
+    }
+
+    fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
+        let tracking = self.tracking.get(&enrolment.netns.inode());
+        let untracked = self.installed.get(&enrolment.id)?.untracked.as_deref();
+        let why = tracking.and_then(Tracking::refusal).or(untracked)?;
+        Some(format!(
+            "of connections from one source port at the same moment one may take a second: {why}"
+        ))
     }
 
     fn explain(

@@ -55,6 +55,8 @@ impl Tracking {
     /// flush may break flows under way, and connections are not kept apart.
     pub(super) fn keep(enrolment: &Enrolment) -> Result<Self, InterceptError> {
         let netns = &enrolment.netns;
+        // Another agent's table may give them SYNs already. That they cannot be had is told below.
+        let _ = take_syns(enrolment);
         let make = || {
             let owner = Netfilter::open()?;
             owner.transact(messages())?;
@@ -82,7 +84,8 @@ impl Tracking {
             }
             self.owner.transact(apart::messages(&wanted))
         });
-        self.refusal = done.as_ref().err().map(ToString::to_string);
+        let lacks = |error| format!("nftables has no snat or tproxy here: {error}");
+        self.refusal = done.as_ref().err().map(lacks);
         if done.is_ok() {
             self.apart = wanted;
         }

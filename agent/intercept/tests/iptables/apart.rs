@@ -1,6 +1,8 @@
 //! The agent's own table, which keeps connections from one source port apart. That it does is seen in
 //! `tests/tests/destinations.rs`.
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::IpTransparent;
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::OnFailure;
@@ -44,6 +46,7 @@ fn nobody_flushes_it_and_it_follows_the_listeners() {
     let first = world.enrolment(OnFailure::Open);
     backend.install(&first).expect("installs");
     captured(&world, &mut backend);
+    assert_eq!(backend.shortcoming(&first), None);
     let written = table(&world.pod);
     assert_for(&first, &written);
 
@@ -67,24 +70,29 @@ fn nobody_flushes_it_and_it_follows_the_listeners() {
     assert_eq!(table(&world.pod), "");
 }
 
-/// The flows of an agent that goes are not over yet.
+/// The flows of an agent that goes are not over yet. Its table may lead to the same port.
 #[test]
 fn another_agents_table_is_waited_for() {
     let world = World::new();
     let mut older = backend(DeadMan::Recent);
-    let enrolment = world.enrolment(OnFailure::Open);
-    older.install(&enrolment).expect("installs");
+    older
+        .install(&world.enrolment(OnFailure::Open))
+        .expect("installs");
     let mut newer = backend(DeadMan::Recent);
+    let enrolment = world.enrolment(OnFailure::Open);
     newer.install(&enrolment).expect("installs");
     captured(&world, &mut newer);
-    let reason = newer.describe(&enrolment);
-    assert!(reason.contains("may take a second"), "{reason}");
+    let lacks = newer.shortcoming(&enrolment).expect("a reason");
+    assert!(lacks.contains("keep a table"), "{lacks}");
+    let listener = enrolment.listener(Direction::Outbound, Family::V4);
+    let socket = &listener.expect("listens").sockets[0];
+    assert!(getsockopt(socket, IpTransparent).expect("an option"));
 
     drop(older);
     until("its own table", OPEN_WITHIN, || {
         let found = newer.inspect(&enrolment, Look::Close).expect("looks");
         assert_eq!(found, []);
-        newer.describe(&enrolment).ends_with("drawn at random")
+        newer.shortcoming(&enrolment).is_none()
     });
     assert_for(&enrolment, &table(&world.pod));
     captured(&world, &mut newer);
