@@ -162,7 +162,8 @@ impl Supervisor {
 
 fn notes(serving: &Serving) -> Vec<String> {
     let health = &serving.health;
-    health.notes.iter().chain(&health.strays).cloned().collect()
+    let notes = health.notes.iter().chain(&health.strays);
+    notes.chain(&health.shortcoming).cloned().collect()
 }
 
 fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {
