@@ -15,6 +15,7 @@ pub(crate) mod foreign;
 mod hooks;
 mod inspection;
 mod kernel;
+mod leftovers;
 mod listening_ports;
 mod neighbours;
 mod object;
@@ -324,6 +325,9 @@ impl Backend for EbpfBackend {
         self.policies.forget(enrolment.id);
         self.neighbours
             .released(enrolled.cookie, &enrolled.addresses);
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.released();
+        }
         self.listening.remove(enrolment.id);
         Ok(())
     }
@@ -369,6 +373,7 @@ impl Backend for EbpfBackend {
             self.listening.look_at_some();
             if let Ok(acceleration) = &mut self.acceleration {
                 acceleration.classes.look();
+                acceleration.sweep();
             }
             let enrolled = || {
                 let all = self.enrolled.iter();

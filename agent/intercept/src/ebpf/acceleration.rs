@@ -13,6 +13,7 @@ use shunt_ebpf_common::maps::{Handoff, ListeningPort, SocketCookie, Workload};
 
 use super::EbpfBackend;
 use super::classes::Classes;
+use super::leftovers::{Leftovers, Others};
 use super::object::{Object, failed, missing};
 use crate::{Enrolment, InterceptError};
 
@@ -24,6 +25,7 @@ pub(super) struct Acceleration {
     ends: MapData,
     pub(super) classes: Classes,
     sockets: SockHash<MapData, SocketCookie>,
+    leftovers: Leftovers,
 }
 
 impl Acceleration {
@@ -48,6 +50,7 @@ impl Acceleration {
             bulk: object.map("SHUNT_BULK")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
             classes: Classes::load(object)?,
+            leftovers: Leftovers::load(object)?,
             sockets,
         })
     }
@@ -78,6 +81,20 @@ impl Acceleration {
     /// The socket hash, for the battery alone.
     pub(super) fn sockets_fd(&self) -> std::io::Result<OwnedFd> {
         self.sockets.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// A workload was withdrawn: nobody tells any more when its connections end.
+    pub(super) fn released(&mut self) {
+        self.leftovers.released();
+    }
+
+    /// Now and then.
+    pub(super) fn sweep(&mut self) {
+        self.leftovers.sweep(Others {
+            sockets: &self.sockets,
+            peers: &mut self.peers,
+            handoffs: &mut self.handoffs,
+        });
     }
 
     /// A data plane is gone, and with it its flows: what it noted of them is worth nothing.
