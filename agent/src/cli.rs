@@ -4,10 +4,12 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shunt_core::config::Config;
+use shunt_core::config::{Config, file};
+use shunt_core::tap::TapRequest;
 use shunt_core::workload::ModeSetting;
 use shunt_intercept::ebpf::battery::Fault;
 
@@ -38,6 +40,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Say whether a connection would be intercepted, by which rule, and why
     Explain(ExplainArgs),
+    /// Watch flows begin and end; copy what is sent past the TCP stack to a file
+    Tap(TapArgs),
     /// Remove everything that agents which are gone have left behind
     Cleanup(CleanupArgs),
     /// Look at a configuration
@@ -121,6 +125,47 @@ pub struct ExplainArgs {
     /// Where to; with --inbound, the workload's own address and port
     #[arg(value_name = "ADDR:PORT")]
     pub destination: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shunt tap
+  shunt tap client --count 10
+  shunt tap -o json | jq -r 'select(.event == \"close\") | [.client, .path, .close_reason] | @tsv'
+  shunt tap web -w web.pcapng --bytes 512 --duration 10s
+  shunt tap -w - | wireshark -k -i -
+
+A flow is shown when it begins, when it takes a faster path, and when it ends, with what its client
+sent and received. Flows that were there before show when they end.
+
+With -w, what goes past the TCP stack is copied from now on (queue to queue: `acceleration: always`,
+or `auto` once it is proven), as TCP packets with the connection's addresses. What goes by TCP is not
+in the file: tcpdump sees it. Where a direction changes to TCP, an empty packet's comment says so.
+
+Ends with Ctrl-C. Exit code 0: as asked; 1: no agent, no such workload, or the agent ended;
+64: wrong usage.")]
+pub struct TapArgs {
+    #[command(flatten)]
+    pub output: Output,
+    /// Copy bytes to a pcapng file, - for stdout; it is readable for its owner alone
+    #[arg(short, long, value_name = "FILE", conflicts_with = "output")]
+    pub write: Option<PathBuf>,
+    /// How many bytes of each direction of a flow: 1 to 65536
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "write",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(TapRequest::MOST_BYTES)))]
+    pub bytes: u32,
+    /// End after so many lines; with -w, after so many packets
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// End after this time, as 10s or 500ms
+    #[arg(long, value_name = "TIME", value_parser = file::duration)]
+    pub duration: Option<Duration>,
+    /// The agent's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
+    pub socket: PathBuf,
+    /// Only flows of this one, at either end: NAME or NAMESPACE/NAME
+    #[arg(value_name = "WORKLOAD")]
+    pub workload: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use shunt_core::policy::Action;
 use shunt_core::service::Balance;
 use shunt_core::status::StatusMode;
 
-use crate::ask;
+use crate::ask::{self, percent_encoded};
 use crate::cli::{self, EX_USAGE, ExplainArgs, Format};
 
 pub fn run(args: &ExplainArgs) -> ExitCode {
@@ -51,17 +51,6 @@ fn path(args: &ExplainArgs) -> String {
         let _ = write!(path, "&from={}", percent_encoded(&from.to_string()));
     }
     path
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-        encoded
-    })
 }
 
 fn table(answer: &Explanation) -> String {

@@ -2,7 +2,7 @@
 //! the kernel's gates stay closed only while every slot is fresh.
 //!
 //! ```text
-//! worker thread --100 ms--> slot --250 ms--> supervisor --> gate (eBPF map, xt_recent) --> hooks
+//! worker thread --200 ms--> slot --250 ms--> supervisor --> gate (eBPF map, xt_recent) --> hooks
 //!                           stale: 0.6 s                    stale: 1 s
 //! ```
 //! A worker that stops answering opens the gates within 0.25 + 0.6 + 1 s.

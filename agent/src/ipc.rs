@@ -47,6 +47,8 @@ pub enum ToWorker {
     Shortcuts,
     /// One descriptor: what the hooks tell of direct connections.
     DirectEvents,
+    /// Descriptors: the maps of an [`shunt_intercept::ebpf::MessageTap`].
+    Tap,
     /// A workload is enrolled, with one descriptor to hold until its last flow has ended; or it changed, with none.
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.
@@ -204,6 +206,7 @@ pub struct EnrolledView {
     pub addresses: Vec<std::net::IpAddr>,
     pub inbound: CapturePolicy,
     pub transparent: bool,
+    pub handoff: bool,
 }
 
 /// A configured workload as `status` shows it.

@@ -16,6 +16,7 @@ mod privileges;
 mod run;
 mod status;
 mod supervisor;
+mod tap;
 mod worker;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Tap(args) => tap::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Config(args) => config_command::run(&args),
     }

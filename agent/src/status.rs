@@ -97,7 +97,7 @@ fn learned(workload: &WorkloadStatus) -> Option<String> {
 }
 
 /// Bytes for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut whole = bytes;
     let mut rest = 0;

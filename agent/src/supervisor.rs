@@ -13,6 +13,7 @@ mod backends;
 mod config_source;
 mod data_plane;
 mod drift;
+mod ears;
 mod enrolment;
 mod explaining;
 mod home;

@@ -8,6 +8,7 @@ mod api;
 mod control;
 mod direct;
 mod stock;
+mod taps;
 mod view;
 
 use std::os::fd::{AsFd, OwnedFd};

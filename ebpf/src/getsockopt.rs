@@ -10,9 +10,10 @@ use aya_ebpf::macros::cgroup_sockopt;
 use aya_ebpf::programs::SockoptContext;
 use shunt_ebpf_common::maps::{End, ROOM_LEVEL, ROOM_OPTION};
 
-use crate::maps::PEERS;
+use crate::kernel_memory::at;
+use crate::maps::{PEERS, QUEUES};
 use crate::pairing::ends;
-use crate::sk_msg::{RECEIVE_QUEUE_LIMIT, RECEIVE_QUEUE_OFFSET};
+use crate::sk_msg::{RECEIVE_QUEUE_OFFSET, most};
 
 /// Other options, also those that failed, are what the kernel said.
 const PASS: i32 = 1;
@@ -55,10 +56,10 @@ fn room(ctx: &SockoptContext) -> Option<u32> {
         0 => *unsafe { PEERS.get(&cookie) }?,
         peer => peer,
     };
-    let queued = crate::pairing::read::<u32>(&peer, &raw const RECEIVE_QUEUE_OFFSET)?;
-    // SAFETY: reading our own static, volatile since the loader changes it.
-    let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
-    Some(limit.saturating_sub(queued))
+    // SAFETY: copied at once.
+    let receiver = *unsafe { QUEUES.get(&peer) }?;
+    let queued: u32 = at(receiver, &raw const RECEIVE_QUEUE_OFFSET)?;
+    Some(most(receiver).saturating_sub(queued))
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@ use shunt_ebpf_common::classes::Verdict;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{Event, Handshake, ListeningPort, Workload};
 
+use crate::bulk;
 use crate::classes;
 use crate::connect::{note_of, storage};
 use crate::ledger;
@@ -103,6 +104,8 @@ fn connected(ctx: &SockOpsContext) {
     } else if state & SocketNote::DIRECT != 0
         // Nobody is there who could hold bytes back behind a full queue: it must be asked for.
         && classes::both(netns, &upstream.address, upstream.port) == Verdict::Always
+        // SAFETY: checked for null; the socket is locked.
+        && bulk::is_worth_pairing(unsafe { &*note })
     {
         pairing::connected(ctx, Between::Applications);
     }

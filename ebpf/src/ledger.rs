@@ -12,6 +12,7 @@ use shunt_ebpf_common::direct::DirectEvent;
 use shunt_ebpf_common::maps::{Destination, Event, FlowOwner, Handoff, SocketCookie, Workload};
 
 use crate::agent_sockets::own_flow;
+use crate::bulk;
 use crate::connect::place;
 use crate::direct::Refusal;
 use crate::handshake::local_address;
@@ -68,7 +69,10 @@ pub fn closed(ctx: &SockOpsContext, note: &mut SocketNote, state: u32) {
     if !sk.is_null() {
         count_tcp(ctx, address_of(sk), &mut ending);
     }
-    count_redirected(ctx, &mut ending);
+    if count_redirected(ctx, &mut ending) {
+        let by_queue = ending.redirected_sent + ending.redirected_received;
+        bulk::ended(note, ending.sent + ending.received, by_queue);
+    }
     tell(ctx, note, &ending, DirectEvent::CLOSED);
 }
 
@@ -81,6 +85,8 @@ struct Ending {
     received: u64,
     redirected_sent: u64,
     redirected_received: u64,
+    messages_sent: u64,
+    messages_received: u64,
 }
 
 /// TCP's own counts, which take a SYN and a FIN for a byte each.
@@ -107,29 +113,31 @@ fn count_tcp(ctx: &SockOpsContext, sk: u64, ending: &mut Ending) {
     ending.received = received.saturating_sub(peers_fin);
 }
 
-/// What went from queue to queue, if the two ends were paired.
+/// What went from queue to queue. False: the two ends were not paired.
 #[inline(always)]
-fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) {
+fn count_redirected(ctx: &SockOpsContext, ending: &mut Ending) -> bool {
     // SAFETY: the program's context.
     let cookie: SocketCookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
     let Some(own) = HANDOFFS.get_ptr(&cookie) else {
-        return;
+        return false;
     };
     // SAFETY: a map value; whoever else still writes it only adds to it.
-    let (sent, flags) = unsafe { ((*own).bytes, (*own).flags) };
+    let (bytes, messages, flags) = unsafe { ((*own).bytes, (*own).messages, (*own).flags) };
     if flags & Handoff::DIRECT == 0 {
-        return;
+        return false;
     }
-    ending.redirected_sent = sent;
+    (ending.redirected_sent, ending.messages_sent) = (bytes, messages);
     // SAFETY: copied at once.
     if let Some(peer) = unsafe { PEERS.get(&cookie) }.copied() {
-        // SAFETY: as above.
-        ending.redirected_received = HANDOFFS
-            .get_ptr(&peer)
-            .map_or(0, |other| unsafe { (*other).bytes });
+        if let Some(other) = HANDOFFS.get_ptr(&peer) {
+            // SAFETY: as above.
+            let (bytes, messages) = unsafe { ((*other).bytes, (*other).messages) };
+            (ending.redirected_received, ending.messages_received) = (bytes, messages);
+        }
         let _ = HANDOFFS.remove(&peer);
     }
     let _ = HANDOFFS.remove(&cookie);
+    true
 }
 
 #[inline(always)]
@@ -144,6 +152,8 @@ fn tell(ctx: &SockOpsContext, note: &SocketNote, ending: &Ending, kind: u32) {
         received: ending.received,
         redirected_sent: ending.redirected_sent,
         redirected_received: ending.redirected_received,
+        messages_sent: ending.messages_sent,
+        messages_received: ending.messages_received,
         client: place(local_address(ctx), ctx.local_port() as u16),
         original: note.destination,
         upstream: note.upstream,
@@ -183,6 +193,8 @@ pub fn refused(
         received: 0,
         redirected_sent: 0,
         redirected_received: 0,
+        messages_sent: 0,
+        messages_received: 0,
         client: place(source, 0),
         original: destination,
         upstream: refusal.upstream,

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod agent_sockets;
+mod bulk;
 mod classes;
 mod connect;
 mod connect4;
@@ -24,6 +25,7 @@ mod services;
 mod setsockopt;
 mod sk_lookup;
 mod sk_msg;
+mod tap;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -4,7 +4,10 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockHash, SockMap,
+};
+use shunt_ebpf_common::bulk::BulkShare;
 use shunt_ebpf_common::classes::{Class, ClassKey, Verdict};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{
@@ -13,6 +16,7 @@ use shunt_ebpf_common::maps::{
 };
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
 use shunt_ebpf_common::services::{EndpointKey, Service};
+use shunt_ebpf_common::tap::Tap;
 
 /// The enrolled workloads. Written by the agent, read by every hook.
 #[map(name = "SHUNT_WORKLOADS")]
@@ -138,6 +142,22 @@ pub static SELECTED: HashMap<Selected, u32> =
 /// by the data plane. When it is full an event is lost and counted.
 #[map(name = "SHUNT_DIRECT")]
 pub static DIRECT_EVENTS: RingBuf = RingBuf::with_byte_size(capacity::DIRECT_EVENTS, 0);
+
+/// Services whose connections were bulk. Written by `bulk`, read by the agent. Nothing is lost with an entry that is
+/// forgotten.
+#[map(name = "SHUNT_BULK")]
+pub static BULK: LruHashMap<ListeningPort, BulkShare> =
+    LruHashMap::with_max_entries(capacity::BULK, 0);
+
+/// What is to be copied. Written by the data plane and the agent, read by `tap`.
+#[map(name = "SHUNT_TAP")]
+pub static TAP: Array<Tap> = Array::with_max_entries(1, 0);
+
+/// The copies: [`Record`](shunt_ebpf_common::tap::Record)s. Written by `tap`, read by the data plane. When it is full a
+/// copy is lost and counted.
+#[map(name = "SHUNT_TAPPED")]
+pub static TAPPED: RingBuf = RingBuf::with_byte_size(capacity::TAPPED, 0);
+
 /// What was learned of classes of sockets. Written by `classes` and `observer`, read by the agent, which removes those of
 /// workloads that are gone. When it is full, nothing more is learned.
 #[map(name = "SHUNT_CLASSES")]
@@ -184,6 +204,9 @@ pub struct Sender {
     pub meeting: Meeting,
     /// Large messages in a row.
     pub large: u32,
+    /// The tap that has counted `passed`, and how many bytes that are.
+    pub tap: u32,
+    pub passed: u32,
     pub reserved: u32,
 }
 

@@ -206,6 +206,8 @@ fn enter(
         queue: 0,
         meeting,
         large: 0,
+        tap: 0,
+        passed: 0,
         reserved: 0,
     };
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);

@@ -16,20 +16,36 @@ use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
 use shunt_ebpf_common::maps::{End, Event};
 
-use crate::kernel_memory::at;
+use crate::kernel_memory::{address_of, at};
 use crate::maps::{HANDOFFS, PEERS, QUEUES, SOCKHASH, Sender, count};
 use crate::pairing::{ends, senders};
+use crate::tap;
 
 const SK_PASS: u32 = 1;
 /// From linux/bpf.h: into the socket's receive queue, not out of it.
 const BPF_F_INGRESS: u64 = 1;
+/// No [`Event`] of this program.
+pub const REDIRECTED: u32 = 0;
 
 /// Where `struct sock` counts the bytes of its receive queue; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
 pub static RECEIVE_QUEUE_OFFSET: u32 = 0;
+/// And where it has its size, and what of it the program has set itself.
+#[unsafe(no_mangle)]
+pub static RECEIVE_BUFFER_OFFSET: u32 = 0;
+#[unsafe(no_mangle)]
+pub static LOCKS_OFFSET: u32 = 0;
+/// The bit of `SOCK_RCVBUF_LOCK` among those.
+#[unsafe(no_mangle)]
+pub static RECEIVE_BUFFER_LOCK: u32 = 0;
 /// Bytes in a receiver's queue above which a direction goes by TCP, which knows back-pressure.
 #[unsafe(no_mangle)]
 pub static RECEIVE_QUEUE_LIMIT: u32 = 0;
+
+/// The smallest receive buffer the kernel lets anybody have (`SOCK_MIN_RCVBUF`), in bytes, or less.
+const SMALLEST_BUFFER: u32 = 2048;
+/// The part of a buffer of the program's own that the queue may take.
+const SHARE: u32 = 4;
 
 /// Bytes of a message that TCP sends faster, and how many of them in a row make a direction a bulk one.
 const BULK_MESSAGE: u32 = 32 << 10;
@@ -37,29 +53,36 @@ const BULK_RUN: u32 = 16;
 
 #[sk_msg]
 pub fn shunt_message(ctx: SkMsgContext) -> u32 {
-    redirect(&ctx);
-    SK_PASS
-}
-
-#[inline(always)]
-fn redirect(ctx: &SkMsgContext) {
     // SAFETY: the program's context; the socket is checked for null.
-    let (end, sender) = unsafe {
+    let (sk, end, sender) = unsafe {
         let sk = (*ctx.msg).__bindgen_anon_3.sk;
         if sk.is_null() {
-            return;
+            return SK_PASS;
         }
         let end = bpf_sk_storage_get(ends(), sk.cast(), null_mut(), 0).cast::<End>();
         let sender = bpf_sk_storage_get(senders(), sk.cast(), null_mut(), 0).cast::<Sender>();
         if end.is_null() || sender.is_null() {
-            return;
+            return SK_PASS;
         }
         // The socket is locked while this runs, and nothing else writes these.
-        (&mut *end, &mut *sender)
+        (sk, &mut *end, &mut *sender)
     };
     if end.state == End::TCP {
-        return;
+        return SK_PASS;
     }
+    let before = end.state;
+    let why = redirect(&ctx, end, sender);
+    // Whatever becomes of it there, the message is on its way.
+    if tap::is_on() {
+        let state = if why == REDIRECTED { end.state } else { before };
+        tap::seen(&ctx, address_of(sk), state, end, sender, why);
+    }
+    SK_PASS
+}
+
+/// Why the direction goes by TCP from now on, an [`Event`]; [`REDIRECTED`] if it does not.
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, end: &mut End, sender: &mut Sender) -> u32 {
     let handoff = HANDOFFS.get_ptr_mut(&end.cookie);
     if end.state != End::HANDED_OVER
         && let Some(handoff) = handoff
@@ -80,9 +103,7 @@ fn redirect(ctx: &SkMsgContext) {
         }
     }
     let queued = queued(sender);
-    // SAFETY: reading our own static, volatile since the loader changes it.
-    let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
-    if queued > limit {
+    if !fits(sender.queue, queued, ctx.size()) {
         return by_tcp(end, Event::QueueFull);
     }
     // The agent's relay is no faster.
@@ -104,12 +125,14 @@ fn redirect(ctx: &SkMsgContext) {
             (*handoff).messages += 1;
         }
     }
+    REDIRECTED
 }
 
 #[inline(always)]
-fn by_tcp(end: &mut End, why: Event) {
+fn by_tcp(end: &mut End, why: Event) -> u32 {
     end.state = End::TCP;
     count(why);
+    why as u32
 }
 
 /// Bytes that wait for the receiver. When it may be gone: some, which changes nothing, as a redirect that fails says so.
@@ -124,6 +147,32 @@ fn queued(sender: &mut Sender) -> u32 {
         }
     }
     at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(SOME)
+}
+
+#[inline(always)]
+fn fits(receiver: u64, queued: u32, size: u32) -> bool {
+    let then = queued.saturating_add(size);
+    then <= SMALLEST_BUFFER / SHARE || then <= most(receiver)
+}
+
+/// Bytes that the queue of a receiver may hold. What is in it counts against the receive buffer: TCP drops what comes
+/// on top, and its timer for another try doubles for as long as the receiver stalls. The kernel lets a buffer grow
+/// with what is in it, unless its size was set by `SO_RCVBUF`. Then half of it is TCP's first window.
+#[inline(always)]
+pub fn most(receiver: u64) -> u32 {
+    // SAFETY: reading our own statics, volatile since the loader changes them.
+    let (limit, lock) = unsafe {
+        (
+            read_volatile(&raw const RECEIVE_QUEUE_LIMIT),
+            read_volatile(&raw const RECEIVE_BUFFER_LOCK),
+        )
+    };
+    let locks: u8 = at(receiver, &raw const LOCKS_OFFSET).unwrap_or(0);
+    if u32::from(locks) & lock == 0 {
+        return limit;
+    }
+    let buffer: u32 = at(receiver, &raw const RECEIVE_BUFFER_OFFSET).unwrap_or(0);
+    limit.min(buffer / SHARE)
 }
 
 /// TCP is faster for large messages in a row. Once the receiver has taken everything, the way there is also one that no

@@ -17,6 +17,7 @@ pub mod require;
 pub mod router;
 pub mod script;
 pub mod talks;
+pub mod tap;
 pub mod wait;
 pub mod way;
 pub mod world;
@@ -29,6 +30,7 @@ pub use mayfly::Mayfly;
 pub use pair::Pair;
 pub use prober::Prober;
 pub use script::Script;
+pub use tap::Tap;
 pub use way::Way;
 pub use world::{Pod, Running, World};
 

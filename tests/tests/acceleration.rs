@@ -10,6 +10,9 @@ use shunt_tests::{Agent, Pair, Running, Script, wait};
 /// Always, but by the agent.
 const HANDED_OVER: &str = "acceleration: {default: always, direct: false}";
 
+/// Past the TCP stack, but every byte by the agent.
+const KEPT: &str = "acceleration: {default: always, direct: false, handoff: false}";
+
 /// A socket as event-driven programs use it. On blocking sockets acceleration shows: docs/semantics.md.
 const EVENTS: &str = "
 import hashlib, random, select, socket, struct, sys
@@ -37,10 +40,14 @@ def call(host):
 
 /// The pods, the agent, and the server as long as it is to run.
 fn scene(server_script: &str) -> (Pair, Agent, Running) {
+    scene_with(server_script, HANDED_OVER)
+}
+
+fn scene_with(server_script: &str, acceleration: &str) -> (Pair, Agent, Running) {
     let scene = Pair::new();
     let running = scene.server.spawn("python3", &["-c", server_script]);
     scene.server.wait_for_listener(7000);
-    let agent = scene.both("ebpf", HANDED_OVER).start();
+    let agent = scene.both("ebpf", acceleration).start();
     (scene, agent, running)
 }
 
@@ -61,6 +68,21 @@ fn forty_talks_both_ways_at_once() {
 }
 
 #[test]
+fn what_the_agent_keeps_passes_it() {
+    let (scene, agent, _server) = scene_with(&format!("{COMMON}{SERVER}"), KEPT);
+    for host in [&scene.server.v4, &scene.server.v6] {
+        talks::all(&scene.client, host);
+    }
+    let lines = agent.lines(80);
+    talks::are_told_exactly(&scene.client, &lines);
+    assert!(!paths(&lines).contains(&"handoff"), "{:?}", paths(&lines));
+    let kept = paths(&lines).into_iter().filter(|path| *path == "sockmap");
+    assert!(kept.count() > 60, "{:?}", paths(&lines));
+    let bytes = &agent.workload("client")["bytes"];
+    assert_eq!(bytes["handoff"], 0, "{bytes:#}");
+}
+
+#[test]
 fn who_is_not_enrolled_is_served_without() {
     let (scene, agent, _server) = scene(&format!("{COMMON}{SERVER}"));
     talks::all(&scene.world.pod(), &scene.server.v4);
@@ -76,6 +98,8 @@ fn both_workloads_must_want_it() {
     let always = "acceleration: always";
     let cases = [
         (HANDED_OVER, always, "handoff"),
+        (KEPT, always, "sockmap"),
+        (always, KEPT, "sockmap"),
         (HANDED_OVER, "acceleration: off", "copy"),
         ("acceleration: {direct: false}", always, "copy"),
         (
@@ -197,6 +221,12 @@ s.s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.
     assert_eq!(line["bytes_received"], 5000, "{line}");
     assert_eq!(line["bytes_sent"], 5000, "{line}");
     assert_eq!(line["path"], "handoff", "{line}");
+    let messages = |name: &str| line[name].as_u64().expect("a number");
+    assert_eq!(
+        (messages("messages_received") + messages("messages_sent")) * 100,
+        line["bytes_by_path"]["handoff"],
+        "{line}"
+    );
 }
 
 #[test]

@@ -19,6 +19,14 @@ fn scene(wish: &str) -> (Pair, Agent) {
     (scene, agent)
 }
 
+/// What `shunt explain` says of the server.
+fn explained(agent: &Agent, scene: &Pair) -> Value {
+    let destination = &scene.server.v4;
+    let path = format!("/explain?workload=client&destination={destination}:7000");
+    let (_, told) = agent.admin("GET", &path, "");
+    serde_json::from_str(&told).expect("JSON")
+}
+
 #[test]
 fn forty_talks_both_ways_at_once() {
     for (wish, past_the_stack) in [(AUTO, false), (ALWAYS, true)] {
@@ -239,12 +247,7 @@ fn the_agent_stays_where_it_is_needed() {
         .start();
     let line = said(&mixed, "copy");
     assert_eq!(line["peer_workload"], "default/server");
-    let target = format!(
-        "/explain?workload=client&destination={}:7000",
-        scene.server.v4
-    );
-    let (_, told) = mixed.admin("GET", &target, "");
-    let told: Value = serde_json::from_str(&told).expect("JSON");
+    let told = explained(&mixed, &scene);
     assert_eq!(told["path"], "copy", "{told:#}");
     drop(mixed);
 
@@ -252,9 +255,7 @@ fn the_agent_stays_where_it_is_needed() {
     said(&idle, "copy");
     idle.edit("timeouts", "timeouts: {idle: 1h}\n", "");
     wait::until("it is not needed any more", SECONDS, || {
-        let (_, told) = idle.admin("GET", &target, "");
-        let told: Value = serde_json::from_str(&told).expect("JSON");
-        (told["path"] == "direct").then_some(())
+        (explained(&idle, &scene)["path"] == "direct").then_some(())
     });
     said(&idle, "direct");
 }
@@ -321,15 +322,17 @@ fn limits_are_about_what_the_agent_carries() {
 /// Answers each 64 KiB with a byte, and says what all of it was.
 const SINK: &str = "
 import hashlib, select, socket
-l = socket.create_server(('', 7000)); s = l.accept()[0]; s.setblocking(False); heard, length = hashlib.sha256(), 0
+l = socket.create_server(('', 7000))
 while True:
-    select.select([s], [], [])
-    try: some = s.recv(65536 - length % 65536)
-    except BlockingIOError: continue
-    if not some: break
-    heard.update(some); length += len(some)
-    if length % 65536 == 0: s.sendall(b'.')
-print(length, heard.hexdigest(), flush=True)
+    s = l.accept()[0]; s.setblocking(False); heard, length = hashlib.sha256(), 0
+    while True:
+        select.select([s], [], [])
+        try: some = s.recv(65536 - length % 65536)
+        except BlockingIOError: continue
+        if not some: break
+        heard.update(some); length += len(some)
+        if length % 65536 == 0: s.sendall(b'.')
+    print(length, heard.hexdigest(), flush=True)
 ";
 
 /// Sends the next one when the last has been taken.
@@ -351,8 +354,43 @@ fn bulk_goes_by_tcp() {
         .client
         .says("python3", &["-c", SOURCE, &scene.server.v4]);
     assert_eq!(sink.says(), said.trim());
-    sink.succeeds();
     let line = agent.lines(1).remove(0);
     assert_eq!(line["bytes_by_path"]["direct"], (200 << 16) + 200, "{line}");
     assert_eq!(agent.kernel_count("bulk", 1), 1);
+    // The answers are small, and go on past the stack.
+    assert_eq!(line["messages_sent"], 200, "{line}");
+    let large = line["messages_received"].as_u64().expect("a number");
+    assert!((1..200).contains(&large), "{line}");
+    let (_, metrics) = agent.admin("GET", "/stats/prometheus", "");
+    let counted = |line: &str| {
+        let of = ["workload=\"client\"", "path=\"direct\"", "flow=\"sent\""];
+        line.starts_with("shunt_messages_total{") && of.iter().all(|label| line.contains(label))
+    };
+    let mut counts = metrics.lines().filter(|line| counted(line));
+    assert!(counts.any(|count| count.ends_with(" 200")), "{metrics}");
+}
+
+/// Where that is all that connections to a port do, they are not made ready for anything else, but now and then.
+#[test]
+fn a_bulk_service_is_left_to_tcp() {
+    const CONNECTIONS: u64 = 13;
+    let (scene, agent) = scene(ALWAYS);
+    let mut sink = Script::start(&scene.server, SINK, &[]);
+    scene.server.wait_for_listener(7000);
+    let told = explained(&agent, &scene).to_string();
+    assert!(told.contains("past the TCP stack"), "{told}");
+    for _ in 0..CONNECTIONS {
+        let said = scene
+            .client
+            .says("python3", &["-c", SOURCE, &scene.server.v4]);
+        assert_eq!(sink.says(), said.trim());
+    }
+    let lines = agent.lines(CONNECTIONS as usize);
+    assert!(lines.iter().all(|line| line["path"] == "direct"));
+    // Four to see what it is, and the eighth of the others.
+    assert_eq!(agent.kernel_count("socket_accelerated", CONNECTIONS), 2 * 5);
+    assert_eq!(agent.kernel_count("bulk", CONNECTIONS), 5);
+    assert_eq!(agent.kernel_count("bulk_service", CONNECTIONS), 8);
+    let told = explained(&agent, &scene).to_string();
+    assert!(told.contains("which is faster"), "{told}");
 }

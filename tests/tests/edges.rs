@@ -105,3 +105,72 @@ for seed in range({ROUNDS}):
 }
 
 const ROUNDS: usize = 4;
+
+/// How long nobody reads, in seconds, and what a writer has room for.
+const STALL: u64 = 4;
+const FLOWS: usize = 12;
+
+/// A receive buffer of the program's own, smaller than our queues. Nobody reads for a while, then everybody does, and
+/// says how long the longest wait for more was.
+const SMALL: &str = "
+import select, socket, sys, threading, time
+l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 7000)); l.listen(64)
+def read(s):
+    for _ in range(3): s.sendall(s.recv(5))
+    s.setblocking(False); time.sleep(STALL)
+    poll = select.poll(); poll.register(s, select.POLLIN)
+    length, longest = 0, 0
+    while True:
+        begun = time.monotonic(); poll.poll(); longest = max(longest, time.monotonic() - begun)
+        some = s.recv(65536)
+        if not some: break
+        length += len(some)
+    sys.stdout.write(f'{length} {longest}\\n'); sys.stdout.flush()
+while True: threading.Thread(target=read, args=l.accept()[:1]).start()
+";
+
+/// Sends until nothing is taken any more, then the rest when there is room.
+const FILLING: &str = "
+import select, socket, sys, threading, time
+def fill():
+    s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    for _ in range(3): s.sendall(b'hello'); s.recv(5)
+    s.setblocking(False)
+    epoll = select.epoll(); epoll.register(s, select.EPOLLOUT | select.EPOLLET)
+    sent, step = 0, 65536
+    while sent < TOTAL:
+        try: sent += s.send(bytes(min(step, TOTAL - sent)))
+        except BlockingIOError:
+            if not epoll.poll(60): raise SystemExit('no edge')
+    s.shutdown(socket.SHUT_WR); s.recv(1)
+threads = [threading.Thread(target=fill) for _ in range(FLOWS)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+";
+
+/// What TCP drops at a buffer that our queue has filled comes again after as long as nobody read: it must not be dropped.
+#[test]
+fn a_small_buffer_that_stalled_goes_on_at_once() {
+    const TOTAL: usize = 2_000_000;
+    let scene = Pair::new();
+    let reader = format!("STALL = {STALL}\n{SMALL}");
+    let mut server = Script::start(&scene.server, &reader, &[]);
+    scene.server.wait_for_listener(7000);
+    let agent = scene.both("ebpf", "acceleration: always").start();
+    let writer = format!("FLOWS, TOTAL = {FLOWS}, {TOTAL}\n{FILLING}");
+    let mut client = Script::start(&scene.client, &writer, &[&scene.server.v4.to_string()]);
+    for _ in 0..FLOWS {
+        let said = server.says();
+        let (length, longest) = said.split_once(' ').expect("two numbers");
+        assert_eq!(length, TOTAL.to_string());
+        let longest: f64 = longest.parse().expect("a number");
+        assert!(longest < STALL as f64 / 2.0, "waited {longest} s for more");
+    }
+    client.succeeds();
+    let full = agent.admin("GET", "/stats", "").1;
+    assert!(
+        full.contains(&format!("kernel.queue_full: {FLOWS}\n")),
+        "{full}"
+    );
+}

@@ -4,15 +4,20 @@
 //! between the two baselines is noise. Nothing else should run on the machine.
 
 mod cases;
+mod connects;
+mod cpu;
 mod flood;
+mod held;
 mod load;
 mod memory;
 mod patient;
 mod report;
+mod services;
 mod stage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,7 +31,7 @@ use crate::test;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Three short runs: to see that it works, not to quote
+    /// One short run: to see that it works, not to quote
     #[arg(long)]
     quick: bool,
     /// How many runs
@@ -69,21 +74,26 @@ pub fn run(args: &Args) -> Result<()> {
     ]))?;
     shunt_tests::agent::use_binary(root().join("target/release/shunt"));
     let (runs, seconds) = if args.quick {
-        (3, "0.2")
+        (1, "0.2")
     } else {
         (args.runs, "0.5")
     };
     let part = if args.bulk { Part::Bulk } else { Part::All };
-    let stage = Stage::set(seconds, part);
+    let stage = Stage::set(seconds, args.quick, part);
     let wanted = |case: &&Case| {
         case.name == BASELINE
             || args.only.is_empty()
             || args.only.iter().any(|only| only == case.name)
     };
     let mut report = Report::default();
+    let start = Instant::now();
     for number in 1..=runs {
         for case in CASES.iter().filter(wanted) {
-            say(&format!("run {number} of {runs}: {}", case.name));
+            let seconds = start.elapsed().as_secs();
+            say(&format!(
+                "{seconds:>4} s  run {number} of {runs}: {}",
+                case.name
+            ));
             report.add(case.name, stage.measure(case)?);
         }
     }

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 22] = [
+const NEEDED: [(&str, &str); 23] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -36,6 +36,7 @@ const NEEDED: [(&str, &str); 22] = [
     ("dnsmasq", "dnsmasq-base"),
     ("dig", "bind9-dnsutils"),
     ("ping", "iputils-ping"),
+    ("tcpdump", "tcpdump"),
     ("psql", "postgresql-client"),
     ("pg_lsclusters", "postgresql"),
     ("faketime", "faketime"),

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use shunt_core::explain::Inquiry;
 use shunt_core::flow::Direction;
+use shunt_core::tap::TapRequest;
 use shunt_core::workload::WorkloadName;
+use tokio::sync::mpsc;
 
 /// Told to whoever asks for something that is not there.
 pub const ENDPOINTS: &str = "\
@@ -19,6 +21,7 @@ GET /config_dump
 GET /listeners
 GET /clusters
 GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
+GET /tap[?workload=NAME][&bytes=N]
 POST /logging?level=LEVEL
 POST /drain
 PUT /workloads/NAMESPACE/NAME
@@ -37,6 +40,7 @@ pub enum Call {
     Listeners,
     Clusters,
     Explain(Inquiry),
+    Tap(TapRequest),
     SetLogLevel(String),
     Drain,
     PutWorkload { name: WorkloadName, body: String },
@@ -44,18 +48,29 @@ pub enum Call {
 }
 
 impl Call {
-    /// While the supervisor looks for the answer it keeps nobody's gate: not for everybody on the host to ask.
-    pub(crate) fn occupies_the_supervisor(&self) -> bool {
-        matches!(self, Self::Explain(_))
+    /// Why not everybody on the host may ask this.
+    pub(crate) fn only_for_the_owner(&self) -> Option<&'static str> {
+        match self {
+            Self::Explain(_) => Some("while the agent looks for the answer it serves nobody else"),
+            Self::Tap(_) => Some("a tap tells who talks with whom, and what they say"),
+            _ => None,
+        }
     }
 }
 
 /// A response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
     pub content_type: &'static str,
-    pub body: Bytes,
+    pub body: Body,
+}
+
+#[derive(Debug)]
+pub enum Body {
+    Whole(Bytes),
+    /// Told as it comes, until whoever sends has nothing more. It closes when the client has gone.
+    Live(mpsc::Receiver<Bytes>),
 }
 
 impl Answer {
@@ -64,7 +79,16 @@ impl Answer {
         Self {
             status,
             content_type,
-            body: Bytes::from(body.into()),
+            body: Body::Whole(Bytes::from(body.into())),
+        }
+    }
+
+    /// Lines of JSON.
+    pub fn live(lines: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/x-ndjson",
+            body: Body::Live(lines),
         }
     }
 
@@ -73,7 +97,7 @@ impl Answer {
             Ok(body) => Self {
                 status: StatusCode::OK,
                 content_type: "application/json",
-                body: Bytes::from(body),
+                body: Body::Whole(Bytes::from(body)),
             },
             Err(error) => Self::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
@@ -99,6 +123,7 @@ pub(crate) fn parse(
         ("GET", ["listeners"]) => Call::Listeners,
         ("GET", ["clusters"]) => Call::Clusters,
         ("GET", ["explain"]) => Call::Explain(inquiry(query)?),
+        ("GET", ["tap"]) => Call::Tap(tap(query)?),
         ("POST", ["logging"]) => match parameter(query, "level") {
             Some(level) if !level.is_empty() => Call::SetLogLevel(level),
             _ => return Err(wrong("say ?level=LEVEL")),
@@ -146,6 +171,16 @@ fn inquiry(query: Option<&str>) -> Result<Inquiry, Answer> {
         destination,
         client,
     })
+}
+
+fn tap(query: Option<&str>) -> Result<TapRequest, Answer> {
+    let workload = parameter(query, "workload").filter(|name| !name.is_empty());
+    let bytes = match parameter(query, "bytes").map(|text| text.parse()) {
+        None => None,
+        Some(Ok(bytes)) if (1..=TapRequest::MOST_BYTES).contains(&bytes) => Some(bytes),
+        Some(_) => return Err(wrong("bytes is a number from 1 to 65536")),
+    };
+    Ok(TapRequest { workload, bytes })
 }
 
 fn wrong(text: &str) -> Answer {
@@ -243,6 +278,19 @@ mod tests {
         ] {
             let answer = ask(Method::GET, "/explain", faulty);
             assert_eq!(answer, Err(StatusCode::BAD_REQUEST), "{faulty:?}");
+        }
+        let tap = |workload: Option<&str>, bytes| {
+            let workload = workload.map(str::to_owned);
+            Ok(Call::Tap(TapRequest { workload, bytes }))
+        };
+        for (query, request) in [
+            (None, tap(None, None)),
+            (Some("workload=a%2Fb"), tap(Some("a/b"), None)),
+            (Some("bytes=65536&workload="), tap(None, Some(65536))),
+            (Some("bytes=0"), Err(StatusCode::BAD_REQUEST)),
+            (Some("bytes=65537"), Err(StatusCode::BAD_REQUEST)),
+        ] {
+            assert_eq!(ask(Method::GET, "/tap", query), request, "{query:?}");
         }
         let level = Call::SetLogLevel("debug".into());
         assert_eq!(

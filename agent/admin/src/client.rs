@@ -1,12 +1,14 @@
 //! Asking a running agent.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
@@ -35,6 +37,23 @@ pub async fn request(
     path: &str,
     body: Option<String>,
 ) -> Result<(StatusCode, Bytes), ClientError> {
+    let body = Full::new(Bytes::from(body.unwrap_or_default()));
+    let response = send(socket, method, path, body).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, body))
+}
+
+/// Sends one request and waits for the answer to begin; it is carried on by a task.
+pub(crate) async fn send<B>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: B,
+) -> Result<Response<Incoming>, ClientError>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let stream = UnixStream::connect(socket)
         .await
         .map_err(|error| match error.kind() {
@@ -45,23 +64,12 @@ pub async fn request(
             _ => ClientError::Connect(socket.to_owned(), error),
         })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Whoever reads the answer hears how it ended.
+    tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "shunt")
-        .body(Full::new(Bytes::from(body.unwrap_or_default())))?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>((status, body))
-    };
-    tokio::pin!(connection, exchange);
-    tokio::select! {
-        answer = &mut exchange => Ok(answer?),
-        ended = &mut connection => {
-            ended?;
-            Ok(exchange.await?)
-        }
-    }
+        .body(body)?;
+    Ok(sender.send_request(request).await?)
 }

@@ -4,7 +4,10 @@
 
 pub mod call;
 pub mod client;
+mod live;
 mod server;
 
-pub use call::{Answer, Call};
+pub use call::{Answer, Body, Call};
+pub use hyper::StatusCode;
+pub use live::Telling;
 pub use server::{AdminApi, Listener, serve};

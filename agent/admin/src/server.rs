@@ -1,11 +1,12 @@
 //! The server. Everything about a request is bounded: its size, its time, how many there are at once.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -16,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-use crate::call::{Answer, Call, parse};
+use crate::call::{Answer, Body, Call, parse};
+use crate::live::Lines;
 
 const MAX_BODY: usize = 64 << 10;
 const MAX_HEADERS: usize = 16 << 10;
@@ -26,7 +28,8 @@ const MAX_CONNECTIONS: usize = 64;
 const READ_TIME: Duration = Duration::from_secs(10);
 /// For an answer to be found: enrolling a workload takes its time, but is not waited for without end.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
-/// For a whole connection, so that a client which does not read its answer loses its place too.
+/// For a whole connection, so that a client which does not read its answer loses its place too. Answers without end have
+/// no such bound: whoever gives them bounds how many there are.
 const MAX_TIME: Duration = Duration::from_secs(60);
 /// After a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -80,11 +83,18 @@ async fn connection(
     api: Rc<impl AdminApi>,
     trusted: bool,
 ) {
+    let is_live = Cell::new(false);
     let service = service_fn(|request| {
-        let api = Rc::clone(&api);
+        let (api, is_live) = (Rc::clone(&api), &is_live);
         async move {
             let answer = respond(request, &*api, trusted).await;
-            let mut response = Response::new(Full::new(answer.body));
+            let mut response = Response::new(match answer.body {
+                Body::Whole(bytes) => Either::Left(Full::new(bytes)),
+                Body::Live(lines) => {
+                    is_live.set(true);
+                    Either::Right(Lines(lines))
+                }
+            });
             *response.status_mut() = answer.status;
             response
                 .headers_mut()
@@ -98,7 +108,12 @@ async fn connection(
         .max_buf_size(MAX_HEADERS)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(MAX_TIME, served).await {
+    tokio::pin!(served);
+    let served = match tokio::time::timeout(MAX_TIME, &mut served).await {
+        Err(_) if is_live.get() => Ok(served.await),
+        ended => ended,
+    };
+    match served {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "an admin connection failed"),
         Err(_) => tracing::debug!("an admin connection took too long"),
@@ -127,8 +142,8 @@ async fn respond(request: Request<Incoming>, api: &impl AdminApi, trusted: bool)
         Ok(call) => call,
         Err(answer) => return answer,
     };
-    if !trusted && call.occupies_the_supervisor() {
-        let text = "this is answered on the unix socket only\n";
+    if let Some(why) = call.only_for_the_owner().filter(|_| !trusted) {
+        let text = format!("this is answered on the unix socket only: {why}\n");
         return Answer::text(StatusCode::FORBIDDEN, text);
     }
     let answer = tokio::time::timeout(ANSWER_TIME, api.answer(call)).await;

@@ -21,6 +21,17 @@ pub struct PathCounters {
     pub received: AtomicU64,
     /// Bytes to clients.
     pub sent: AtomicU64,
+    /// Messages from clients that went into a queue past the TCP stack and the agent.
+    pub messages_received: AtomicU64,
+    /// The same to clients.
+    pub messages_sent: AtomicU64,
+}
+
+impl PathCounters {
+    pub fn count_messages(&self, received: u64, sent: u64) {
+        self.messages_received.fetch_add(received, Relaxed);
+        self.messages_sent.fetch_add(sent, Relaxed);
+    }
 }
 
 impl FlowCounters {

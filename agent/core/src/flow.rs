@@ -147,6 +147,9 @@ pub struct FlowRecord {
     pub path: DataPath,
     pub bytes_received: u64,
     pub bytes_sent: u64,
+    /// Messages that went from application to application past the TCP stack, from the client and to it.
+    pub messages_received: u64,
+    pub messages_sent: u64,
     /// Both directions together.
     pub bytes_by_path: BytesByPath,
     pub duration: Duration,

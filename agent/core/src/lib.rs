@@ -17,4 +17,5 @@ pub mod service;
 pub mod snapshot;
 pub mod sockets;
 pub mod status;
+pub mod tap;
 pub mod workload;

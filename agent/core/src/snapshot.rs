@@ -27,6 +27,8 @@ pub struct Enrolled {
     pub inbound: CapturePolicy,
     /// Delivery with the client's own source address works in this namespace.
     pub transparent: bool,
+    /// As in its acceleration.
+    pub handoff: bool,
     pub counters: Arc<WorkloadCounters>,
     /// Set when the workload was withdrawn: it takes no new connections.
     pub withdrawn: Arc<AtomicBool>,
@@ -69,6 +71,7 @@ impl Enrolled {
             addresses: Vec::new(),
             inbound: CapturePolicy::default(),
             transparent: false,
+            handoff: false,
             counters: Arc::default(),
             withdrawn: Arc::default(),
         }
@@ -143,6 +146,7 @@ mod tests {
                 .collect(),
             inbound: CapturePolicy::default(),
             transparent: true,
+            handoff: true,
             counters: Arc::default(),
             withdrawn: Arc::default(),
         };

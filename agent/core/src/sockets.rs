@@ -104,6 +104,14 @@ pub enum FarEnd {
     Found(SocketCookie),
 }
 
+/// What went from one application's socket into another's queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub bytes: u64,
+    /// Calls that sent, more or less: the kernel takes a large one to pieces.
+    pub messages: u64,
+}
+
 /// Lets the two applications of a flow send to each other past the agent.
 pub trait Accelerator: std::fmt::Debug + Send + Sync {
     /// Of one of the agent's own sockets.
@@ -131,11 +139,17 @@ pub trait Accelerator: std::fmt::Debug + Send + Sync {
     /// There is no room for more.
     fn hand_over(&self, from: SocketCookie, to: SocketCookie, at: u64) -> io::Result<()>;
 
-    /// Bytes that `from` has sent past the agent.
+    /// What `from` has sent past the agent.
     ///
     /// # Errors
     /// The kernel does not tell.
-    fn moved(&self, from: SocketCookie) -> io::Result<u64>;
+    fn moved(&self, from: SocketCookie) -> io::Result<Moved>;
+
+    /// [`Accelerator::moved`] of every socket that was handed over.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()>;
 
     /// Was this socket closed with bytes in its queue? By TCP its close would have been a reset.
     ///

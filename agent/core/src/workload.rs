@@ -32,6 +32,25 @@ impl fmt::Display for WorkloadName {
     }
 }
 
+/// The one of `all` that is called `wanted`: `namespace/name` or, where that is clear, `name`.
+///
+/// # Errors
+/// There is none, or there are several; for people.
+pub fn called<T>(
+    all: impl Iterator<Item = T>,
+    name: impl Fn(&T) -> &WorkloadName,
+    wanted: &str,
+) -> Result<T, String> {
+    let fits = |one: &T| name(one).name == wanted || name(one).to_string() == wanted;
+    let mut found: Vec<T> = all.filter(fits).collect();
+    if found.len() > 1 {
+        let names: Vec<String> = found.iter().map(|one| name(one).to_string()).collect();
+        let names = names.join(", ");
+        return Err(format!("{wanted} may be one of {names}: say which"));
+    }
+    found.pop().ok_or_else(|| format!("no workload {wanted}"))
+}
+
 /// How connections are steered into the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -105,6 +124,9 @@ pub struct AccelerationPolicy {
     pub ports: Vec<(PortRange, Acceleration)>,
     /// May connections that need no proxy, to ports whose acceleration is not off, go past the agent altogether?
     pub direct: bool,
+    /// May the agent leave an accelerated connection to the two applications, both of which must say so? Else every byte
+    /// passes it, from queue to queue.
+    pub handoff: bool,
 }
 
 impl Default for AccelerationPolicy {
@@ -141,6 +163,7 @@ impl From<Acceleration> for AccelerationPolicy {
             default,
             ports: Vec::new(),
             direct: true,
+            handoff: true,
         }
     }
 }

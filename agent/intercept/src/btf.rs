@@ -10,13 +10,18 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u32 = 0xeb9f;
 
 /// The types of the running kernel, some megabytes.
-pub(crate) struct Kernel(Vec<u8>);
+pub(crate) struct Kernel(Types);
 
 impl Kernel {
     /// # Errors
-    /// The kernel has no type information (`CONFIG_DEBUG_INFO_BTF`).
+    /// The kernel has no type information (`CONFIG_DEBUG_INFO_BTF`), or none in the format that is known.
     pub(crate) fn read() -> Result<Self, InterceptError> {
-        fs::read(VMLINUX).map(Self).map_err(unreadable)
+        let bytes = fs::read(VMLINUX).map_err(unreadable)?;
+        let types = Types::parse(&bytes).ok_or_else(|| {
+            let what = "not in the format that is known";
+            unreadable(io::Error::new(io::ErrorKind::InvalidData, what))
+        })?;
+        Ok(Self(types))
     }
 
     /// Bytes from the start of `structure` to a member, named by a path through the structures in it.
@@ -24,7 +29,15 @@ impl Kernel {
     /// # Errors
     /// There is no such member.
     pub(crate) fn offset(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
-        self.types()?.offset(structure, members).ok_or_else(|| {
+        Ok(self.bits(structure, members)? / u8::BITS)
+    }
+
+    /// The same in bits, for members that are bit fields.
+    ///
+    /// # Errors
+    /// There is no such member.
+    pub(crate) fn bits(&self, structure: &str, members: &[&str]) -> Result<u32, InterceptError> {
+        self.0.bits(structure, members).ok_or_else(|| {
             let path = members.join(".");
             InterceptError::Unsupported(format!("the kernel's types have no {structure}.{path}"))
         })
@@ -35,15 +48,8 @@ impl Kernel {
     /// # Errors
     /// There is no such name.
     pub(crate) fn enumerator(&self, of: &str, name: &str) -> Result<u32, InterceptError> {
-        self.types()?.enumerator(of, name).ok_or_else(|| {
+        self.0.enumerator(of, name).ok_or_else(|| {
             InterceptError::Unsupported(format!("the kernel's types have no {name} in {of}"))
-        })
-    }
-
-    fn types(&self) -> Result<Types<'_>, InterceptError> {
-        Types::parse(&self.0).ok_or_else(|| {
-            let what = "not in the format that is known";
-            unreadable(io::Error::new(io::ErrorKind::InvalidData, what))
         })
     }
 }
@@ -56,9 +62,9 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const ENUM: u32 = 6;
 
-struct Types<'a> {
-    records: &'a [u8],
-    strings: &'a [u8],
+struct Types {
+    records: Vec<u8>,
+    strings: Vec<u8>,
     /// Where each type's record begins; its id is its place, from 1.
     begins: Vec<usize>,
 }
@@ -72,12 +78,12 @@ struct Record {
     with_bit_fields: bool,
 }
 
-impl<'a> Types<'a> {
+impl Types {
     const HEAD: usize = 12;
     const MEMBER: usize = 12;
     const ENUMERATOR: usize = 8;
 
-    fn parse(bytes: &'a [u8]) -> Option<Self> {
+    fn parse(bytes: &[u8]) -> Option<Self> {
         if word(bytes, 0)? & 0xffff != MAGIC {
             return None;
         }
@@ -86,8 +92,8 @@ impl<'a> Types<'a> {
         let (strings, strings_length) = (at(16)?, at(20)?);
         let part = |from: usize, length| bytes.get(head.checked_add(from)?..)?.get(..length);
         let mut all = Self {
-            records: part(types, types_length)?,
-            strings: part(strings, strings_length)?,
+            records: part(types, types_length)?.to_vec(),
+            strings: part(strings, strings_length)?.to_vec(),
             begins: Vec::new(),
         };
         let mut next = 0;
@@ -112,7 +118,7 @@ impl<'a> Types<'a> {
         let begins = self.find(ENUM, of)?;
         let mut values = (0..self.record(begins)?.members).map(|index| {
             let at = begins + Self::HEAD + index * Self::ENUMERATOR;
-            Some((word(self.records, at)?, word(self.records, at + 4)?))
+            Some((word(&self.records, at)?, word(&self.records, at + 4)?))
         });
         values.find_map(|value| {
             value
@@ -121,7 +127,7 @@ impl<'a> Types<'a> {
         })
     }
 
-    fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+    fn bits(&self, structure: &str, members: &[&str]) -> Option<u32> {
         let mut at = self.find(STRUCT, structure)?;
         let mut bits = 0;
         for member in members {
@@ -129,7 +135,7 @@ impl<'a> Types<'a> {
             bits += offset;
             at = *self.begins.get((of as usize).checked_sub(1)?)?;
         }
-        Some(bits / u8::BITS)
+        Some(bits)
     }
 
     /// Bits from its structure's start, and the id of its type. Members of members without a name are its own, as in C.
@@ -141,13 +147,13 @@ impl<'a> Types<'a> {
         }
         (0..record.members).find_map(|index| {
             let at = structure + Self::HEAD + index * Self::MEMBER;
-            let bits = word(self.records, at + 8)?;
+            let bits = word(&self.records, at + 8)?;
             let bits = if record.with_bit_fields {
                 bits & BIT_OFFSET
             } else {
                 bits
             };
-            let (called, of) = (word(self.records, at)?, word(self.records, at + 4)?);
+            let (called, of) = (word(&self.records, at)?, word(&self.records, at + 4)?);
             if self.is(called, "") {
                 // Members of one without a name are members of what it is in.
                 let within = *self.begins.get((of as usize).checked_sub(1)?)?;
@@ -159,9 +165,9 @@ impl<'a> Types<'a> {
     }
 
     fn record(&self, at: usize) -> Option<Record> {
-        let info = word(self.records, at + 4)?;
+        let info = word(&self.records, at + 4)?;
         Some(Record {
-            name: word(self.records, at)?,
+            name: word(&self.records, at)?,
             kind: info >> 24 & 0x1f,
             members: (info & 0xffff) as usize,
             with_bit_fields: info >> 31 == 1,

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use shunt_core::workload::WorkloadSpec;
+
 use crate::InterceptError;
 
 /// Where cgroup2 is mounted: /sys/fs/cgroup on most hosts, /sys/fs/cgroup/unified on hybrid ones, nowhere on some.
@@ -30,6 +32,17 @@ fn find_mount(mountinfo: &str) -> Option<PathBuf> {
         let point = left.split(' ').nth(4)?;
         (kind == "cgroup2").then(|| PathBuf::from(point.replace("\\040", " ")))
     })
+}
+
+/// Where a workload's connect hooks are attached: at the root when it has no cgroup.
+///
+/// # Errors
+/// There is no such cgroup, or no cgroup2.
+pub(crate) fn of_workload(spec: &WorkloadSpec) -> Result<PathBuf, InterceptError> {
+    match &spec.cgroup {
+        Some(configured) => resolve(configured),
+        None => mount_point(),
+    }
 }
 
 /// This process's cgroup below `root`.

@@ -15,6 +15,7 @@ pub(crate) mod foreign;
 mod hooks;
 mod inspection;
 mod kernel;
+mod leftovers;
 mod listening_ports;
 mod neighbours;
 mod object;
@@ -27,6 +28,7 @@ mod probe;
 mod services;
 mod sharing;
 mod shortcuts;
+mod tap;
 mod trie;
 mod value;
 
@@ -57,6 +59,7 @@ use self::policies::Policies;
 pub use self::probe::probe;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
+pub use self::tap::{Message, MessageTap};
 use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
@@ -80,6 +83,7 @@ pub struct EbpfBackend {
     gate: Array<MapData, u64>,
     events: PerCpuArray<MapData, u64>,
     direct_events: MapData,
+    tap: Result<tap::TapMaps, String>,
     services: Services,
     policies: Policies,
     enrolled: HashMap<WorkloadId, Enrolled>,
@@ -101,6 +105,7 @@ struct Enrolled {
     cookie: NetnsCookie,
     /// What the hooks read of it.
     value: Workload,
+    handoff: bool,
     addresses: Vec<IpAddr>,
     rules: Vec<RuleEntry>,
     /// Where the round of looks at them is.
@@ -135,6 +140,7 @@ impl EbpfBackend {
             gate: object.map("SHUNT_GATE")?,
             events: object.map("SHUNT_EVENTS")?,
             direct_events: object.ring("SHUNT_DIRECT")?,
+            tap: tap::TapMaps::load(&mut object).map_err(|error| error.chain()),
             services: Services::load(&mut object)?,
             policies: Policies::load(&mut object)?,
             object,
@@ -149,7 +155,7 @@ impl EbpfBackend {
 
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         // First what costs little to miss: it is tried again and again.
-        let cgroup = cgroup_of(enrolment)?;
+        let cgroup = cgroup::of_workload(&enrolment.spec)?;
         let cookie = enrolment.netns.cookie();
         let rules_set = self.next_rules;
         self.next_rules += 1;
@@ -162,6 +168,7 @@ impl EbpfBackend {
             Enrolled {
                 cookie,
                 value,
+                handoff: enrolment.spec.acceleration.handoff,
                 addresses: enrolment.addresses.clone(),
                 rules,
                 rules_looked: 0,
@@ -284,6 +291,7 @@ impl Backend for EbpfBackend {
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             self.policies.retire(enrolled.value.rules);
             enrolled.value = value;
+            enrolled.handoff = enrolment.spec.acceleration.handoff;
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
             let now = &enrolment.addresses;
@@ -317,6 +325,9 @@ impl Backend for EbpfBackend {
         self.policies.forget(enrolment.id);
         self.neighbours
             .released(enrolled.cookie, &enrolled.addresses);
+        if let Ok(acceleration) = &mut self.acceleration {
+            acceleration.released();
+        }
         self.listening.remove(enrolment.id);
         Ok(())
     }
@@ -362,6 +373,7 @@ impl Backend for EbpfBackend {
             self.listening.look_at_some();
             if let Ok(acceleration) = &mut self.acceleration {
                 acceleration.classes.look();
+                acceleration.sweep();
             }
             let enrolled = || {
                 let all = self.enrolled.iter();
@@ -370,14 +382,6 @@ impl Backend for EbpfBackend {
             self.neighbours.sweep(enrolled);
         }
         self.remove_retired_rules();
-    }
-}
-
-/// Where the connect hooks are attached.
-fn cgroup_of(enrolment: &Enrolment) -> Result<PathBuf, InterceptError> {
-    match &enrolment.spec.cgroup {
-        Some(configured) => cgroup::resolve(configured),
-        None => cgroup::mount_point(),
     }
 }
 

@@ -21,6 +21,7 @@ mod tools;
 mod tracking;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::resume_unwind;
 
 use shunt_core::explain::{Explanation, Inquiry};
@@ -57,8 +58,8 @@ pub struct IptablesBackend {
     installed: HashMap<WorkloadId, Installed>,
     /// By namespace, then in the order of [`FAMILIES`]: what of the nat tables was there before us, and stays.
     foreign: HashMap<u64, Vec<Kept>>,
-    /// By namespace: what keeps flows alive when the rules are gone. `None`: it cannot be had.
-    tracking: HashMap<u64, Option<Tracking>>,
+    /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
+    tracking: HashMap<u64, Tracking>,
     beat: u32,
 }
 
@@ -68,6 +69,8 @@ struct Installed {
     /// What keeps the rules closed.
     switches: Vec<Switch>,
     written: Written,
+    /// Why there is no table of our own.
+    untracked: Option<String>,
 }
 
 /// The nat tables as they were.
@@ -101,17 +104,29 @@ impl IptablesBackend {
     fn put(&mut self, enrolment: &Enrolment, choice: Choice) -> Result<(), InterceptError> {
         let switches = self.apply(enrolment, &choice)?;
         let written = Written::read(enrolment, &choice, self.marks)?;
-        let netns = &enrolment.netns;
-        self.tracking
-            .entry(netns.inode())
-            .or_insert_with(|| Tracking::keep(netns));
+        let untracked = self.track(enrolment);
         let installed = Installed {
             choice,
             switches,
             written,
+            untracked,
         };
         self.installed.insert(enrolment.id, installed);
         Ok(())
+    }
+
+    /// Why it cannot be.
+    fn track(&mut self, enrolment: &Enrolment) -> Option<String> {
+        match self.tracking.entry(enrolment.netns.inode()) {
+            Entry::Occupied(mut kept) => kept.get_mut().serve(enrolment),
+            Entry::Vacant(place) => match Tracking::keep(enrolment) {
+                Ok(tracking) => {
+                    place.insert(tracking);
+                }
+                Err(error) => return Some(error.chain()),
+            },
+        }
+        None
     }
 
     /// All families or none. The switches are open, nobody has refreshed them.
@@ -257,7 +272,7 @@ impl Backend for IptablesBackend {
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
-        let tracking = self.tracking.remove(&inode).flatten();
+        let tracking = self.tracking.remove(&inode);
         // One for all of it: closing holds up the next.
         let netfilter = tracking.map(Tracking::let_go);
         let Some(foreign) = self.foreign.get(&inode) else {
@@ -271,10 +286,18 @@ impl Backend for IptablesBackend {
     }
 
     fn inspect(&mut self, enrolment: &Enrolment, look: Look) -> Result<Vec<Drift>, InterceptError> {
-        let installed = self.installed.get(&enrolment.id);
-        installed.map_or(Ok(Vec::new()), |installed| {
-            installed.inspect(&enrolment.netns, look)
-        })
+        let Some(installed) = self.installed.get_mut(&enrolment.id) else {
+            return Ok(Vec::new());
+        };
+        let found = installed.inspect(&enrolment.netns, look);
+        if look == Look::Close && installed.untracked.is_some() {
+            // The other agent's flows may have ended.
+            let untracked = self.track(enrolment);
+            if let Some(installed) = self.installed.get_mut(&enrolment.id) {
+                installed.untracked = untracked;
+            }
+        }
+        found
     }
 
     fn repair(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
@@ -286,6 +309,15 @@ impl Backend for IptablesBackend {
         installed.map_or("not installed".into(), |installed| {
             installed.choice.reason.clone()
         })
+    }
+
+    fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
+        let tracking = self.tracking.get(&enrolment.netns.inode());
+        let untracked = self.installed.get(&enrolment.id)?.untracked.as_deref();
+        let why = tracking.and_then(Tracking::refusal).or(untracked)?;
+        Some(format!(
+            "of connections from one source port at the same moment one may take a second: {why}"
+        ))
     }
 
     fn explain(

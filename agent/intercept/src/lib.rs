@@ -89,6 +89,11 @@ pub trait Backend {
     /// How an installed workload is steered, for people: by which variant, where attached.
     fn describe(&self, enrolment: &Enrolment) -> String;
 
+    /// What an installed workload has to do without on this host, and why, for people.
+    fn shortcoming(&self, _enrolment: &Enrolment) -> Option<String> {
+        None
+    }
+
     /// What would happen to a connection of this workload, judged by what is in the kernel now.
     ///
     /// # Errors

@@ -224,6 +224,11 @@ fn set_transparent(socket: &Socket, family: Family) -> io::Result<()> {
     }
 }
 
+/// A socket that listens already then takes what TPROXY gives it, and nothing else changes for it.
+pub(crate) fn make_transparent(socket: &OwnedFd, family: Family) -> io::Result<()> {
+    set_transparent(&socket2::SockRef::from(socket), family)
+}
+
 /// A bind to an address alone leaves the port to connect, which knows the whole tuple: many more fit.
 fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
     set_int(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)

@@ -1,5 +1,7 @@
 //! The iptables backend against real namespaces, in both variants and with both dead-man switches. Needs root.
 
+#[path = "iptables/apart.rs"]
+mod apart;
 #[path = "iptables/explains.rs"]
 mod explains;
 #[path = "iptables/removal.rs"]

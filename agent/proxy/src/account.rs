@@ -12,8 +12,36 @@ use shunt_core::snapshot::Enrolled;
 use shunt_core::status::BytesByPath;
 use shunt_core::workload::WorkloadName;
 
-/// Takes the records of ended flows. Called on worker threads: it must not block.
-pub type FlowSink = Arc<dyn Fn(FlowRecord) + Send + Sync>;
+/// Who is told of flows. Called on worker threads: it must not block.
+pub trait FlowWitness: Send + Sync {
+    fn ended(&self, record: &FlowRecord);
+
+    /// Does anybody want to know of flows before they end?
+    fn is_attentive(&self) -> bool {
+        false
+    }
+
+    /// What is known of a living flow; called only for the attentive.
+    fn goes_on(&self, _moment: Moment, _record: &FlowRecord) {}
+}
+
+/// What there is to tell of a living flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It is connected.
+    Opened,
+    /// It has taken a faster path.
+    Accelerated,
+}
+
+impl<F: Fn(&FlowRecord) + Send + Sync> FlowWitness for F {
+    fn ended(&self, record: &FlowRecord) {
+        self(record);
+    }
+}
+
+/// See [`FlowWitness`].
+pub type FlowSink = Arc<dyn FlowWitness>;
 
 /// Counts a flow and its bytes; dropping it ends the flow's books. A flow whose task is dropped has been
 /// [`Drained`](CloseReason::Drained).
@@ -50,6 +78,8 @@ impl Account {
             path: DataPath::Copy,
             bytes_received: 0,
             bytes_sent: 0,
+            messages_received: 0,
+            messages_sent: 0,
             bytes_by_path: BytesByPath::default(),
             duration: std::time::Duration::ZERO,
             close_reason: CloseReason::Drained,
@@ -96,6 +126,7 @@ impl Account {
             self.record.client.0.set_ip(local.ip().to_canonical());
         }
         self.record.upstream_local = local;
+        self.goes_on(Moment::Opened);
     }
 
     pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {
@@ -114,6 +145,14 @@ impl Account {
         });
     }
 
+    /// What bytes past the agent were sent in.
+    pub(crate) fn messages(&mut self, path: DataPath, received: u64, sent: u64) {
+        self.record.messages_received += received;
+        self.record.messages_sent += sent;
+        self.counters()
+            .for_each(|flows| flows.on(path).count_messages(received, sent));
+    }
+
     pub(crate) fn agent(&self) -> &Arc<AgentCounters> {
         &self.agent
     }
@@ -127,6 +166,14 @@ impl Account {
                 flows.on(self.record.path).active.fetch_sub(1, Relaxed);
             });
             self.record.path = path;
+            self.goes_on(Moment::Accelerated);
+        }
+    }
+
+    fn goes_on(&mut self, moment: Moment) {
+        if self.sink.is_attentive() {
+            self.record.duration = self.started.elapsed();
+            self.sink.goes_on(moment, &self.record);
         }
     }
 
@@ -158,6 +205,6 @@ impl Drop for Account {
             .fetch_add(1, Relaxed);
         self.agent.connections_active.fetch_sub(1, Relaxed);
         self.record.duration = self.started.elapsed();
-        (self.sink)(self.record.clone());
+        self.sink.ended(&self.record);
     }
 }

@@ -82,8 +82,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                     // Only flows that the connect hook steered can be accelerated.
                     let hooked = listener.steering == Steering::ConnectHook;
                     let kernel = local.context.shortcuts.get().filter(|_| hooked);
-                    let shortcut = kernel
-                        .and_then(|kernel| Shortcut::begin(kernel.as_ref(), &client, &upstream));
+                    let may_leave = flow.may_leave();
+                    let shortcut = kernel.and_then(|kernel| {
+                        let counting = &local.pools.counting;
+                        Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
+                    });
                     let end = relay(
                         client,
                         upstream,
@@ -210,6 +213,12 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             },
         };
         stream.map(|stream| (stream, None))
+    }
+
+    /// May the two applications be left alone, as far as their workloads are concerned?
+    fn may_leave(&self) -> bool {
+        let server = self.snapshot.owner(self.destination.ip());
+        self.workload.handoff && server.is_none_or(|server| server.handoff)
     }
 
     /// Is the destination, as far as we know, a workload whose rules will bring the connection back to us?

@@ -37,6 +37,6 @@ mod sniff;
 mod tcp_proxy;
 mod worker;
 
-pub use account::FlowSink;
+pub use account::{FlowSink, FlowWitness, Moment};
 pub use rendezvous::Rendezvous;
 pub use worker::{Worker, WorkerContext, spawn};

@@ -19,6 +19,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+pub(crate) use self::counting::{COUNT, Counting};
 use self::half::{Half, Side, Way};
 pub(crate) use self::shortcut::Shortcut;
 use self::turns::Turns;
@@ -26,6 +27,7 @@ use crate::account::Account;
 use crate::buffers::Buffers;
 use crate::pipes::Pipes;
 
+mod counting;
 mod half;
 mod room;
 mod shortcut;
@@ -39,6 +41,7 @@ pub(crate) struct Pools {
     pub(crate) buffers: Buffers,
     pub(crate) pipes: Pipes,
     pub(crate) turns: Turns,
+    pub(crate) counting: Counting,
 }
 
 /// What the configuration says about a relay.

@@ -23,12 +23,12 @@ use crate::account::FlowSink;
 use crate::balance::RoundRobin;
 use crate::http::Upstreams;
 use crate::listener;
-use crate::relay::Pools;
+use crate::relay::{COUNT, Pools};
 use crate::rendezvous::Rendezvous;
 use crate::scarcity::{Reserve, Seldom};
 
 /// How often a worker shows that it lives.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often a stopping worker looks whether its flows have ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -227,11 +227,22 @@ async fn beat(heartbeat: Arc<dyn Fn() + Send + Sync>) {
     }
 }
 
+/// Flows that are busy past the agent are told of while they live.
+async fn count<S: SocketSupply, O: OriginalDstSource>(local: Rc<Local<S, O>>) {
+    loop {
+        sleep(COUNT).await;
+        if let Some(kernel) = local.context.shortcuts.get() {
+            local.pools.counting.look(kernel.as_ref());
+        }
+    }
+}
+
 async fn run<S: SocketSupply, O: OriginalDstSource>(
     local: Rc<Local<S, O>>,
     mut orders: mpsc::UnboundedReceiver<Command>,
 ) {
     let mut deadline = None;
+    tokio::task::spawn_local(count(Rc::clone(&local)));
     loop {
         let alive = tokio::select! {
             order = orders.recv(), if deadline.is_none() => order,

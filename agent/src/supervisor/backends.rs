@@ -201,6 +201,16 @@ impl Backends {
             .unwrap_or_default()
     }
 
+    /// The maps of a tap for the data plane, where something goes past the TCP stack.
+    pub(super) fn tap(&self) -> Vec<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
+            return Vec::new();
+        };
+        let maps = backend.tap_fds();
+        maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of a tap"))
+            .unwrap_or_default()
+    }
+
     /// The namespaces of workloads in iptables mode, by cookie, and their addresses.
     pub(super) fn steered_by_rules(&mut self, workloads: BTreeMap<u64, Vec<IpAddr>>) {
         if let Slot::Ready(backend) = &mut self.ebpf {

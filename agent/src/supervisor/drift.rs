@@ -52,6 +52,8 @@ pub(super) struct Health {
     pub(super) notes: Vec<String>,
     /// Which processes the hooks do not see.
     pub(super) strays: Option<String>,
+    /// What this host does not have.
+    pub(super) shortcoming: Option<String>,
 }
 
 impl Health {
@@ -66,6 +68,7 @@ impl Health {
             reason: String::new(),
             notes: Vec::new(),
             strays: None,
+            shortcoming: None,
         }
     }
 
@@ -207,6 +210,9 @@ impl Supervisor {
             Ok(found) => self.changed |= serving.health.judge(&spec.name, found),
             Err(reason) => tracing::debug!(workload = %name, reason, "cannot be looked at"),
         }
+        if look == Look::Close {
+            self.changed |= serving.note_shortcoming(&mut self.backends);
+        }
     }
 
     /// Puts back what was found missing.
@@ -299,6 +305,20 @@ impl NodeNotes {
 }
 
 impl Serving {
+    /// True: there is another than before.
+    fn note_shortcoming(&mut self, backends: &mut Backends) -> bool {
+        let backend = backends.get(self.mode);
+        let now = backend.map_or(None, |backend| backend.shortcoming(&self.enrolment));
+        if now == self.health.shortcoming {
+            return false;
+        }
+        if let Some(shortcoming) = &now {
+            tracing::info!(workload = %self.enrolment.spec.name, shortcoming, "something is not to be had here");
+        }
+        self.health.shortcoming = now;
+        true
+    }
+
     /// True: others came or went.
     fn note_others(&mut self, node: &[String]) -> bool {
         let spec = &self.enrolment.spec;
@@ -325,7 +345,11 @@ fn inspect(
     serving: &mut Serving,
     look: Look,
 ) -> Result<Vec<Drift>, String> {
-    let mut found: Vec<Drift> = serving.deaf_listeners().into_iter().collect();
+    let mut found: Vec<Drift> = serving
+        .ears
+        .deaf(&serving.enrolment.listeners)
+        .into_iter()
+        .collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;
     found.extend(

@@ -7,20 +7,18 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::sync::Arc;
 
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::AcceptConn;
 use shunt_core::config::Config;
 use shunt_core::flow::{Direction, direction};
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
-use shunt_intercept::drift::{Drift, Part};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::return_path::{self, Watched};
 use shunt_intercept::{Enrolment, InterceptError, Listener, outbound_listeners};
 
 use super::backends::Backends;
 use super::drift::Health;
+use super::ears::Ears;
 use crate::ipc::EnrolledView;
 
 /// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
@@ -34,6 +32,7 @@ const FLOWS: &str = "shunt/flows";
 #[derive(Debug)]
 pub(super) struct Serving {
     pub(super) enrolment: Enrolment,
+    pub(super) ears: Ears,
     pub(super) mode: Mode,
     pub(super) mode_reason: String,
     /// Clients' own addresses can be used for delivery: by this.
@@ -71,6 +70,8 @@ impl Serving {
                 }
             };
             let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
+            let ears = Ears::of(&listeners)
+                .map_err(|error| InterceptError::io("watch", "the listeners", error.into()))?;
             let enrolment = Enrolment {
                 id,
                 spec: spec.clone(),
@@ -98,6 +99,7 @@ impl Serving {
             let mode_reason = reasons.join("; ");
             return Ok(Self {
                 enrolment,
+                ears,
                 mode,
                 mode_reason,
                 return_path,
@@ -118,6 +120,7 @@ impl Serving {
             addresses: self.enrolment.addresses.clone(),
             inbound: self.enrolment.spec.inbound.clone(),
             transparent: self.return_path.is_some(),
+            handoff: self.enrolment.spec.acceleration.handoff,
         }
     }
 
@@ -137,22 +140,6 @@ impl Serving {
                 false
             }
         }
-    }
-
-    /// Whoever may destroy sockets (`ss -K`) may also close the agent's listeners.
-    pub(super) fn deaf_listeners(&self) -> Option<Drift> {
-        let deaf = self.enrolment.listeners.iter().filter(|listener| {
-            let listens = |socket| getsockopt(socket, AcceptConn).unwrap_or(true);
-            !listener.sockets.iter().all(listens)
-        });
-        let deaf: Vec<String> = deaf
-            .map(|listener| listener.spec.addr.to_string())
-            .collect();
-        let found = format!("{} listens no more", deaf.join(", "));
-        (!deaf.is_empty()).then_some(Drift {
-            part: Part::Listeners,
-            found,
-        })
     }
 
     pub(super) fn listener_status(&self) -> Vec<ListenerStatus> {

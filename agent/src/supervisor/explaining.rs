@@ -8,7 +8,7 @@ use shunt_core::flow::Direction;
 use shunt_core::policy::{Decision, Identity};
 use shunt_core::sockets::Family;
 use shunt_core::status::StatusMode;
-use shunt_core::workload::Mode;
+use shunt_core::workload::{Mode, called};
 
 use super::Supervisor;
 use super::enrolment::Serving;
@@ -19,7 +19,9 @@ impl Supervisor {
     /// # Errors
     /// There is no such workload, or the kernel could not be asked.
     pub(super) fn explain(&mut self, inquiry: &Inquiry) -> Result<Explanation, Unexplained> {
-        let workload = named(self.workloads.values(), &inquiry.workload)?;
+        let all = self.workloads.values();
+        let workload = called(all, |workload| &workload.spec.name, &inquiry.workload)
+            .map_err(Unexplained::Unknown)?;
         let serving = match &workload.phase {
             Phase::Serving { serving, .. } => serving,
             Phase::Waiting { reason, .. } => return Ok(not_served(workload, inquiry, reason)),
@@ -116,32 +118,6 @@ fn said(
         peer: peer.map(|peer| peer.enrolment.spec.name.to_string()),
         action: decision.action,
         rule: decision.rule_name(),
-    }
-}
-
-/// The one workload of this name, `namespace/name` or, where that is clear, `name`.
-fn named<'a>(
-    workloads: impl Iterator<Item = &'a Workload>,
-    wanted: &str,
-) -> Result<&'a Workload, Unexplained> {
-    let fits = |workload: &&Workload| {
-        let name = &workload.spec.name;
-        name.name == wanted || name.to_string() == wanted
-    };
-    let found: Vec<&Workload> = workloads.filter(fits).collect();
-    match found.as_slice() {
-        [one] => Ok(one),
-        [] => Err(Unexplained::Unknown(format!("no workload {wanted}"))),
-        several => {
-            let names: Vec<String> = several
-                .iter()
-                .map(|one| one.spec.name.to_string())
-                .collect();
-            let names = names.join(", ");
-            Err(Unexplained::Unknown(format!(
-                "{wanted} may be one of {names}: say which"
-            )))
-        }
     }
 }
 

@@ -146,6 +146,10 @@ impl Supervisor {
         if !maps.is_empty() {
             self.data_plane.tell(&ToWorker::Shortcuts, maps);
         }
+        let maps = self.backends.tap();
+        if !maps.is_empty() {
+            self.data_plane.tell(&ToWorker::Tap, maps);
+        }
     }
 
     /// Sends what `status` and the metrics show, where it differs from what was sent last.
@@ -170,7 +174,8 @@ impl Supervisor {
 
 fn notes(serving: &Serving) -> Vec<String> {
     let health = &serving.health;
-    health.notes.iter().chain(&health.strays).cloned().collect()
+    let notes = health.notes.iter().chain(&health.strays);
+    notes.chain(&health.shortcoming).cloned().collect()
 }
 
 fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {

@@ -12,6 +12,7 @@ use shunt_core::config::file;
 use shunt_core::explain::Inquiry;
 use shunt_core::flow::CloseReason;
 use shunt_core::status::WorkloadState;
+use shunt_core::tap::TapRequest;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
 use tokio::net::{TcpListener, UnixListener};
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::control::Wish;
+use super::taps::{self, Refusal};
 use super::view::View;
 use crate::ipc::{Change, Outcome, Unexplained};
 
@@ -28,6 +30,9 @@ const BAD_REQUEST: u16 = 400;
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 const UNAVAILABLE: u16 = 503;
+
+const NOTHING_TO_COPY: &str =
+    "nothing goes past the TCP stack here (`shunt status` says why): use tcpdump\n";
 
 struct Api {
     view: Rc<RefCell<View>>,
@@ -86,6 +91,7 @@ impl AdminApi for Api {
                 Err(error) => text(BAD_REQUEST, format!("{error}\n")),
             },
             Call::Explain(inquiry) => self.explain(inquiry).await,
+            Call::Tap(request) => self.tap(&request),
             Call::Drain => self.change(Change::Drain).await,
             Call::DeleteWorkload(name) => self.change(Change::Delete(name)).await,
             Call::PutWorkload { name, body } => {
@@ -231,6 +237,15 @@ impl Api {
             Ok(Err(Unexplained::Unknown(reason))) => text(NOT_FOUND, format!("{reason}\n")),
             Ok(Err(Unexplained::Failed(reason))) => text(CONFLICT, format!("{reason}\n")),
             Err(_) => text(UNAVAILABLE, "the agent is stopping\n".into()),
+        }
+    }
+
+    fn tap(&self, request: &TapRequest) -> Answer {
+        match taps::begin(&self.view.borrow(), request) {
+            Ok(lines) => Answer::live(lines),
+            Err(Refusal::UnknownWorkload(reason)) => text(NOT_FOUND, format!("{reason}\n")),
+            Err(Refusal::Taken(reason)) => text(CONFLICT, format!("{reason}\n")),
+            Err(Refusal::NothingToCopy) => text(CONFLICT, NOTHING_TO_COPY.into()),
         }
     }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::{Destinations, DirectEvents, Shortcuts};
+use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Shortcuts};
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::stock::Stock;
+use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
@@ -105,7 +106,7 @@ impl Control {
             let page = heartbeats
                 .try_clone()
                 .context("cannot share the heartbeats")?;
-            let flows = sink(&access_log);
+            let flows = witness(&access_log, &view.taps);
             let worker = shunt_proxy::spawn(WorkerContext {
                 index,
                 snapshot: Arc::clone(&view.snapshot),
@@ -222,8 +223,15 @@ impl Control {
                 let map = fds.into_iter().next();
                 let events = DirectEvents::from_fd(map.context("no map came with the message")?)
                     .context("cannot read what the hooks tell")?;
-                let sink = sink(&self.access_log);
-                self.view.borrow_mut().follow(events, sink);
+                let mut view = self.view.borrow_mut();
+                let sink = witness(&self.access_log, &view.taps);
+                view.follow(events, sink);
+            }
+            ToWorker::Tap => {
+                let maps = MessageTap::from_fds(fds).context("cannot read the kernel's copies")?;
+                let mut view = self.view.borrow_mut();
+                // As above.
+                view.kernel_tap.get_or_insert_with(|| Kernel::new(maps));
             }
             ToWorker::Shortcuts => {
                 let maps = Shortcuts::from_fds(fds).context("the maps did not come along")?;
@@ -237,13 +245,7 @@ impl Control {
                 self.view.borrow_mut().enrol(view);
             }
             ToWorker::Listen(spec) => {
-                let sockets = fds.len();
-                anyhow::ensure!(
-                    sockets == self.workers.len(),
-                    "{sockets} sockets for {} workers",
-                    self.workers.len()
-                );
-                for (worker, socket) in self.workers.iter().zip(fds) {
+                for (worker, socket) in self.one_for_each(fds)? {
                     worker.listen(spec.clone(), socket.into());
                 }
             }
@@ -300,19 +302,12 @@ impl Control {
                 self.bootstrap.push_str(&part);
                 if last {
                     let text = std::mem::take(&mut self.bootstrap);
-                    let bootstrap =
-                        serde_json::from_str(&text).context("cannot read the bootstrap")?;
-                    self.view.borrow_mut().set_bootstrap(bootstrap);
+                    let read = serde_json::from_str(&text).context("cannot read the bootstrap")?;
+                    self.view.borrow_mut().set_bootstrap(read);
                 }
             }
             ToWorker::Serve(addr) => {
-                let sockets = fds.len();
-                anyhow::ensure!(
-                    sockets == self.workers.len(),
-                    "{sockets} sockets for {} workers",
-                    self.workers.len()
-                );
-                for (worker, socket) in self.workers.iter().zip(fds) {
+                for (worker, socket) in self.one_for_each(fds)? {
                     worker.serve(addr, socket.into());
                 }
             }
@@ -339,6 +334,15 @@ impl Control {
             ToWorker::Stop { .. } => {}
         }
         Ok(())
+    }
+
+    fn one_for_each(
+        &self,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<impl Iterator<Item = (&Worker, OwnedFd)>> {
+        let (sent, workers) = (sockets.len(), self.workers.len());
+        anyhow::ensure!(sent == workers, "{sent} sockets for {workers} workers");
+        Ok(self.workers.iter().zip(sockets))
     }
 
     /// Tells the supervisor of workloads whose listeners have closed and whose flows have ended.
@@ -379,9 +383,11 @@ impl Control {
     }
 }
 
-fn sink(log: &AccessLogger) -> FlowSink {
-    let log = log.clone();
-    Arc::new(move |record| log.write(&record))
+fn witness(log: &AccessLogger, taps: &Arc<Taps>) -> FlowSink {
+    Arc::new(Witness {
+        log: log.clone(),
+        taps: Arc::clone(taps),
+    })
 }
 
 /// Until the books are looked at again, after so many events.

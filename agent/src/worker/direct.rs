@@ -20,7 +20,7 @@ use shunt_core::workload::{Mode, WorkloadId};
 use shunt_ebpf_common::direct::DirectEvent;
 use shunt_ebpf_common::maps::Destination;
 use shunt_intercept::ebpf::DirectEvents;
-use shunt_proxy::FlowSink;
+use shunt_proxy::{FlowSink, Moment};
 
 /// How long a workload may stay unknown: afterwards it is one that was withdrawn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,6 +85,10 @@ impl DirectFlows {
             return;
         };
         if event.kind == DirectEvent::OPENED {
+            if self.sink.is_attentive() {
+                let opened = record(&live, &event, CloseReason::Drained, None);
+                self.sink.goes_on(Moment::Opened, &opened);
+            }
             self.live.insert(event.cookie, live);
         } else {
             let (reason, detail) = live.reason(&event, snapshot);
@@ -120,35 +124,49 @@ impl DirectFlows {
             let direct = flows.on(DataPath::Direct);
             direct.received.fetch_add(bytes_received, Relaxed);
             direct.sent.fetch_add(bytes_sent, Relaxed);
+            direct.count_messages(event.messages_sent, event.messages_received);
             direct.active.fetch_sub(1, Relaxed);
             flows.ended.fetch_add(1, Relaxed);
         }
         self.agent.closed(close_reason).fetch_add(1, Relaxed);
-        let original = OriginalDst {
-            addr: address(event.original),
-            source: Provenance::SkStorage,
-        };
-        (self.sink)(FlowRecord {
-            started: live.started,
-            workload: live.client.name.clone(),
-            peer_workload: live.server.as_ref().map(|server| server.name.clone()),
-            direction: Direction::Outbound,
-            mode: Mode::Ebpf,
-            client: ClientAddr(address(event.client)),
-            original_dst: Some(original),
-            upstream: was_opened(event).then(|| UpstreamAddr(address(event.upstream))),
-            upstream_local: None,
-            path: DataPath::Direct,
-            bytes_received,
-            bytes_sent,
-            bytes_by_path: BytesByPath {
-                direct: bytes_received + bytes_sent,
-                ..BytesByPath::default()
-            },
-            duration: Duration::from_nanos(event.duration),
-            close_reason,
-            detail,
-        });
+        self.sink.ended(&record(live, event, close_reason, detail));
+    }
+}
+
+fn record(
+    live: &Live,
+    event: &DirectEvent,
+    close_reason: CloseReason,
+    detail: Option<String>,
+) -> FlowRecord {
+    let bytes_received = event.sent + event.redirected_sent;
+    let bytes_sent = event.received + event.redirected_received;
+    let original = OriginalDst {
+        addr: address(event.original),
+        source: Provenance::SkStorage,
+    };
+    FlowRecord {
+        started: live.started,
+        workload: live.client.name.clone(),
+        peer_workload: live.server.as_ref().map(|server| server.name.clone()),
+        direction: Direction::Outbound,
+        mode: Mode::Ebpf,
+        client: ClientAddr(address(event.client)),
+        original_dst: Some(original),
+        upstream: was_opened(event).then(|| UpstreamAddr(address(event.upstream))),
+        upstream_local: None,
+        path: DataPath::Direct,
+        bytes_received,
+        bytes_sent,
+        messages_received: event.messages_sent,
+        messages_sent: event.messages_received,
+        bytes_by_path: BytesByPath {
+            direct: bytes_received + bytes_sent,
+            ..BytesByPath::default()
+        },
+        duration: Duration::from_nanos(event.duration),
+        close_reason,
+        detail,
     }
 }
 

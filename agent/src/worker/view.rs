@@ -19,6 +19,7 @@ use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
 use super::direct::DirectFlows;
+use super::taps::{self, Taps};
 use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
@@ -39,6 +40,9 @@ pub(super) struct View {
     pub(super) repairs: BTreeMap<String, u64>,
     /// Once the programs are loaded.
     direct: Option<DirectFlows>,
+    pub(super) taps: Arc<Taps>,
+    /// Once something may go past the TCP stack.
+    pub(super) kernel_tap: Option<taps::Kernel>,
     services: Arc<Services>,
     policy: Arc<Policy>,
     proxy: Arc<Tables>,
@@ -61,6 +65,8 @@ impl View {
             kernel_events: BTreeMap::new(),
             repairs: BTreeMap::new(),
             direct: None,
+            taps: Arc::default(),
+            kernel_tap: None,
             services: Arc::default(),
             policy: Arc::default(),
             proxy: Arc::default(),
@@ -112,6 +118,7 @@ impl View {
             addresses: view.addresses,
             inbound: view.inbound,
             transparent: view.transparent,
+            handoff: view.handoff,
             counters,
             withdrawn,
         };
@@ -284,6 +291,7 @@ mod tests {
             addresses: Vec::new(),
             inbound: CapturePolicy::default(),
             transparent: true,
+            handoff: true,
         }
     }
 

@@ -87,6 +87,7 @@ pub fn render(sources: &Sources<'_>) -> String {
 /// The encoder appends `_total` to the names of counters.
 fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
     let (total, active, bytes) = (Counters::default(), Gauges::default(), Counters::default());
+    let messages = Counters::default();
     for workload in snapshot.workloads.values() {
         for direction in [Direction::Outbound, Direction::Inbound] {
             let counters: &FlowCounters = workload.counters.of(direction);
@@ -99,10 +100,20 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
                 let on = counters.on(path);
                 let now_active = i64::try_from(on.active.load(Relaxed)).unwrap_or(i64::MAX);
                 active.get_or_create(&labels).inc_by(now_active);
-                for (flow, count) in [("received", &on.received), ("sent", &on.sent)] {
+                let flows = [
+                    ("received", &on.received, &on.messages_received),
+                    ("sent", &on.sent, &on.messages_sent),
+                ];
+                for (flow, bytes_so_far, messages_so_far) in flows {
                     let mut labels = labels.clone();
                     labels.0.push(("flow", flow.to_owned()));
-                    bytes.get_or_create(&labels).inc_by(count.load(Relaxed));
+                    let count = |of: &Counters, number: &AtomicU64| {
+                        of.get_or_create(&labels).inc_by(number.load(Relaxed));
+                    };
+                    count(&bytes, bytes_so_far);
+                    if matches!(path, DataPath::Handoff | DataPath::Direct) {
+                        count(&messages, messages_so_far);
+                    }
                 }
             }
         }
@@ -116,6 +127,9 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
         "Bytes received from clients and sent to them",
         bytes,
     );
+    let help =
+        "Messages among those bytes that went from application to application past the TCP stack";
+    registry.register("messages", help, messages);
 }
 
 fn flow_labels(workload: &Enrolled, direction: Direction, path: DataPath) -> Labels {

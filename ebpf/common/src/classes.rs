@@ -198,5 +198,19 @@ impl Wish {
     }
 }
 
+#[cfg(feature = "user")]
+#[expect(
+    unsafe_code,
+    reason = "promising the kernel that these types have no padding"
+)]
+mod pod {
+    use super::{Class, ClassKey};
+
+    // SAFETY: repr(C), plain integers only, and no padding, by the test below.
+    unsafe impl aya::Pod for ClassKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Class {}
+}
+
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,9 @@ pub struct DirectEvent {
     /// Bytes that went from queue to queue.
     pub redirected_sent: u64,
     pub redirected_received: u64,
+    /// And in how many messages.
+    pub messages_sent: u64,
+    pub messages_received: u64,
     pub client: Destination,
     pub original: Destination,
     pub upstream: Destination,
@@ -51,6 +54,6 @@ mod tests {
 
     #[test]
     fn an_event_has_no_padding() {
-        assert_eq!(size_of::<DirectEvent>(), 7 * 8 + 3 * 24 + 6 * 4);
+        assert_eq!(size_of::<DirectEvent>(), 9 * 8 + 3 * 24 + 6 * 4);
     }
 }

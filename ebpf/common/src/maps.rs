@@ -291,11 +291,16 @@ pub enum Event {
     OptionRefused,
     /// A direct direction goes by TCP, which is faster for what it sends.
     Bulk,
+    /// A direct connection was not paired, as those of its service are bulk.
+    BulkService,
+    /// Something was copied for a tap, or was to be.
+    TapCopied,
+    TapLost,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 21] = [
+    pub const NAMES: [&'static str; 24] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -317,6 +322,9 @@ impl Event {
         "service_empty",
         "option_refused",
         "bulk",
+        "bulk_service",
+        "tap_copied",
+        "tap_lost",
     ];
 }
 
@@ -325,34 +333,7 @@ impl Event {
     unsafe_code,
     reason = "promising the kernel that these types have no padding"
 )]
-mod pod {
-    use super::*;
-
-    // SAFETY: repr(C), plain integers only, and no padding: the test below adds up the fields.
-    unsafe impl aya::Pod for Workload {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for RuleKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Handshake {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Destination {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for OwnFlow {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for FlowOwner {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for ListeningPort {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Handoff {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for End {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Address {}
-    // SAFETY: as above, by the test beside them.
-    unsafe impl aya::Pod for crate::classes::ClassKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for crate::classes::Class {}
-}
+mod pod;
 
 #[cfg(test)]
 mod tests {

@@ -40,6 +40,7 @@ scenes! {
     ebpf_copy: Some("ebpf"), "splice_after: off", "acceleration: off", "copy";
     ebpf_splice: Some("ebpf"), "splice_after: 0", "acceleration: off", "splice";
     iptables_copy: Some("iptables"), "splice_after: off", "", "copy";
+    ebpf_sockmap: Some("ebpf"), "splice_after: off", "acceleration: {default: always, direct: false, handoff: false}", "sockmap";
     ebpf_handoff: Some("ebpf"), "splice_after: off", "acceleration: {default: always, direct: false}", "handoff";
     ebpf_direct: Some("ebpf"), "", "acceleration: auto", "direct";
     ebpf_direct_queues: Some("ebpf"), "", "acceleration: always", "direct";

@@ -18,10 +18,20 @@ pub(super) struct Setup {
     pub(super) setting: &'static str,
     /// A field of each workload.
     pub(super) workload: &'static str,
+    pub(super) beside: &'static [Beside],
+}
+
+/// What is done in some cases only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
     /// Also what does not depend on how bytes move: long policies, churn, memory, who is not enrolled.
-    pub(super) steering: bool,
+    Steering,
     /// What is measured was done before, for the agent to learn from.
-    pub(super) learned: bool,
+    Learned,
+    /// Connections to a service's address, among thousands of services.
+    Services,
+    /// What thousands of idle connections cost.
+    Idle,
 }
 
 const COPY: &str = "splice_after: off";
@@ -29,20 +39,29 @@ const COPY: &str = "splice_after: off";
 const SPLICE: &str = "splice_after: 1MiB";
 
 /// Interleaved in this order. The second baseline shows how much of a difference is noise.
-pub(super) const CASES: [Case; 10] = [
+pub(super) const CASES: [Case; 11] = [
     unmeshed(BASELINE),
     unmeshed("baseline_again"),
-    meshed("iptables_copy", "iptables", COPY).with_steering(),
+    meshed("iptables_copy", "iptables", COPY).and(&[Beside::Steering]),
     meshed("iptables_splice", "iptables", SPLICE),
-    meshed("ebpf_copy", "ebpf", COPY).with_steering(),
+    meshed("ebpf_copy", "ebpf", COPY).and(&[Beside::Steering]),
     meshed("ebpf_splice", "ebpf", SPLICE),
-    meshed("ebpf_handoff", "ebpf", SPLICE).by("acceleration: {default: always, direct: false}"),
+    // From queue to queue, but by the agent.
+    meshed("ebpf_sockmap", "ebpf", SPLICE)
+        .by("acceleration: {default: always, direct: false, handoff: false}"),
+    meshed("ebpf_handoff", "ebpf", SPLICE)
+        .by("acceleration: {default: always, direct: false}")
+        .and(&[Beside::Idle]),
     meshed("ebpf_auto", "ebpf", SPLICE)
         .by("acceleration: {direct: false}")
-        .learned(),
+        .and(&[Beside::Learned]),
     // What is done without being told, and past the TCP stack.
-    meshed("ebpf_direct_tcp", "ebpf", SPLICE).by("acceleration: auto"),
-    meshed("ebpf_direct", "ebpf", SPLICE).by("acceleration: always"),
+    meshed("ebpf_direct_tcp", "ebpf", SPLICE)
+        .by("acceleration: auto")
+        .and(&[Beside::Services]),
+    meshed("ebpf_direct", "ebpf", SPLICE)
+        .by("acceleration: always")
+        .and(&[Beside::Services]),
 ];
 
 const fn unmeshed(name: &'static str) -> Case {
@@ -54,8 +73,7 @@ const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -
         mode,
         setting,
         workload: "acceleration: off",
-        steering: false,
-        learned: false,
+        beside: &[],
     };
     Case {
         name,
@@ -64,16 +82,9 @@ const fn meshed(name: &'static str, mode: &'static str, setting: &'static str) -
 }
 
 impl Case {
-    const fn with_steering(mut self) -> Self {
+    const fn and(mut self, beside: &'static [Beside]) -> Self {
         if let Some(agent) = &mut self.agent {
-            agent.steering = true;
-        }
-        self
-    }
-
-    const fn learned(mut self) -> Self {
-        if let Some(agent) = &mut self.agent {
-            agent.learned = true;
+            agent.beside = beside;
         }
         self
     }

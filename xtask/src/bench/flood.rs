@@ -28,14 +28,15 @@ pub(super) fn pour(host: &str) -> Result<()> {
     let ended = AtomicBool::new(false);
     let (under_way, all) = mpsc::channel();
     let rate = std::thread::scope(|scope| {
-        let pour = |under_way: mpsc::Sender<()>| {
-            bulk(to, WRITE, |sent| {
+        let pour = |under_way: mpsc::Sender<()>| -> Result<f64> {
+            let moved = bulk(to, WRITE, |sent| {
                 if sent == UNDER_WAY {
                     // The main thread has given up only when another failed.
                     let _ = under_way.send(());
                 }
                 !ended.load(Ordering::Relaxed)
-            })
+            })?;
+            Ok(moved.rate)
         };
         let flows: Vec<_> = (0..FLOWS)
             .map(|_| {

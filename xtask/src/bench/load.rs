@@ -10,17 +10,23 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shunt_tests::load::pattern::{PERIOD, is_pattern, pattern};
 
+use super::cpu::Busy;
 use super::patient::Patient;
-use super::{Figures, flood};
+use super::{Figures, connects, flood, held};
 use crate::run::answer;
 
-const ECHO_PORT: u16 = 9000;
+pub(super) const ECHO_PORT: u16 = 9000;
 pub(super) const SINK_PORT: u16 = 9001;
 /// Bound last: when it listens, all do.
 pub(super) const CONNECT_PORT: u16 = 9002;
+/// Of a server of its own.
+pub(super) const DEAF_PORT: u16 = 9003;
 
-const SMALL: usize = 64;
+pub(super) const SMALL: usize = 64;
 const MANY: usize = 64;
+/// Round trips of which a thousandth says something, and how often the time is prolonged for them at most.
+const ENOUGH: usize = 10_000;
+const PROLONGED: u32 = 3;
 
 #[derive(Debug, clap::Args)]
 pub struct LoadArgs {
@@ -45,12 +51,19 @@ enum Role {
         host: String,
     },
     /// Opens connections and keeps them until standard input ends
-    Hold {
-        #[arg(long)]
-        host: String,
-        #[arg(long)]
-        count: usize,
-    },
+    Hold(Held),
+    /// Opens connections and writes into them until nothing more goes, and keeps them until standard input ends
+    Fill(Held),
+    /// Accepts connections that `fill` makes, and never reads
+    Deaf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Held {
+    #[arg(long)]
+    host: String,
+    #[arg(long)]
+    count: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -72,7 +85,9 @@ pub fn load(args: &LoadArgs) -> Result<()> {
     match &args.role {
         Role::Server => serve(),
         Role::Flood { host } => flood::pour(host),
-        Role::Hold { host, count } => hold(host, *count),
+        Role::Hold(Held { host, count }) => held::idle(host, *count),
+        Role::Fill(Held { host, count }) => held::fill(host, *count),
+        Role::Deaf => held::deaf(),
         Role::Client {
             host,
             seconds,
@@ -83,31 +98,6 @@ pub fn load(args: &LoadArgs) -> Result<()> {
             Ok(())
         }
     }
-}
-
-fn hold(host: &str, count: usize) -> Result<()> {
-    let open = |()| -> Result<Patient> {
-        let mut stream = Patient(TcpStream::connect((host, ECHO_PORT))?);
-        let (message, mut got) = ([1; SMALL], [0; SMALL]);
-        stream.write_all(&message)?;
-        stream.read_exact(&mut got)?;
-        ensure!(got == message, "a reply differs");
-        Ok(stream)
-    };
-    // Memory is what is measured here: a few that fail are told and made up for.
-    let (mut streams, mut failed) = (Vec::with_capacity(count), 0);
-    while streams.len() < count {
-        match open(()) {
-            Ok(stream) => streams.push(stream),
-            Err(error) => {
-                failed += 1;
-                ensure!(failed <= count / 100, "{failed} failed, the last: {error}");
-            }
-        }
-    }
-    answer(&format!("open, {failed} failed"));
-    let _ = io::stdin().read(&mut [0]);
-    Ok(())
 }
 
 fn serve() -> Result<()> {
@@ -201,68 +191,82 @@ fn client(host: &str, time: Duration, only: Part) -> Result<Figures> {
         Part::Bulk => (&[SMALL], &[65536]),
         Part::Connects => (&[], &[]),
         Part::Quiet => {
-            round_trips(&mut figures, "quiet", at(ECHO_PORT)?, SMALL, time)?;
+            percentiles(
+                &mut figures,
+                "quiet",
+                ping_pong(at(ECHO_PORT)?, SMALL, time, 0)?,
+            );
             return Ok(figures);
         }
     };
     for size in sizes.0 {
         let name = format!("rtt_{size}");
-        let count = round_trips(&mut figures, &name, at(ECHO_PORT)?, *size, time)?;
+        let rate = round_trips(&mut figures, &name, at(ECHO_PORT)?, *size, time)?;
         if *size == SMALL {
-            figures.insert("rate_1".into(), count as f64 / time.as_secs_f64());
+            figures.insert("rate_1".into(), rate);
         }
     }
     if only == Part::All {
-        figures.insert("rate_64".into(), many(at(ECHO_PORT)?, time)?);
+        many(&mut figures, at(ECHO_PORT)?, time)?;
     }
     for size in sizes.1 {
-        let start = Instant::now();
-        let rate = bulk(at(SINK_PORT)?, *size, |_| start.elapsed() < time)?;
-        figures.insert(format!("throughput_{size}_mbps"), rate);
+        let (start, busy) = (Instant::now(), Busy::begin()?);
+        let moved = bulk(at(SINK_PORT)?, *size, |_| start.elapsed() < time)?;
+        if *size == sizes.1[0] {
+            let per_gb = busy.seconds()? / (moved.bytes as f64 / 1e9);
+            figures.insert("cpu_s_per_gb".into(), per_gb);
+        }
+        figures.insert(format!("throughput_{size}_mbps"), moved.rate);
     }
     if only != Part::Bulk {
-        connects(&mut figures, at(CONNECT_PORT)?, time)?;
+        connects::short(&mut figures, at(CONNECT_PORT)?, time)?;
     }
     Ok(figures)
 }
 
-/// Adds the figures of one connection's questions and answers; how many there were.
+/// Adds the figures of one connection's questions and answers; how many there were in a second.
 fn round_trips(
     figures: &mut Figures,
     name: &str,
     to: SocketAddr,
     size: usize,
     time: Duration,
-) -> Result<usize> {
-    let mut samples = ping_pong(to, size, time)?;
+) -> Result<f64> {
+    let start = Instant::now();
+    let samples = ping_pong(to, size, time, ENOUGH)?;
+    let rate = samples.len() as f64 / start.elapsed().as_secs_f64();
+    let sorted = percentiles(figures, name, samples);
+    figures.insert(format!("{name}_p999_us"), quantile(&sorted, 0.999));
+    Ok(rate)
+}
+
+/// Adds the median and the hundredth, and sorts.
+fn percentiles(figures: &mut Figures, name: &str, mut samples: Vec<Duration>) -> Vec<Duration> {
     samples.sort_unstable();
-    figures.insert(format!("{name}_p50_us"), percentile(&samples, 50));
-    figures.insert(format!("{name}_p99_us"), percentile(&samples, 99));
-    Ok(samples.len())
+    figures.insert(format!("{name}_p50_us"), quantile(&samples, 0.5));
+    figures.insert(format!("{name}_p99_us"), quantile(&samples, 0.99));
+    samples
 }
 
-fn connects(figures: &mut Figures, to: SocketAddr, time: Duration) -> Result<()> {
-    let mut times = short(to, time)?;
-    figures.insert(
-        "connect_rate".into(),
-        times.len() as f64 / time.as_secs_f64(),
-    );
-    times.sort_unstable();
-    figures.insert("connect_p99_us".into(), percentile(&times, 99));
-    Ok(())
+/// Microseconds.
+pub(super) fn quantile(sorted: &[Duration], part: f64) -> f64 {
+    let at = (sorted.len() as f64 * part) as usize;
+    let time = sorted.get(at).or(sorted.last());
+    time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
-    shunt_tests::load::percentile(sorted, percent).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
-}
-
-fn ping_pong(to: SocketAddr, size: usize, time: Duration) -> Result<Vec<Duration>> {
+/// `enough`: with fewer samples it goes on for a while.
+fn ping_pong(to: SocketAddr, size: usize, time: Duration, enough: usize) -> Result<Vec<Duration>> {
     let mut stream = Patient(TcpStream::connect(to)?);
     stream.0.set_nodelay(true)?;
     let (mut message, mut got) = (vec![0; size], vec![0; size]);
     let mut samples = Vec::new();
     let start = Instant::now();
-    while start.elapsed() < time {
+    let goes_on = |samples: usize| {
+        let longest = if samples < enough { PROLONGED } else { 1 };
+        start.elapsed() < time * longest
+    };
+    while goes_on(samples.len()) {
         message.fill(samples.len() as u8);
         let sent = Instant::now();
         stream.write_all(&message)?;
@@ -273,8 +277,8 @@ fn ping_pong(to: SocketAddr, size: usize, time: Duration) -> Result<Vec<Duration
     Ok(samples)
 }
 
-/// Requests per second over many connections at once, from one thread.
-fn many(to: SocketAddr, time: Duration) -> Result<f64> {
+/// Adds the rate of questions over many connections at once, from one thread, and what they cost.
+fn many(figures: &mut Figures, to: SocketAddr, time: Duration) -> Result<()> {
     let mut poll = Poll::new()?;
     let mut streams = Vec::new();
     let message = [7; SMALL];
@@ -295,7 +299,7 @@ fn many(to: SocketAddr, time: Duration) -> Result<f64> {
         streams.push((stream, 0_usize));
     }
     let (mut events, mut got, mut answers) = (Events::with_capacity(MANY), [0; SMALL], 0_u64);
-    let start = Instant::now();
+    let (start, busy) = (Instant::now(), Busy::begin()?);
     while start.elapsed() < time {
         poll.poll(&mut events, Some(time))?;
         for event in &events {
@@ -315,16 +319,30 @@ fn many(to: SocketAddr, time: Duration) -> Result<f64> {
             }
         }
     }
-    Ok(answers as f64 / start.elapsed().as_secs_f64())
+    let rate = answers as f64 / start.elapsed().as_secs_f64();
+    figures.insert("rate_64".into(), rate);
+    // A question and its answer.
+    let millions = 2.0 * answers as f64 / 1e6;
+    figures.insert(
+        "cpu_s_per_million_messages".into(),
+        busy.seconds()? / millions,
+    );
+    Ok(())
 }
 
-/// Megabytes (1,000,000 bytes) per second, until the other side has checked the last byte.
-/// `goes_on` is asked before each write, with the number of bytes so far.
+/// What went over a connection.
+pub(super) struct Moved {
+    bytes: u64,
+    /// Megabytes (1,000,000 bytes) per second, until the other side has checked the last byte.
+    pub(super) rate: f64,
+}
+
+/// Writes as fast as it goes. `goes_on` is asked before each write, with the number of bytes so far.
 pub(super) fn bulk(
     to: SocketAddr,
     size: usize,
     mut goes_on: impl FnMut(u64) -> bool,
-) -> Result<f64> {
+) -> Result<Moved> {
     let pattern = pattern(size);
     let mut stream = Patient(TcpStream::connect(to)?);
     let start = Instant::now();
@@ -343,22 +361,8 @@ pub(super) fn bulk(
         u64::from_le_bytes(checked) == sent,
         "the sink got another number of bytes"
     );
-    Ok(sent as f64 / 1e6 / start.elapsed().as_secs_f64())
-}
-
-/// Connect, ask, get the answer, see the end: one after another.
-fn short(to: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
-    let message = [9; SMALL];
-    let mut samples = Vec::new();
-    let start = Instant::now();
-    while start.elapsed() < time {
-        let begun = Instant::now();
-        let mut stream = Patient(TcpStream::connect(to)?);
-        stream.write_all(&message)?;
-        let mut got = Vec::with_capacity(SMALL);
-        stream.read_to_end(&mut got)?;
-        samples.push(begun.elapsed());
-        ensure!(got == message, "a reply differs");
-    }
-    Ok(samples)
+    Ok(Moved {
+        bytes: sent,
+        rate: sent as f64 / 1e6 / start.elapsed().as_secs_f64(),
+    })
 }

@@ -67,15 +67,17 @@ impl Report {
                     let ratio = self
                         .ratio(case, &metric)
                         .map_or("-".into(), |ratio| format!("{ratio:.2}"));
+                    let [min, median, max] = [min, median, max].map(shown);
                     let _ = writeln!(
                         text,
-                        "{metric:<30} {case:<15} {min:>9.1} {median:>11.1} {max:>11.1} {ratio:>7}"
+                        "{metric:<30} {case:<15} {min:>9} {median:>11} {max:>11} {ratio:>7}"
                     );
                 }
             }
         }
         text.push_str(
-            "latencies in microseconds, throughput in megabytes per second, rates per second, memory as it says\n",
+            "latencies in microseconds, throughput in megabytes per second, rates per second, memory as it says, `cpu_s` in seconds of\n\
+             all cores together; messages are questions and answers\n",
         );
         text
     }
@@ -101,6 +103,11 @@ impl Report {
         }
         json!({"machine": machine(), "runs": runs, "cases": cases, "ratios": ratios})
     }
+}
+
+fn shown(value: f64) -> String {
+    let digits = if value.abs() < 10.0 { 3 } else { 1 };
+    format!("{value:.digits$}")
 }
 
 /// Minimum, median, maximum. `None`: no values.

@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use shunt_tests::agent::entry;
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, wait};
 
-use super::cases::{Case, Setup};
+use super::cases::{Beside, Case, Setup};
 use super::load::Part;
-use super::{Figures, flood, load, memory};
+use super::memory::{self, Ends};
+use super::{Figures, connects, flood, load, services};
 use crate::run::{root, say};
 
 /// Policy entries (addresses that nobody dials) with which the rate of connections is measured.
@@ -32,6 +33,8 @@ pub(super) struct Stage {
     strange_server: Pod,
     crowd: Vec<Pod>,
     seconds: &'static str,
+    /// Of watching what is idle.
+    watched: Duration,
     part: Part,
     program: String,
     _servers: [Running; 2],
@@ -39,7 +42,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn set(seconds: &'static str, part: Part) -> Self {
+    pub(super) fn set(seconds: &'static str, quick: bool, part: Part) -> Self {
         let _congestion = Congestion::allow();
         let world = World::new();
         let [client, server, neighbour, stranger, strange_server] = [(); 5].map(|()| world.pod());
@@ -63,6 +66,7 @@ impl Stage {
             strange_server,
             crowd,
             seconds,
+            watched: Duration::from_secs(if quick { 1 } else { 10 }),
             part,
             program,
             _servers,
@@ -73,34 +77,46 @@ impl Stage {
     pub(super) fn measure(&self, case: &Case) -> Result<Figures> {
         let Some(setup) = &case.agent else {
             let mut figures = self.measured()?;
-            if self.part == Part::Bulk {
-                return Ok(figures);
+            if self.part == Part::All {
+                self.ends().per_connection(&mut figures, None)?;
+                self.ends().stuck_receiver(&mut figures, None)?;
             }
-            self.memory(&mut figures, None)?;
             return Ok(figures);
         };
         let agent = AgentBuilder::new(&self.world, setup.mode)
             .set(setup.setting)
+            .set(services::NONE)
             .enrol("client", &self.client, setup.workload)
             .enrol("server", &self.server, setup.workload)
             .enrol("neighbour", &self.neighbour, setup.workload)
             .start();
-        if setup.learned {
-            // It learns, of each port, from connections that are not measured.
-            self.measured()?;
-        }
+        // It learns, of each port, from connections that are not measured, but for what it takes to learn.
+        let has = |what| setup.beside.contains(&what);
+        let learning = has(Beside::Learned).then(|| self.measured()).transpose()?;
         let mut figures = self.measured()?;
+        figures.extend(learning.map(connects::of_learning).unwrap_or_default());
         figures.insert("rss_mb".into(), memory::resident(&agent)? * 1024.0 / 1e6);
-        if setup.steering && self.part == Part::All {
-            self.steering(&mut figures, setup, &agent)?;
-            self.memory(&mut figures, Some(&agent))?;
+        if self.part != Part::All {
+            return Ok(figures);
         }
+        let ends = self.ends();
+        if has(Beside::Steering) {
+            self.steering(&mut figures, setup, &agent)?;
+            ends.per_connection(&mut figures, Some(&agent))?;
+        }
+        if has(Beside::Services) {
+            self.services(&mut figures, &agent)?;
+        }
+        if has(Beside::Idle) {
+            ends.idle_handoff(&mut figures, &agent, self.watched)?;
+        }
+        ends.stuck_receiver(&mut figures, Some(&agent))?;
         Ok(figures)
     }
 
     /// What is measured in every case.
     fn measured(&self) -> Result<Figures> {
-        let only = |part| self.load(&self.client, &self.server, &["--only", part]);
+        let only = |part| self.load(&self.client, &self.server.v4, &["--only", part]);
         let part = self.part.to_possible_value().context("a part")?;
         let mut figures = only(part.get_name())?;
         let (program, host) = (&self.program, &self.server.v4);
@@ -112,19 +128,16 @@ impl Stage {
 
     /// What depends on how connections are steered, not on how their bytes move.
     fn steering(&self, figures: &mut Figures, setup: &Setup, agent: &Agent) -> Result<()> {
-        let connects = ["--only", "connects"];
-        let strangers = || self.load(&self.stranger, &self.strange_server, &connects);
-        let rate = |figures: Figures| figures.get("connect_rate").copied().context("a rate");
-        figures.insert("connect_rate_not_enrolled".into(), rate(strangers()?)?);
+        let strangers = || self.connects(&self.stranger, &self.strange_server.v4);
+        let ours = || self.connects(&self.client, &self.server.v4);
+        figures.insert("connect_rate_not_enrolled".into(), strangers()?);
         for count in ENTRIES {
             self.rewrite(agent, &[self.client_with(count)]);
-            let loaded = self.load(&self.client, &self.server, &connects)?;
-            figures.insert(format!("connect_rate_{count}"), rate(loaded)?);
+            figures.insert(format!("connect_rate_{count}"), ours()?);
         }
         self.rewrite(agent, &[self.client_with(0)]);
-        let loaded =
-            self.under_churn(agent, || self.load(&self.client, &self.server, &connects))?;
-        figures.insert("connect_rate_churn".into(), rate(loaded)?);
+        let loaded = self.under_churn(agent, ours)?;
+        figures.insert("connect_rate_churn".into(), loaded);
         if setup.mode == "ebpf" {
             // Its hooks sit at the root of all cgroups, and run for everybody.
             let nowhere = format!("  - {{name: crowd, netns: {}}}\n", self.crowd[0].netns);
@@ -132,21 +145,51 @@ impl Stage {
             wait::until("the hooks are at the root", IN_FORCE, || {
                 agent.log().contains("cgroup2 root").then_some(())
             });
-            figures.insert("connect_rate_not_enrolled_root".into(), rate(strangers()?)?);
+            figures.insert("connect_rate_not_enrolled_root".into(), strangers()?);
         }
         Ok(())
     }
 
-    fn memory(&self, figures: &mut Figures, agent: Option<&Agent>) -> Result<()> {
-        memory::per_connection(figures, &self.client, &self.program, &self.server.v4, agent)
+    /// Adds the rate of connections by way of a service among others, and how long it takes until they are in force.
+    fn services(&self, figures: &mut Figures, agent: &Agent) -> Result<()> {
+        let mut before = services::NONE.to_owned();
+        for count in [1, ENTRIES[0], ENTRIES[1]] {
+            let text = services::among(count, &self.server.v4);
+            let start = Instant::now();
+            agent.edit("services", &before, &text);
+            let taken = start.elapsed().as_secs_f64() * 1e3;
+            before = text;
+            let rate = self.connects(&self.client, services::ADDRESS)?;
+            if count == 1 {
+                figures.insert("connect_rate_service".into(), rate);
+            } else {
+                figures.insert(format!("services_{count}_in_force_ms"), taken);
+                figures.insert(format!("connect_rate_{count}"), rate);
+            }
+        }
+        Ok(())
     }
 
-    fn load(&self, from: &Pod, to: &Pod, more: &[&str]) -> Result<Figures> {
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            client: &self.client,
+            server: &self.server,
+            program: &self.program,
+        }
+    }
+
+    /// Connections per second.
+    fn connects(&self, from: &Pod, to: &str) -> Result<f64> {
+        let figures = self.load(from, to, &["--only", "connects"])?;
+        figures.get("connect_rate").copied().context("a rate")
+    }
+
+    fn load(&self, from: &Pod, to: &str, more: &[&str]) -> Result<Figures> {
         let to = [
             "bench-load",
             "client",
             "--host",
-            &to.v4,
+            to,
             "--seconds",
             self.seconds,
         ];

@@ -59,6 +59,8 @@ async fn over_tcp_only_reading_is_allowed() {
                 ("GET /ready", "200"),
                 ("POST /drain", "403"),
                 (explain, "403"),
+                ("GET /tap", "403"),
+                ("GET /tap?bytes=64", "403"),
             ] {
                 let mut stream = tokio::net::TcpStream::connect(addr)
                     .await

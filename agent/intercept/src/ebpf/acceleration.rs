@@ -7,11 +7,13 @@ use aya::maps::{HashMap, IterableMap, MapData, SockHash};
 use aya::programs::SkMsg;
 use shunt_core::behaviour::Behaviour;
 use shunt_core::workload::{Acceleration as Configured, AccelerationPolicy, WorkloadId};
+use shunt_ebpf_common::bulk::BulkShare;
 use shunt_ebpf_common::classes::Wish;
-use shunt_ebpf_common::maps::{Handoff, SocketCookie, Workload};
+use shunt_ebpf_common::maps::{Handoff, ListeningPort, SocketCookie, Workload};
 
 use super::EbpfBackend;
 use super::classes::Classes;
+use super::leftovers::{Leftovers, Others};
 use super::object::{Object, failed, missing};
 use crate::{Enrolment, InterceptError};
 
@@ -19,9 +21,11 @@ pub(super) struct Acceleration {
     handoffs: HashMap<MapData, SocketCookie, Handoff>,
     peers: HashMap<MapData, SocketCookie, SocketCookie>,
     cut: HashMap<MapData, SocketCookie, u32>,
+    bulk: HashMap<MapData, ListeningPort, BulkShare>,
     ends: MapData,
     pub(super) classes: Classes,
     sockets: SockHash<MapData, SocketCookie>,
+    leftovers: Leftovers,
 }
 
 impl Acceleration {
@@ -43,8 +47,10 @@ impl Acceleration {
             handoffs: object.map("SHUNT_HANDOFFS")?,
             peers: object.map("SHUNT_PEERS")?,
             cut: object.map("SHUNT_CUT")?,
+            bulk: object.map("SHUNT_BULK")?,
             ends: object.sk_storage("SHUNT_ENDS")?,
             classes: Classes::load(object)?,
+            leftovers: Leftovers::load(object)?,
             sockets,
         })
     }
@@ -61,9 +67,34 @@ impl Acceleration {
         maps.into_iter().map(clone).collect()
     }
 
+    /// Are the direct connections to this port of a workload bulk, mostly?
+    pub(super) fn is_bulk_service(&self, workload: u32, port: u16) -> bool {
+        let service = ListeningPort {
+            workload,
+            port: port.into(),
+        };
+        // What is not there, and what cannot be read, is none.
+        let known = self.bulk.get(&service, 0);
+        known.is_ok_and(|known| known.is_mostly_bulk())
+    }
+
     /// The socket hash, for the battery alone.
     pub(super) fn sockets_fd(&self) -> std::io::Result<OwnedFd> {
         self.sockets.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// A workload was withdrawn: nobody tells any more when its connections end.
+    pub(super) fn released(&mut self) {
+        self.leftovers.released();
+    }
+
+    /// Now and then.
+    pub(super) fn sweep(&mut self) {
+        self.leftovers.sweep(Others {
+            sockets: &self.sockets,
+            peers: &mut self.peers,
+            handoffs: &mut self.handoffs,
+        });
     }
 
     /// A data plane is gone, and with it its flows: what it noted of them is worth nothing.

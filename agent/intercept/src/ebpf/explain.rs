@@ -14,10 +14,10 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
-use super::{EbpfBackend, RuleEntry, cgroup_of, clock, object, trie};
+use super::{EbpfBackend, RuleEntry, clock, object, trie};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
-use crate::{Enrolment, InterceptError};
+use crate::{Enrolment, InterceptError, cgroup};
 
 type Rule = &'static str;
 
@@ -114,7 +114,7 @@ impl EbpfBackend {
         let mut evidence = format!("SHUNT_WORKLOADS has workload {id} with rule set {rules}");
         let mut hooked = true;
         if case.direction == Direction::Outbound {
-            let cgroup = cgroup_of(enrolment)?;
+            let cgroup = cgroup::of_workload(&enrolment.spec)?;
             hooked = self.hooks.is_connecting(&cgroup, case.family())?;
             let is = if hooked { "is" } else { "is not" };
             evidence += &format!("; the connect hook {is} attached to {}", cgroup.display());

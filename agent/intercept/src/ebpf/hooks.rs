@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::programs::Program;
 use shunt_core::sockets::Family;
@@ -46,7 +47,12 @@ pub(super) struct Hooks {
     /// In the order of [`AGENT_HOOKS`].
     agent: Vec<Link>,
     agent_cgroup: PathBuf,
+    /// When all of those were last seen attached: they are the same for every workload.
+    agent_seen: Option<Instant>,
 }
+
+/// How long that is believed: not for two looks at one workload, nor for two of the supervisor's ticks.
+const BELIEVED: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 struct Attached {
@@ -72,6 +78,7 @@ impl Hooks {
             places: HashMap::new(),
             agent,
             agent_cgroup: agent_cgroup.to_owned(),
+            agent_seen: None,
         })
     }
 
@@ -141,16 +148,19 @@ impl Hooks {
 
     /// What is not attached to this workload's cgroup as it should be.
     pub(super) fn inspect(
-        &self,
+        &mut self,
         id: WorkloadId,
         cgroup: &Path,
     ) -> Result<Vec<Drift>, InterceptError> {
         let mut found = Vec::new();
-        for (link, (name, _)) in self.agent.iter().zip(AGENT_HOOKS) {
-            if !is_attached(link)? {
-                let what = format!("{name} is detached from the agent's own cgroup");
-                found.push(Drift::new(Part::Links, what));
+        if self.agent_seen.is_none_or(|at| at.elapsed() > BELIEVED) {
+            for (link, (name, _)) in self.agent.iter().zip(AGENT_HOOKS) {
+                if !is_attached(link)? {
+                    let what = format!("{name} is detached from the agent's own cgroup");
+                    found.push(Drift::new(Part::Links, what));
+                }
             }
+            self.agent_seen = found.is_empty().then(Instant::now);
         }
         let at = cgroup.display();
         let Some((cgroup_id, attached)) = self.of(id) else {

@@ -17,7 +17,7 @@ use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
 use super::pins::Pins;
-use super::{observer, offsets, raw};
+use super::{observer, offsets, raw, tap};
 use crate::{Enrolment, InterceptError, Marks};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
@@ -27,7 +27,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 28] = [
+const SHARED: [&str; 31] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -52,9 +52,12 @@ const SHARED: [&str; 28] = [
     "SHUNT_TURNS",
     "SHUNT_POLICY",
     "SHUNT_SELECTED",
+    "SHUNT_BULK",
     "SHUNT_CLASSES",
     "SHUNT_WATCHED",
     "SHUNT_VERDICTS",
+    "SHUNT_TAP",
+    "SHUNT_TAPPED",
     "AYA_LOGS",
 ];
 
@@ -70,6 +73,8 @@ pub(super) struct Object {
     pub(super) offsets: Result<(), InterceptError>,
     /// The same, of what the observer reads.
     pub(super) observed: Result<(), InterceptError>,
+    /// The same, of what a tap reads.
+    pub(super) tapped: Result<(), InterceptError>,
     logger: Logger,
 }
 
@@ -91,8 +96,12 @@ impl Object {
     pub(super) fn load_with(marks: Marks, queue: u32) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
         let (offsets, observed) = (offsets::statics(), observer::statics());
+        let tapped = tap::statics();
         let mut loader = loader(&bpffs);
-        let known = [&offsets, &observed].into_iter().flatten().flatten();
+        let known = [&offsets, &observed, &tapped]
+            .into_iter()
+            .flatten()
+            .flatten();
         let instance = Instance::Main(known.copied().collect(), queue);
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
@@ -107,6 +116,7 @@ impl Object {
             destinations,
             offsets: offsets.map(drop),
             observed: observed.map(drop),
+            tapped: tapped.map(drop),
             logger: Logger(logger),
         })
     }

@@ -5,6 +5,7 @@ use aya::programs::BtfTracePoint;
 use aya::programs::tp_btf::BtfTracePointLink;
 
 use super::object::{Object, failed, missing};
+use super::offsets;
 use crate::{InterceptError, btf};
 
 const PROGRAM: &str = "shunt_read";
@@ -12,7 +13,7 @@ const PROGRAM: &str = "shunt_read";
 const TRACEPOINT: &str = "sock_recv_length";
 
 /// By the name of the programs' static: the structure and the path of members in it.
-const MEMBERS: [(&str, &str, &[&str]); 6] = [
+const MEMBERS: [offsets::Member; 6] = [
     ("SOCKET_OFFSET", "sock", &["sk_socket"]),
     ("FILE_OFFSET", "socket", &["file"]),
     ("FILE_FLAGS_OFFSET", "file", &["f_flags"]),
@@ -24,10 +25,7 @@ const MEMBERS: [(&str, &str, &[&str]); 6] = [
 /// Where the running kernel keeps what the programs read.
 pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
     let types = btf::Kernel::read()?;
-    let mut statics = Vec::with_capacity(MEMBERS.len() + 1);
-    for (name, structure, members) in MEMBERS {
-        statics.push((name, types.offset(structure, members)?));
-    }
+    let mut statics = offsets::find(&types, &MEMBERS)?;
     let zerocopy = types.enumerator("sock_flags", "SOCK_ZEROCOPY")?;
     statics.push(("ZEROCOPY_BIT", zerocopy));
     Ok(statics)

@@ -113,7 +113,11 @@ impl EbpfBackend {
         let (theirs, serves) =
             classes.judge(Wish::of(bits(server, port)), id, ClassKey::SERVER, port);
         if is_direct {
-            return match own == Verdict::Always && theirs == Verdict::Always {
+            let always = own == Verdict::Always && theirs == Verdict::Always;
+            return match always {
+                true if acceleration.is_bulk_service(id, port) => directly(&format!(
+                    "its bytes by TCP, which is faster for what connections to port {port} bring; some are tried past it"
+                )),
                 true => directly(&format!(
                     "past the TCP stack: both workloads always accelerate port {port}"
                 )),
@@ -122,12 +126,17 @@ impl EbpfBackend {
                 )),
             };
         }
+        let mut reason =
+            format!("port {port}: the client's end is {client}; the server's end is {serves}");
+        let may_leave = enrolment.spec.acceleration.handoff && server.handoff;
         let path = match own.accelerates() && theirs.accelerates() {
-            true => DataPath::Handoff,
+            true if may_leave => DataPath::Handoff,
+            true => {
+                reason.push_str("; one of the workloads says `handoff: false`");
+                DataPath::Sockmap
+            }
             false => DataPath::Copy,
         };
-        let reason =
-            format!("port {port}: the client's end is {client}; the server's end is {serves}");
         (path, reason)
     }
 

@@ -40,10 +40,24 @@ impl EbpfBackend {
         acceleration.map_or(Ok(Vec::new()), Acceleration::fds)
     }
 
+    /// What [`super::MessageTap::from_fds`] takes. Empty: nothing goes past the TCP stack here, or where is not known.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn tap_fds(&self) -> std::io::Result<Vec<OwnedFd>> {
+        match (self.why_not(), &self.tap) {
+            (None, Ok(tap)) => tap.fds(&self.events),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// A data plane is gone, and with it its flows.
     pub fn forget_flows(&mut self) {
         if let Ok(acceleration) = &mut self.acceleration {
             acceleration.forget_flows();
+        }
+        if let Ok(tap) = &mut self.tap {
+            tap.end();
         }
     }
 

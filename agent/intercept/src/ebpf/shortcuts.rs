@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
+use shunt_core::sockets::{Accelerator, FarEnd, Moved, SocketCookie};
 use shunt_ebpf_common::maps::{End, Handoff, ROOM_LEVEL, ROOM_OPTION};
 
 use super::element::Elements;
@@ -76,9 +76,17 @@ impl Accelerator for Shortcuts {
         self.handoffs.set(&from, &handoff)
     }
 
-    fn moved(&self, from: SocketCookie) -> io::Result<u64> {
+    fn moved(&self, from: SocketCookie) -> io::Result<Moved> {
         let handoff = self.handoffs.get(&from)?;
-        Ok(handoff.map_or(0, |handoff| handoff.bytes))
+        Ok(handoff.map_or(Moved::default(), |handoff| Moved {
+            bytes: handoff.bytes,
+            messages: handoff.messages,
+        }))
+    }
+
+    fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()> {
+        self.handoffs
+            .each(|from, handoff| told(from, handoff.bytes))
     }
 
     fn was_cut(&self, far_end: SocketCookie) -> io::Result<bool> {

@@ -1,6 +1,7 @@
 //! Netfilter by netlink, where the programs cannot do it exactly: an ipset refreshed without a process, and a table
 //! deleted only if nothing is in it at that instant.
 
+pub(super) mod expressions;
 mod reading;
 mod removing;
 

@@ -4,6 +4,7 @@ use shunt_core::sockets::Family;
 
 use super::dead_man::DeadMan;
 use super::tools::{Tools, Variant, elsewhere, legacy_names, version, which};
+use super::tracking;
 use crate::{Finding, InterceptError, return_path};
 
 pub(super) fn probe() -> Vec<Finding> {
@@ -20,6 +21,7 @@ pub(super) fn probe() -> Vec<Finding> {
     findings.push(rules(&tools, "rules, IPv6", variant, Family::V6));
     findings.extend(dead_men(&tools, variant));
     findings.push(marks());
+    findings.push(apart());
     findings
 }
 
@@ -148,6 +150,24 @@ fn marks() -> Finding {
             "applications see their clients' own addresses".into()
         } else {
             "applications see the agent's address instead of their clients'".into()
+        },
+    }
+}
+
+fn apart() -> Finding {
+    let tried = elsewhere(tracking::attempt);
+    Finding {
+        name: "table of our own",
+        ok: tried.is_ok(),
+        required: false,
+        found: match &tried {
+            Ok(()) => "nftables has owned tables, snat and tproxy".into(),
+            Err(error) => error.chain(),
+        },
+        meaning: if tried.is_ok() {
+            "captured flows outlive a flush of the rules; source ports are drawn at random".into()
+        } else {
+            "a flush of the rules breaks captured flows; two connections from one source port at once may take a second".into()
         },
     }
 }

@@ -10,23 +10,17 @@
 //! the kernel falls back to the relay, and that direction stays there: what it brings is put into the same queue as soon
 //! as there is room ([`super::room`]).
 
-use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::task::Context;
-use std::time::Duration;
 
 use shunt_core::flow::DataPath;
-use shunt_core::sockets::{Accelerator, FarEnd, SocketCookie};
+use shunt_core::sockets::{Accelerator, FarEnd, Moved, SocketCookie};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
 
+use super::counting::Counting;
 use super::half::{Half, Way};
 use crate::account::Account;
-
-/// How often the bytes of a living flow are asked for.
-const COUNT: Duration = Duration::from_secs(8);
 
 /// See the head of this module.
 pub(crate) struct Shortcut<'a> {
@@ -34,9 +28,11 @@ pub(crate) struct Shortcut<'a> {
     /// The applications' sockets, as far as they are accelerated and were found.
     client: FarEnd,
     server: FarEnd,
+    /// Both workloads let it be handed over.
+    may_leave: bool,
     up: Leg,
     down: Leg,
-    counting: Option<Pin<Box<Sleep>>>,
+    counting: Counting,
 }
 
 /// One direction.
@@ -47,7 +43,7 @@ struct Leg {
     /// The relay has it for good.
     given_up: bool,
     /// Counted so far.
-    moved: u64,
+    moved: Moved,
 }
 
 impl<'a> Shortcut<'a> {
@@ -57,6 +53,8 @@ impl<'a> Shortcut<'a> {
         accelerator: &'a dyn Accelerator,
         client: &TcpStream,
         upstream: &TcpStream,
+        may_leave: bool,
+        counting: &Counting,
     ) -> Option<Self> {
         let far_end = |socket: &TcpStream| {
             // Not knowing, the careful way.
@@ -68,9 +66,10 @@ impl<'a> Shortcut<'a> {
             accelerator,
             client,
             server,
+            may_leave,
             up: Leg::default(),
             down: Leg::default(),
-            counting: None,
+            counting: counting.clone(),
         })
     }
 
@@ -89,10 +88,12 @@ impl<'a> Shortcut<'a> {
         })
     }
 
-    /// The applications' sockets, if both are there.
+    /// The applications' sockets, if both are there and may be left alone.
     fn ends(&self) -> Option<(SocketCookie, SocketCookie)> {
         match (self.client, self.server) {
-            (FarEnd::Found(client), FarEnd::Found(server)) => Some((client, server)),
+            (FarEnd::Found(client), FarEnd::Found(server)) if self.may_leave => {
+                Some((client, server))
+            }
             _ => None,
         }
     }
@@ -113,34 +114,31 @@ impl<'a> Shortcut<'a> {
         };
         let received = self.up.count(self.accelerator, client);
         let sent = self.down.count(self.accelerator, server);
-        if received > 0 {
-            account.received(DataPath::Handoff, received);
+        if received.bytes > 0 {
+            account.received(DataPath::Handoff, received.bytes);
         }
-        if sent > 0 {
-            account.sent(DataPath::Handoff, sent);
+        if sent.bytes > 0 {
+            account.sent(DataPath::Handoff, sent.bytes);
         }
-        received + sent > 0
+        account.messages(DataPath::Handoff, received.messages, sent.messages);
+        received.bytes + sent.bytes > 0
     }
 
     /// Bytes that went past the agent, as counted last.
     pub(super) fn moved(&self) -> u64 {
-        self.up.moved + self.down.moved
+        self.up.moved.bytes + self.down.moved.bytes
     }
 
-    /// Counts now and then while the flow lives.
-    pub(super) fn poll_count(&mut self, cx: &mut Context<'_>, account: &mut Account) {
-        if self.up.offered_at.is_none() && self.down.offered_at.is_none() {
+    /// Counts now and then while the flow lives and moves.
+    pub(super) fn poll_count(&mut self, cx: &Context<'_>, account: &mut Account) {
+        let Some((client, server)) = self.ends() else {
             return;
-        }
-        let mut counting = self
-            .counting
-            .take()
-            .unwrap_or_else(|| Box::pin(sleep(COUNT)));
-        while counting.as_mut().poll(cx).is_ready() {
+        };
+        let is_news =
+            |leg: &Leg, from| leg.offered_at.is_some() && self.counting.has_moved(from, cx);
+        if is_news(&self.up, client) | is_news(&self.down, server) {
             self.count(account);
-            counting.as_mut().reset(Instant::now() + COUNT);
         }
-        self.counting = Some(counting);
     }
 }
 
@@ -149,6 +147,7 @@ impl Drop for Shortcut<'_> {
         for far_end in [self.client, self.server] {
             if let FarEnd::Found(cookie) = far_end {
                 self.accelerator.forget(cookie);
+                self.counting.forget(cookie);
             }
         }
     }
@@ -166,7 +165,8 @@ impl Leg {
             return;
         }
         // Bytes that come here after some went past us: the kernel fell back, and a new offer would forget its count.
-        let fell_back = self.offered_at.is_some() && told(accelerator.moved(from)) != Some(0);
+        let fell_back =
+            self.offered_at.is_some() && told(accelerator.moved(from)) != Some(Moved::default());
         let delivered = || told(accelerator.has_delivered(half.sink().as_fd(), half.moved));
         if fell_back || delivered() != Some(true) {
             self.given_up = true;
@@ -177,14 +177,17 @@ impl Leg {
         half.handed_over();
     }
 
-    fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> u64 {
+    /// What is new.
+    fn count(&mut self, accelerator: &dyn Accelerator, from: SocketCookie) -> Moved {
         if self.offered_at.is_none() {
-            return 0;
+            return Moved::default();
         }
         let moved = told(accelerator.moved(from)).unwrap_or(self.moved);
-        let more = moved.saturating_sub(self.moved);
-        self.moved += more;
-        more
+        let before = std::mem::replace(&mut self.moved, moved);
+        Moved {
+            bytes: moved.bytes.saturating_sub(before.bytes),
+            messages: moved.messages.saturating_sub(before.messages),
+        }
     }
 }
 

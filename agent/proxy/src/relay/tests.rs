@@ -60,13 +60,16 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: false,
+        handoff: true,
         counters: Arc::default(),
         withdrawn: Arc::default(),
     };
     let records: Arc<Mutex<Vec<FlowRecord>>> = Arc::default();
     let sink = {
         let records = Arc::clone(&records);
-        Arc::new(move |record| records.lock().expect("not poisoned").push(record))
+        Arc::new(move |record: &FlowRecord| {
+            records.lock().expect("not poisoned").push(record.clone())
+        })
     };
     let from = ClientAddr(accepted.peer_addr().expect("an address"));
     let (agent, counters) = (Arc::default(), Arc::clone(&workload.counters));

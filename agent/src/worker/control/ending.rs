@@ -55,6 +55,7 @@ impl Control {
             server.abort();
         }
         self.requests.close();
+        self.view.borrow().taps.end();
         tracing::error!("the supervisor is gone: no new connections soon, those under way go on");
         tokio::time::sleep(ORPHAN).await;
         for worker in &self.workers {

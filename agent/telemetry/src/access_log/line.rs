@@ -24,6 +24,11 @@ struct JsonLine<'a> {
     path: &'a str,
     bytes_received: u64,
     bytes_sent: u64,
+    /// Where none went past the TCP stack there is no number.
+    #[serde(skip_serializing_if = "is_none")]
+    messages_received: u64,
+    #[serde(skip_serializing_if = "is_none")]
+    messages_sent: u64,
     bytes_by_path: BytesByPath,
     duration_ms: u64,
     response_flags: &'a str,
@@ -44,6 +49,8 @@ pub(super) fn json(record: &FlowRecord) -> String {
         path: record.path.as_str(),
         bytes_received: record.bytes_received,
         bytes_sent: record.bytes_sent,
+        messages_received: record.messages_received,
+        messages_sent: record.messages_sent,
         bytes_by_path: record.bytes_by_path,
         duration_ms: duration_ms(record),
         response_flags: record.close_reason.flag(),
@@ -97,10 +104,22 @@ pub(super) fn text(record: &FlowRecord) -> String {
         record.close_reason.flag(),
         record.close_reason.as_str(),
     );
+    if record.messages_received + record.messages_sent > 0 {
+        let _ = write!(
+            line,
+            " messages={}/{}",
+            record.messages_received, record.messages_sent
+        );
+    }
     if let Some(detail) = &record.detail {
         let _ = write!(line, " detail={detail:?}");
     }
     line
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(messages: &u64) -> bool {
+    *messages == 0
 }
 
 fn duration_ms(record: &FlowRecord) -> u64 {

@@ -35,6 +35,8 @@ fn call() -> FlowRecord {
         path: DataPath::Copy,
         bytes_received: 78,
         bytes_sent: 853,
+        messages_received: 0,
+        messages_sent: 0,
         bytes_by_path: BytesByPath {
             copy: 931,
             ..BytesByPath::default()
@@ -87,6 +89,21 @@ fn json_form() {
             r#""detail":"no \"entry\"\nin conntrack"}"#
         )
     );
+}
+
+/// There are numbers only where something went past the TCP stack.
+#[test]
+fn messages_past_the_stack() {
+    let record = FlowRecord {
+        messages_received: 3,
+        messages_sent: 2,
+        ..call()
+    };
+    let json = line::json(&record);
+    let numbers = r#""bytes_sent":853,"messages_received":3,"messages_sent":2,"bytes_by_path""#;
+    assert!(json.contains(numbers), "{json}");
+    let text = line::text(&record);
+    assert!(text.ends_with("reason=finished messages=3/2"), "{text}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn web() -> Enrolled {
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: true,
+        handoff: true,
         counters: Arc::new(counters),
         withdrawn: Arc::default(),
     }
@@ -131,7 +132,7 @@ fn the_text_is_openmetrics() {
             assert_eq!(name, format!("{}{suffix}", family.0));
         }
     }
-    assert_eq!(seen.len(), 15);
+    assert_eq!(seen.len(), 16);
 }
 
 /// A workload that is withdrawn and one of the same name that replaces it share their labels while both are there.

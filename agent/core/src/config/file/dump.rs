@@ -188,6 +188,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         default,
         ports: by_port,
         direct,
+        handoff,
     } = &workload.acceleration;
     let word = |acceleration: &Acceleration| match acceleration {
         Acceleration::Off => "off",
@@ -200,7 +201,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         .collect();
     writeln!(
         out,
-        "    acceleration: {{default: {}, direct: {direct}, ports: {{{}}}}}",
+        "    acceleration: {{default: {}, direct: {direct}, handoff: {handoff}, ports: {{{}}}}}",
         word(default),
         by_port.join(", ")
     )?;

@@ -73,6 +73,7 @@ fn the_documented_format() {
             default: Acceleration::Auto,
             ports: vec![(port(5432, 5432), Acceleration::Off)],
             direct: true,
+            handoff: true,
         },
         on_failure: OnFailure::Open,
         outbound: CapturePolicy {

@@ -35,7 +35,10 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Parsed<T> {
 }
 
 /// `250ms`, `10s`, `10m`, `1h`.
-pub(super) fn duration(text: &str) -> Parsed<Duration> {
+///
+/// # Errors
+/// It is not one, for people.
+pub fn duration(text: &str) -> Parsed<Duration> {
     let wrong =
         || format!("`{text}` is not a duration (a number with ms, s, m or h, at most 8760h)");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -143,7 +143,7 @@ fn acceleration(map: &Mapping<'_>) -> AccelerationPolicy {
     if !field.is_mapping() {
         return field.value(acceleration_word).unwrap_or_default().into();
     }
-    let Some(section) = field.mapping(&["default", "direct", "ports"]) else {
+    let Some(section) = field.mapping(&["default", "direct", "handoff", "ports"]) else {
         return policy;
     };
     if let Some(ports) = section.get("ports").filter(|field| !field.is_empty())
@@ -167,10 +167,12 @@ fn acceleration(map: &Mapping<'_>) -> AccelerationPolicy {
     }
     let default = section.value("default", acceleration_word);
     policy.default = default.unwrap_or_default();
-    let direct = section.value("direct", |text| {
-        values::choice(text, &[("true", true), ("false", false)])
-    });
-    policy.direct = direct.unwrap_or(true);
+    let may = |name| {
+        let choice = |text: &str| values::choice(text, &[("true", true), ("false", false)]);
+        section.value(name, choice).unwrap_or(true)
+    };
+    policy.direct = may("direct");
+    policy.handoff = may("handoff");
     policy
 }
 

@@ -153,6 +153,11 @@ fn each_wrong_value_of_a_workload_is_named() {
             "overlaps with `80-90`",
         ),
         (
+            "acceleration: {handoff: 1}",
+            "acceleration.handoff",
+            "true | false",
+        ),
+        (
             "acceleration: {direct: maybe}",
             "acceleration.direct",
             "true | false",

@@ -37,7 +37,7 @@ prop_compose! {
 prop_compose! {
     fn acceleration()(
         default in word(),
-        direct in any::<bool>(),
+        (direct, handoff) in any::<(bool, bool)>(),
         (first, ruled) in (1..=60_000_u16, prop::collection::vec((1..100_u16, word()), 0..3)),
     ) -> AccelerationPolicy {
         let mut next = first;
@@ -46,7 +46,7 @@ prop_compose! {
             next += length + 1;
             (range, word)
         };
-        AccelerationPolicy { default, ports: ruled.into_iter().map(range).collect(), direct }
+        AccelerationPolicy { default, ports: ruled.into_iter().map(range).collect(), direct, handoff }
     }
 }
 
