@@ -11,9 +11,9 @@ use aya_ebpf::programs::SockoptContext;
 use shunt_ebpf_common::maps::{End, ROOM_LEVEL, ROOM_OPTION};
 
 use crate::kernel_memory::at;
-use crate::maps::{PEERS, QUEUES};
-use crate::pairing::ends;
-use crate::sk_msg::{RECEIVE_QUEUE_OFFSET, most};
+use crate::maps::{PEERS, QUEUES, Sender};
+use crate::pairing::{ends, senders};
+use crate::sk_msg::{MOST_MESSAGES, RECEIVE_QUEUE_OFFSET, messages, most};
 
 /// Other options, also those that failed, are what the kernel said.
 const PASS: i32 = 1;
@@ -40,7 +40,7 @@ pub fn shunt_room(ctx: SockoptContext) -> i32 {
 fn room(ctx: &SockoptContext) -> Option<u32> {
     // SAFETY: the program's context; the socket and its storage are checked for null. What its messages change
     // meanwhile is read word by word.
-    let (cookie, peer) = unsafe {
+    let (cookie, peer, sender) = unsafe {
         let sk = (*ctx.sockopt).__bindgen_anon_1.sk;
         if sk.is_null() {
             return None;
@@ -49,7 +49,11 @@ fn room(ctx: &SockoptContext) -> Option<u32> {
         if end.is_null() || (*end).state == End::TCP {
             return None;
         }
-        ((*end).cookie, (*end).peer)
+        let sender = bpf_sk_storage_get(senders(), sk.cast(), null_mut(), 0).cast::<Sender>();
+        if sender.is_null() {
+            return None;
+        }
+        ((*end).cookie, (*end).peer, &*sender)
     };
     let peer = match peer {
         // SAFETY: copied at once.
@@ -59,6 +63,10 @@ fn room(ctx: &SockoptContext) -> Option<u32> {
     // SAFETY: copied at once.
     let receiver = *unsafe { QUEUES.get(&peer) }?;
     let queued: u32 = at(receiver, &raw const RECEIVE_QUEUE_OFFSET)?;
+    // Some more may be sent before it is asked again.
+    if messages(sender, queued) > MOST_MESSAGES / 2 {
+        return Some(0);
+    }
     Some(most(receiver).saturating_sub(queued))
 }
 

@@ -207,6 +207,9 @@ pub struct Sender {
     /// The tap that has counted `passed`, and how many bytes that are.
     pub tap: u32,
     pub passed: u32,
+    /// Messages that were sent of late, since the queue was empty, and their bytes.
+    pub messages: u32,
+    pub bytes: u32,
     pub reserved: u32,
 }
 

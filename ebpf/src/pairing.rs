@@ -16,9 +16,9 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
 use aya_ebpf::programs::SockOpsContext;
 use shunt_ebpf_common::maps::{End, Event, Handoff, Meeting, SocketCookie};
 
-use crate::kernel_memory::at;
+use crate::kernel_memory::{address_of, at};
 use crate::maps::{CUT, ENDS, HANDOFFS, MEETINGS, PEERS, QUEUES, SENDERS, SOCKHASH, Sender, count};
-use crate::sk_msg::RECEIVE_QUEUE_OFFSET;
+use crate::sk_msg::{RECEIVE_QUEUE_OFFSET, has_own_buffer};
 
 /// Where `struct sock` says that it is in a socket hash, and how many callers wait to send, and `struct tcp_sock` has the
 /// number of the next byte to be written; set from the kernel's BTF when the programs are loaded.
@@ -178,7 +178,7 @@ pub fn left(ctx: &SockOpsContext) {
 }
 
 /// Puts a socket where it can be redirected to. `None`: it was there (these programs also run for an ancestor's
-/// cgroup), or there is no room.
+/// cgroup), there is no room, or it must not be.
 #[inline(always)]
 fn enter(
     ctx: &SockOpsContext,
@@ -188,6 +188,11 @@ fn enter(
 ) -> Option<SocketCookie> {
     let sk = socket(ctx);
     if sk.is_null() {
+        return None;
+    }
+    // TCP's first window and a queue of some use do not both fit.
+    if has_own_buffer(address_of(sk)) {
+        count(Event::OwnBuffer);
         return None;
     }
     // SAFETY: the program's context.
@@ -208,6 +213,8 @@ fn enter(
         large: 0,
         tap: 0,
         passed: 0,
+        messages: 0,
+        bytes: 0,
         reserved: 0,
     };
     let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);

@@ -47,6 +47,11 @@ const SMALLEST_BUFFER: u32 = 2048;
 /// The part of a buffer of the program's own that the queue may take.
 const SHARE: u32 = 4;
 
+/// Messages that a queue may hold: the kernel takes a KiB for each, and charges nobody for it.
+pub const MOST_MESSAGES: u64 = 2048;
+/// Of so many at least the sizes are remembered.
+const RECENT: u32 = 512;
+
 /// Bytes of a message that TCP sends faster, and how many of them in a row make a direction a bulk one.
 const BULK_MESSAGE: u32 = 32 << 10;
 const BULK_RUN: u32 = 16;
@@ -103,7 +108,10 @@ fn redirect(ctx: &SkMsgContext, end: &mut End, sender: &mut Sender) -> u32 {
         }
     }
     let queued = queued(sender);
-    if !fits(sender.queue, queued, ctx.size()) {
+    if queued == 0 {
+        (sender.messages, sender.bytes) = (0, 0);
+    }
+    if !fits(sender.queue, queued, ctx.size()) || messages(sender, queued) > MOST_MESSAGES {
         return by_tcp(end, Event::QueueFull);
     }
     // The agent's relay is no faster.
@@ -114,6 +122,7 @@ fn redirect(ctx: &SkMsgContext, end: &mut End, sender: &mut Sender) -> u32 {
     if SOCKHASH.redirect_msg(ctx, &mut target, BPF_F_INGRESS) != i64::from(SK_PASS) {
         return by_tcp(end, Event::ReceiverGone);
     }
+    note(sender, ctx.size());
     let size = u64::from(ctx.size());
     if end.state != End::HANDED_OVER {
         end.state = End::REDIRECTED;
@@ -149,10 +158,37 @@ fn queued(sender: &mut Sender) -> u32 {
     at(sender.queue, &raw const RECEIVE_QUEUE_OFFSET).unwrap_or(SOME)
 }
 
+/// How many messages wait in a queue of so many bytes, by the sizes of those that were sent of late.
+#[inline(always)]
+pub fn messages(sender: &Sender, queued: u32) -> u64 {
+    match sender.bytes {
+        0 => 0,
+        bytes => u64::from(queued) * u64::from(sender.messages) / u64::from(bytes),
+    }
+}
+
+#[inline(always)]
+fn note(sender: &mut Sender, size: u32) {
+    sender.messages += 1;
+    sender.bytes = sender.bytes.saturating_add(size);
+    if sender.messages >= 2 * RECENT {
+        (sender.messages, sender.bytes) = (sender.messages / 2, sender.bytes / 2);
+    }
+}
+
 #[inline(always)]
 fn fits(receiver: u64, queued: u32, size: u32) -> bool {
     let then = queued.saturating_add(size);
     then <= SMALLEST_BUFFER / SHARE || then <= most(receiver)
+}
+
+/// Has a program set the size of this socket's receive buffer (`SO_RCVBUF`)?
+#[inline(always)]
+pub fn has_own_buffer(socket: u64) -> bool {
+    // SAFETY: as in `most`.
+    let lock = unsafe { read_volatile(&raw const RECEIVE_BUFFER_LOCK) };
+    let locks: u8 = at(socket, &raw const LOCKS_OFFSET).unwrap_or(0);
+    u32::from(locks) & lock != 0
 }
 
 /// Bytes that the queue of a receiver may hold. What is in it counts against the receive buffer: TCP drops what comes
@@ -160,15 +196,9 @@ fn fits(receiver: u64, queued: u32, size: u32) -> bool {
 /// with what is in it, unless its size was set by `SO_RCVBUF`. Then half of it is TCP's first window.
 #[inline(always)]
 pub fn most(receiver: u64) -> u32 {
-    // SAFETY: reading our own statics, volatile since the loader changes them.
-    let (limit, lock) = unsafe {
-        (
-            read_volatile(&raw const RECEIVE_QUEUE_LIMIT),
-            read_volatile(&raw const RECEIVE_BUFFER_LOCK),
-        )
-    };
-    let locks: u8 = at(receiver, &raw const LOCKS_OFFSET).unwrap_or(0);
-    if u32::from(locks) & lock == 0 {
+    // SAFETY: reading our own static, volatile since the loader changes it.
+    let limit = unsafe { read_volatile(&raw const RECEIVE_QUEUE_LIMIT) };
+    if !has_own_buffer(receiver) {
         return limit;
     }
     let buffer: u32 = at(receiver, &raw const RECEIVE_BUFFER_OFFSET).unwrap_or(0);

@@ -110,13 +110,13 @@ const ROUNDS: usize = 4;
 const STALL: u64 = 4;
 const FLOWS: usize = 12;
 
-/// A receive buffer of the program's own, smaller than our queues. Nobody reads for a while, then everybody does, and
+/// A receive buffer of the program's own, which comes late and is smaller than our queues. Nobody reads for a while, then everybody does, and
 /// says how long the longest wait for more was.
 const SMALL: &str = "
 import select, socket, sys, threading, time
-l = socket.socket(); l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); l.bind(('', 7000)); l.listen(64)
+l = socket.create_server(('', 7000), backlog=64)
 def read(s):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     for _ in range(3): s.sendall(s.recv(5))
     s.setblocking(False); time.sleep(STALL)
     poll = select.poll(); poll.register(s, select.POLLIN)
@@ -173,4 +173,47 @@ fn a_small_buffer_that_stalled_goes_on_at_once() {
         full.contains(&format!("kernel.queue_full: {FLOWS}\n")),
         "{full}"
     );
+}
+
+/// Sends bytes one by one to somebody who does not read yet.
+const TINY: &str = "
+import socket, sys
+s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+s.sendall(b'hello'); assert s.recv(5) == b'hello'
+for at in range(TOTAL): s.sendall(bytes([at % 251]))
+s.shutdown(socket.SHUT_WR); print('sent', flush=True); assert s.recv(1) == b''
+";
+
+const LATE: &str = "
+import select, socket, sys
+s = socket.create_server(('', 7000)).accept()[0]; s.sendall(s.recv(5)); sys.stdin.readline()
+s.setblocking(False); heard = b''
+while True:
+    select.select([s], [], [])
+    try: some = s.recv(65536)
+    except BlockingIOError: continue
+    if not some: break
+    heard += some
+assert heard == bytes(at % 251 for at in range(TOTAL)), len(heard)
+print('right', flush=True)
+";
+
+/// The kernel takes a KiB for each message that waits, and charges nobody.
+#[test]
+fn tiny_messages_do_not_pile_up() {
+    const TOTAL: u64 = 6000;
+    let scene = Pair::new();
+    let mut server = Script::start(&scene.server, &format!("TOTAL = {TOTAL}\n{LATE}"), &[]);
+    scene.server.wait_for_listener(7000);
+    let agent = scene.both("ebpf", "acceleration: always").start();
+    let script = format!("TOTAL = {TOTAL}\n{TINY}");
+    let mut client = Script::start(&scene.client, &script, &[&scene.server.v4]);
+    assert_eq!(client.says(), "sent");
+    server.tell("");
+    assert_eq!(server.says(), "right");
+    client.succeeds();
+    let line = agent.lines(1).remove(0);
+    assert_eq!(line["bytes_received"], TOTAL + 5, "{line}");
+    let queued = line["messages_received"].as_u64().expect("a number");
+    assert!((2000..2200).contains(&queued), "{line}");
 }

@@ -347,8 +347,8 @@ fn inspect(
 ) -> Result<Vec<Drift>, String> {
     let mut found: Vec<Drift> = serving
         .ears
-        .deaf(&serving.enrolment.listeners)
-        .into_iter()
+        .iter()
+        .filter_map(|ears| ears.deaf(&serving.enrolment.listeners))
         .collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;

@@ -32,7 +32,8 @@ const FLOWS: &str = "shunt/flows";
 #[derive(Debug)]
 pub(super) struct Serving {
     pub(super) enrolment: Enrolment,
-    pub(super) ears: Ears,
+    /// `None`: the kernel has no room for one more.
+    pub(super) ears: Option<Ears>,
     pub(super) mode: Mode,
     pub(super) mode_reason: String,
     /// Clients' own addresses can be used for delivery: by this.
@@ -71,7 +72,10 @@ impl Serving {
             };
             let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
             let ears = Ears::of(&listeners)
-                .map_err(|error| InterceptError::io("watch", "the listeners", error.into()))?;
+                .inspect_err(|error| {
+                    tracing::warn!(workload = %spec.name, %error, "listeners that are closed by others are not noticed");
+                })
+                .ok();
             let enrolment = Enrolment {
                 id,
                 spec: spec.clone(),

@@ -293,6 +293,8 @@ pub enum Event {
     Bulk,
     /// A direct connection was not paired, as those of its service are bulk.
     BulkService,
+    /// A socket was not made ready to be accelerated: its receive buffer is the program's own.
+    OwnBuffer,
     /// Something was copied for a tap, or was to be.
     TapCopied,
     TapLost,
@@ -300,7 +302,7 @@ pub enum Event {
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 24] = [
+    pub const NAMES: [&'static str; 25] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -323,6 +325,7 @@ impl Event {
         "option_refused",
         "bulk",
         "bulk_service",
+        "own_buffer",
         "tap_copied",
         "tap_lost",
     ];

@@ -14,6 +14,9 @@ use shunt_core::sockets::{Accelerator, SocketCookie};
 /// How often is looked at living flows.
 pub(crate) const COUNT: Duration = Duration::from_secs(8);
 
+/// So many are asked about one by one: the kernel's table is everybody's, and may be large.
+const FEW: usize = 256;
+
 /// A worker's handed-over directions, by the socket that sends.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counting(Rc<RefCell<HashMap<SocketCookie, Known>>>);
@@ -23,6 +26,15 @@ struct Known {
     bytes: u64,
     has_moved: bool,
     waker: Waker,
+}
+
+impl Known {
+    fn heard(&mut self, bytes: u64) {
+        if self.bytes != bytes {
+            (self.bytes, self.has_moved) = (bytes, true);
+            self.waker.wake_by_ref();
+        }
+    }
 }
 
 impl Counting {
@@ -48,14 +60,20 @@ impl Counting {
         if all.is_empty() {
             return;
         }
-        let looked = accelerator.each_moved(&mut |from, bytes| {
-            if let Some(known) = all.get_mut(&from)
-                && known.bytes != bytes
-            {
-                (known.bytes, known.has_moved) = (bytes, true);
-                known.waker.wake_by_ref();
-            }
-        });
+        let looked = if all.len() <= FEW {
+            let one = |(from, known): (&SocketCookie, &mut Known)| {
+                accelerator
+                    .moved(*from)
+                    .map(|moved| known.heard(moved.bytes))
+            };
+            all.iter_mut().try_for_each(one)
+        } else {
+            accelerator.each_moved(&mut |from, bytes| {
+                if let Some(known) = all.get_mut(&from) {
+                    known.heard(bytes);
+                }
+            })
+        };
         if let Err(error) = looked {
             tracing::debug!(%error, "what went past is told when its flows end");
         }
@@ -96,8 +114,13 @@ mod tests {
             Ok(())
         }
 
-        fn moved(&self, _: SocketCookie) -> io::Result<Moved> {
-            Err(io::ErrorKind::Unsupported.into())
+        fn moved(&self, from: SocketCookie) -> io::Result<Moved> {
+            let all = self.0.lock().expect("not poisoned");
+            let known = all.iter().find(|(cookie, _)| *cookie == from);
+            Ok(Moved {
+                bytes: known.map_or(0, |(_, bytes)| *bytes),
+                messages: 0,
+            })
         }
 
         fn each_moved(&self, told: &mut dyn FnMut(SocketCookie, u64)) -> io::Result<()> {

@@ -200,11 +200,6 @@ impl<'a> Half<'a> {
         self.write.as_ref()
     }
 
-    /// Its source may write to where its sink leads, past it.
-    pub(super) fn handed_over(&mut self) {
-        self.room.forget();
-    }
-
     /// Has it nothing in its hands, and its source nothing more?
     pub(super) fn is_drained(&self) -> bool {
         self.drained
@@ -235,7 +230,6 @@ impl<'a> Half<'a> {
                     bytes = &bytes[..bytes.len().min(most)];
                 }
                 let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes))?;
-                self.room.written(written);
                 *from += written;
                 (copying, written, from == to)
             }

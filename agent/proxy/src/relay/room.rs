@@ -16,7 +16,9 @@ use shunt_core::sockets::Accelerator;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Until the first look: the grain of the timer. A queue (1 MiB) that is read at a gigabyte a second is just empty then.
+/// Looks that only let others have their turn: most readers are at work.
+const TRIES: u8 = 8;
+/// Until the next one: the grain of the timer.
 const FIRST: Duration = Duration::from_millis(1);
 /// A reader that stalls costs some thirty looks a second.
 const LONGEST: Duration = Duration::from_millis(32);
@@ -24,31 +26,38 @@ const LONGEST: Duration = Duration::from_millis(32);
 /// See the head of this module.
 #[derive(Default)]
 pub(super) struct Room {
-    /// Bytes that were seen to fit, less those written since.
-    left: u64,
-    /// Made when there was none for the first time.
+    /// Made when there was none for long.
     look: Option<Pin<Box<Sleep>>>,
+    tries: u8,
     pause: Duration,
 }
 
 impl Room {
-    /// How many bytes may be written now, at least one.
+    /// How many bytes may be written now, at least one. It is asked before each write: how much fits also depends on how
+    /// large writes are, and on what the receiver does with its buffer.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         accelerator: &dyn Accelerator,
         sink: &TcpStream,
     ) -> Poll<u64> {
-        while self.left == 0 {
+        loop {
             if let Some(look) = self.look.as_mut().filter(|_| !self.pause.is_zero()) {
                 ready!(look.as_mut().poll(cx));
             }
             // Who cannot be asked writes as he always did: in order, behind the queue.
-            let room = accelerator.room(sink.as_fd());
-            self.left = room.ok().flatten().unwrap_or(u64::MAX);
-            if self.left > 0 {
-                self.pause = Duration::ZERO;
-                break;
+            let room = accelerator.room(sink.as_fd()).ok().flatten();
+            match room.unwrap_or(u64::MAX) {
+                0 => {}
+                room => {
+                    (self.tries, self.pause) = (0, Duration::ZERO);
+                    return Poll::Ready(room);
+                }
+            }
+            if self.tries < TRIES {
+                self.tries += 1;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             self.pause = (self.pause * 2).clamp(FIRST, LONGEST);
             match &mut self.look {
@@ -56,15 +65,5 @@ impl Room {
                 None => self.look = Some(Box::pin(sleep(self.pause))),
             }
         }
-        Poll::Ready(self.left)
-    }
-
-    pub(super) fn written(&mut self, bytes: usize) {
-        self.left = self.left.saturating_sub(bytes as u64);
-    }
-
-    /// Somebody else may write into the queue from now on.
-    pub(super) fn forget(&mut self) {
-        self.left = 0;
     }
 }

@@ -174,7 +174,6 @@ impl Leg {
         }
         self.given_up = told(accelerator.hand_over(from, to, half.moved)).is_none();
         self.offered_at = Some(half.moved);
-        half.handed_over();
     }
 
     /// What is new.

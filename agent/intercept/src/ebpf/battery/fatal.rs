@@ -40,7 +40,7 @@ pub(super) fn order_under_close(scene: &Scene) -> Answer {
             false => (flow.far, flow.near),
         };
         let sent = pattern(round, 100_000 + 17_000 * round as usize);
-        let piece = [100, 5000, 70_000][round as usize % 3];
+        let piece = [200, 5000, 70_000][round as usize % 3];
         let write = || {
             send_all(&writer, &sent, piece, Deadline::new())?;
             let end = scene.end(&writer)?;
