@@ -280,6 +280,7 @@ impl Supervisor {
         if self.data_plane.alive() {
             self.backends.keep_alive();
             self.data_plane.captures();
+            self.answer_asked();
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;

@@ -9,13 +9,14 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::run::{root, say};
 
 /// A crate depends only on crates of a lower tier.
-const TIERS: [(&str, u8); 7] = [
+const TIERS: [(&str, u8); 8] = [
     ("shunt-ebpf-common", 0),
     ("shunt-core", 0),
     ("shunt-proxy", 1),
     ("shunt-intercept", 1),
     ("shunt-telemetry", 1),
     ("shunt-admin", 1),
+    ("shunt-cni", 1),
     ("shunt", 2),
 ];
 

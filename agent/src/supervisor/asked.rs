@@ -49,8 +49,9 @@ impl Supervisor {
 
     /// Answers those whose wish came true, or failed once.
     pub(super) fn answer_asked(&mut self) {
+        let captures = self.data_plane.alive();
         for asked in std::mem::take(&mut self.asked) {
-            match self.outcome(&asked.name) {
+            match self.outcome(&asked.name, captures) {
                 Some(outcome) => self.answer(asked.ticket, Ok(outcome)),
                 None => self.asked.push(asked),
             }
@@ -62,15 +63,16 @@ impl Supervisor {
         self.data_plane.tell(&answer, Vec::new());
     }
 
-    /// `None`: nobody knows yet.
-    fn outcome(&self, name: &WorkloadName) -> Option<Outcome> {
+    /// `None`: nobody knows yet. Without a data plane that answers, whoever is served connects directly.
+    fn outcome(&self, name: &WorkloadName, captures: bool) -> Option<Outcome> {
         let old = self.leaving.iter().filter(|leaving| leaving.is_of(name));
         if let Some(retry) = old.filter_map(|leaving| leaving.captures_until()).next() {
             let reason = "what was in force cannot be released yet";
             return retry.failed().then(|| Outcome::Later(reason.into()));
         }
         match self.workloads.get(name).map(|workload| &workload.phase) {
-            None | Some(Phase::Serving { change: None, .. }) => Some(Outcome::InForce),
+            None => Some(Outcome::InForce),
+            Some(Phase::Serving { change: None, .. }) => captures.then_some(Outcome::InForce),
             Some(Phase::Serving {
                 change: Some(retry),
                 ..
