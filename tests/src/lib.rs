@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod agent;
 pub mod attachments;
+pub mod cni;
 pub mod conform;
 pub mod greeter;
 pub mod kernel;
