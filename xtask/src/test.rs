@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 23] = [
+const NEEDED: [(&str, &str); 24] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -41,6 +41,7 @@ const NEEDED: [(&str, &str); 23] = [
     ("faketime", "faketime"),
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
+    ("host-local", "containernetworking-plugins"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -51,8 +52,8 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.no_install {
         install()?;
     }
-    // One binary for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
-    loudly(cargo().args(["build", "--package", "shunt"]))?;
+    // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
+    loudly(cargo().args(["build", "--package", "shunt", "--package", "shunt-cni"]))?;
     let mut tests = cargo();
     tests.env("SHUNT_BIN", root().join("target/debug/shunt"));
     tests.args(["test", "--workspace"]);
@@ -88,7 +89,7 @@ pub fn install() -> Result<()> {
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    let directories = path.split(':').chain(["/usr/sbin", "/sbin"]);
+    let directories = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/lib/cni"]);
     directories
         .into_iter()
         .any(|directory| std::path::Path::new(directory).join(program).is_file())
