@@ -89,7 +89,9 @@ pub fn install() -> Result<()> {
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    let directories = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/lib/cni"]);
+    let directories = path
+        .split(':')
+        .chain(["/usr/sbin", "/sbin", "/usr/lib/cni"]);
     directories
         .into_iter()
         .any(|directory| std::path::Path::new(directory).join(program).is_file())

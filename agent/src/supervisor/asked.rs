@@ -49,9 +49,8 @@ impl Supervisor {
 
     /// Answers those whose wish came true, or failed once.
     pub(super) fn answer_asked(&mut self) {
-        let captures = self.data_plane.alive();
         for asked in std::mem::take(&mut self.asked) {
-            match self.outcome(&asked.name, captures) {
+            match self.outcome(&asked.name) {
                 Some(outcome) => self.answer(asked.ticket, Ok(outcome)),
                 None => self.asked.push(asked),
             }
@@ -63,8 +62,8 @@ impl Supervisor {
         self.data_plane.tell(&answer, Vec::new());
     }
 
-    /// `None`: nobody knows yet. Without a data plane that answers, whoever is served connects directly.
-    fn outcome(&self, name: &WorkloadName, captures: bool) -> Option<Outcome> {
+    /// `None`: nobody knows yet. As long as the gates are open, whoever is served connects directly.
+    fn outcome(&self, name: &WorkloadName) -> Option<Outcome> {
         let old = self.leaving.iter().filter(|leaving| leaving.is_of(name));
         if let Some(retry) = old.filter_map(|leaving| leaving.captures_until()).next() {
             let reason = "what was in force cannot be released yet";
@@ -72,7 +71,7 @@ impl Supervisor {
         }
         match self.workloads.get(name).map(|workload| &workload.phase) {
             None => Some(Outcome::InForce),
-            Some(Phase::Serving { change: None, .. }) => captures.then_some(Outcome::InForce),
+            Some(Phase::Serving { change: None, .. }) => self.captures.then_some(Outcome::InForce),
             Some(Phase::Serving {
                 change: Some(retry),
                 ..

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use shunt_tests::agent::signal;
 use shunt_tests::cni::{Network, Said};
-use shunt_tests::{AgentBuilder, World, in_both_modes, require, wait};
+use shunt_tests::{AgentBuilder, Blocked, World, in_both_modes, require, wait};
 
 use crate::{NOBODY, SHUNT, asking, connects, enrolled, server};
 
@@ -19,6 +19,7 @@ in_both_modes!(
     a_stopped_agent_is_not_waited_for_without_end,
     a_hung_agent_is_not_waited_for_without_end,
     an_agent_that_starts_is_waited_for,
+    a_pod_is_not_added_while_its_connections_go_directly,
 );
 
 fn bounded(verb: impl FnOnce() -> Said) -> Said {
@@ -109,15 +110,40 @@ fn an_agent_that_starts_is_waited_for(mode: &str) {
     let network = Network::new(&world, "1.0.0", asking(&agent, &closed));
     let (server, _nginx) = server(&world, &network);
     let mut pod = network.container("shop", "client");
+    network.add_first(&mut pod, SHUNT).expect("added");
     agent.terminate();
     thread::scope(|scope| {
         let added = scope.spawn(|| {
-            network.add(&mut pod).expect("added");
+            network.add_one(&mut pod, SHUNT).expect("added");
             connects(&pod, &server);
         });
         agent.restart();
         added.join().expect("it connected");
     });
+    assert_eq!(agent.lines(1)[0]["workload"], "shop/client");
+    network.del(&pod).expect("deleted");
+}
+
+/// A data plane with a stuck thread has its gates open, though it answers.
+fn a_pod_is_not_added_while_its_connections_go_directly(mode: &str) {
+    require::everything();
+    let world = World::new();
+    let agent = AgentBuilder::new(&world, mode).start();
+    let network = Network::new(&world, "1.0.0", asking(&agent, &policy("closed")));
+    let (server, _nginx) = server(&world, &network);
+    // The agent loads its programs.
+    let mut first = network.container("shop", "first");
+    network.add(&mut first).expect("added");
+    let mut pod = network.container("shop", "client");
+    network.add_first(&mut pod, SHUNT).expect("added");
+    let blocked = Blocked::worker(&agent);
+    // Its last sign of life is too old then.
+    wait::pause(Duration::from_millis(1000));
+    let said = network.invoke("ADD", SHUNT, &pod);
+    drop(blocked);
+    assert_eq!(said.code(), 11, "{said:?}");
+    network.add_one(&mut pod, SHUNT).expect("added");
+    connects(&pod, &server);
     assert_eq!(agent.lines(1)[0]["workload"], "shop/client");
     network.del(&pod).expect("deleted");
 }
