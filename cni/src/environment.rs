@@ -12,7 +12,7 @@ use shunt_core::workload::WorkloadName;
 use crate::failure::{Code, Failure};
 
 /// Of a file that stands for a namespace (linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: i128 = 0x6e73_6673;
 /// Bytes of an interface's name (IFNAMSIZ, less its end).
 const MAX_IFNAME: usize = 15;
 /// The namespace of containers that no Kubernetes made; the agent's own default.
@@ -104,7 +104,7 @@ impl Attachment {
         let path = self.netns.as_ref().ok_or_else(|| wrong("missing"))?;
         let shown = path.display();
         let found = fs::metadata(path).map_err(|error| wrong(&format!("{shown}: {error}")))?;
-        let is_namespace = statfs(path).is_ok_and(|system| system.f_type as i64 == NSFS_MAGIC);
+        let is_namespace = statfs(path).is_ok_and(|system| i128::from(system.f_type) == NSFS_MAGIC);
         if !is_namespace {
             return Err(wrong(&format!("{shown} is not a namespace")));
         }
