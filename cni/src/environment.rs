@@ -46,7 +46,7 @@ impl Command {
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) container: String,
-    /// As Kubernetes names pods, else the container's id in the namespace `default`.
+    /// As Kubernetes names pods; without a name the container's id, without a namespace `default`.
     pub(crate) workload: WorkloadName,
     /// The pod's, where Kubernetes made it.
     pub(crate) namespace: Option<String>,
@@ -79,15 +79,15 @@ impl Attachment {
             let value = (!value.is_empty()).then(|| file::name(value)).transpose();
             *known = value.map_err(|error| invalid(format!("CNI_ARGS: {key}: {error}")))?;
         }
-        let workload = match (&namespace, pod) {
-            (Some(namespace), Some(name)) => WorkloadName {
-                namespace: namespace.clone(),
-                name,
-            },
-            _ => WorkloadName {
-                namespace: DEFAULT_NAMESPACE.into(),
-                name: container.clone(),
-            },
+        let (namespace_of, name) = match (&namespace, pod) {
+            (Some(namespace), Some(name)) => (namespace.as_str(), name),
+            // As podman names containers.
+            (None, Some(name)) => (DEFAULT_NAMESPACE, name),
+            (_, None) => (DEFAULT_NAMESPACE, container.clone()),
+        };
+        let workload = WorkloadName {
+            namespace: namespace_of.into(),
+            name,
         };
         Ok(Self {
             container,
@@ -163,6 +163,7 @@ mod tests {
         };
         assert_eq!(named(""), "default/c0ffee");
         assert_eq!(named("K8S_POD_NAMESPACE=;K8S_POD_NAME="), "default/c0ffee");
+        assert_eq!(named("K8S_POD_NAME=db"), "default/db");
         let pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;OTHER=a=b";
         assert_eq!(named(pod), "shop/web-0");
     }

@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 24] = [
+const NEEDED: [(&str, &str); 27] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -42,6 +42,9 @@ const NEEDED: [(&str, &str); 24] = [
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
     ("host-local", "containernetworking-plugins"),
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

@@ -3,6 +3,7 @@
 mod failures;
 mod input;
 mod life;
+mod podman;
 mod verbs;
 
 use serde_json::{Value, json};
