@@ -79,7 +79,9 @@ fn a_hung_agent_is_not_waited_for_without_end(mode: &str) {
     let mut started = open.container("shop", "started");
     let mut refused = closed.container("shop", "refused");
     let mut ends = open.container("shop", "ends");
-    open.add(&mut ends).expect("added");
+    // The agent loads its programs.
+    let patient = Network::new(&world, "1.0.0", asking(&agent, &json!({})));
+    patient.add(&mut ends).expect("added");
     open.add_first(&mut started, SHUNT).expect("added");
     open.add_first(&mut refused, SHUNT).expect("added");
     signal("-STOP", agent.pid());
@@ -129,7 +131,8 @@ fn a_pod_is_not_added_while_its_connections_go_directly(mode: &str) {
     require::everything();
     let world = World::new();
     let agent = AgentBuilder::new(&world, mode).start();
-    let network = Network::new(&world, "1.0.0", asking(&agent, &policy("closed")));
+    let network = Network::new(&world, "1.0.0", asking(&agent, &json!({})));
+    let closed = Network::new(&world, "1.0.0", asking(&agent, &policy("closed")));
     let (server, _nginx) = server(&world, &network);
     // The agent loads its programs.
     let mut first = network.container("shop", "first");
@@ -139,7 +142,7 @@ fn a_pod_is_not_added_while_its_connections_go_directly(mode: &str) {
     let blocked = Blocked::worker(&agent);
     // Its last sign of life is too old then.
     wait::pause(Duration::from_millis(1000));
-    let said = network.invoke("ADD", SHUNT, &pod);
+    let said = closed.invoke("ADD", SHUNT, &pod);
     drop(blocked);
     assert_eq!(said.code(), 11, "{said:?}");
     network.add_one(&mut pod, SHUNT).expect("added");

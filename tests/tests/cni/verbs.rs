@@ -72,7 +72,7 @@ fn status_says_whether_pods_can_be_added() {
     require::everything();
     let world = World::new();
     let mut agent = AgentBuilder::new(&world, "ebpf").start();
-    let network = alone(&world, asking(&agent, &json!({"timeout_ms": 500})));
+    let network = alone(&world, asking(&agent, &json!({"timeout_ms": 2000})));
     let pod = network.container("shop", "client");
     let (open, closed) = (json!({}), json!({"on_failure": "closed"}));
     for policy in [&open, &closed] {
