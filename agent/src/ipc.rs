@@ -214,6 +214,8 @@ pub struct EnrolledView {
 pub struct WorkloadInfo {
     pub name: WorkloadName,
     pub netns: String,
+    /// As [`shunt_core::status::WorkloadStatus::labels`].
+    pub labels: BTreeMap<String, String>,
     pub mode: StatusMode,
     pub mode_reason: String,
     pub state: WorkloadState,

@@ -73,6 +73,8 @@ struct Supervisor {
     leaving: Vec<Leaving>,
     /// Whom a change was promised.
     asked: Vec<Asked>,
+    /// The data plane gave signs of life when the gates were kept last.
+    captures: bool,
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
@@ -168,6 +170,7 @@ impl Supervisor {
             workloads: BTreeMap::new(),
             leaving: Vec::new(),
             asked: Vec::new(),
+            captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             node: NodeNotes::default(),
@@ -288,9 +291,10 @@ impl Supervisor {
 
     /// Every 250 ms: keeps the gates while the data plane lives, looks at what may have changed.
     fn tick(&mut self) {
-        if self.data_plane.alive() {
-            self.backends.keep_alive();
+        self.keep_gates();
+        if self.captures {
             self.data_plane.captures();
+            self.answer_asked();
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
@@ -304,6 +308,14 @@ impl Supervisor {
             self.publish();
         } else {
             self.publish_counters();
+        }
+    }
+
+    /// Every gate, as long as somebody is behind it.
+    fn keep_gates(&mut self) {
+        self.captures = self.data_plane.alive();
+        if self.captures {
+            self.backends.keep_alive();
         }
     }
 

@@ -4,6 +4,8 @@
 pub mod admin;
 pub mod agent;
 pub mod attachments;
+pub mod blocked;
+pub mod cni;
 pub mod conform;
 pub mod greeter;
 pub mod kernel;
@@ -25,6 +27,7 @@ pub mod world;
 use std::str::FromStr;
 
 pub use agent::{Agent, AgentBuilder};
+pub use blocked::Blocked;
 pub use load::Load;
 pub use mayfly::Mayfly;
 pub use pair::Pair;

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use shunt_tests::agent::signal;
 use shunt_tests::load::{list, program};
-use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
+use shunt_tests::{
+    Agent, AgentBuilder, Blocked, Load, Pod, Running, World, in_both_modes, require, wait,
+};
 
 in_both_modes!(
     killed_data_planes,
@@ -269,37 +271,6 @@ fn under_load(mode: &str, cuts: Cuts, die: impl Fn(&mut Agent, &mut Chance)) {
     for pid in dead {
         let cgroup = scene.client.cgroup.join(format!("../../shunt-agent-{pid}"));
         assert!(!cgroup.exists(), "{}", cgroup.display());
-    }
-}
-
-/// One thread of the data plane, stopped by ptrace as if it looped for ever. The others and the supervisor go on.
-struct Blocked(nix::unistd::Pid);
-
-impl Blocked {
-    fn worker(agent: &Agent) -> Self {
-        let tasks = format!("/proc/{}/task", agent.worker_pid().expect("a data plane"));
-        let mut tasks = fs::read_dir(tasks).expect("threads").flatten();
-        let task = tasks
-            .find(|task| {
-                fs::read_to_string(task.path().join("comm")).expect("named") == "worker-0\n"
-            })
-            .expect("a worker thread");
-        let id = task
-            .file_name()
-            .to_string_lossy()
-            .parse()
-            .expect("a number");
-        let thread = nix::unistd::Pid::from_raw(id);
-        nix::sys::ptrace::attach(thread).expect("traced");
-        let stopped = nix::sys::wait::waitpid(thread, Some(nix::sys::wait::WaitPidFlag::__WALL));
-        stopped.expect("stopped");
-        Self(thread)
-    }
-}
-
-impl Drop for Blocked {
-    fn drop(&mut self) {
-        let _ = nix::sys::ptrace::detach(self.0, None);
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 23] = [
+const NEEDED: [(&str, &str); 27] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -42,6 +42,10 @@ const NEEDED: [(&str, &str); 23] = [
     ("faketime", "faketime"),
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
+    ("host-local", "containernetworking-plugins"),
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -53,8 +57,8 @@ pub fn run(args: &Args) -> Result<()> {
         install()?;
         envoy::fetch();
     }
-    // One binary for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
-    loudly(cargo().args(["build", "--package", "shunt"]))?;
+    // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
+    loudly(cargo().args(["build", "--package", "shunt", "--package", "shunt-cni"]))?;
     let mut tests = cargo();
     tests.env("SHUNT_BIN", root().join("target/debug/shunt"));
     tests.args(["test", "--workspace"]);
@@ -90,7 +94,9 @@ pub fn install() -> Result<()> {
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    let directories = path.split(':').chain(["/usr/sbin", "/sbin"]);
+    let directories = path
+        .split(':')
+        .chain(["/usr/sbin", "/sbin", "/usr/lib/cni"]);
     directories
         .into_iter()
         .any(|directory| std::path::Path::new(directory).join(program).is_file())

@@ -27,6 +27,9 @@ pub struct WorkloadStatus {
     pub name: String,
     pub namespace: String,
     pub netns: String,
+    /// Only those that tell who enrolled it: whose names begin with [`OWNERSHIP`].
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     pub mode: StatusMode,
     pub mode_reason: String,
     pub state: WorkloadState,
@@ -42,6 +45,9 @@ pub struct WorkloadStatus {
     pub connections: Connections,
     pub bytes: BytesByPath,
 }
+
+/// What the names of labels begin with by which a program that enrols workloads knows its own again.
+pub const OWNERSHIP: &str = "shunt.io/";
 
 /// How a workload is steered right now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -62,7 +62,7 @@ impl Supervisor {
         self.data_plane.tell(&answer, Vec::new());
     }
 
-    /// `None`: nobody knows yet.
+    /// `None`: nobody knows yet. As long as the gates are open, whoever is served connects directly.
     fn outcome(&self, name: &WorkloadName) -> Option<Outcome> {
         let old = self.leaving.iter().filter(|leaving| leaving.is_of(name));
         if let Some(retry) = old.filter_map(|leaving| leaving.captures_until()).next() {
@@ -70,7 +70,8 @@ impl Supervisor {
             return retry.failed().then(|| Outcome::Later(reason.into()));
         }
         match self.workloads.get(name).map(|workload| &workload.phase) {
-            None | Some(Phase::Serving { change: None, .. }) => Some(Outcome::InForce),
+            None => Some(Outcome::InForce),
+            Some(Phase::Serving { change: None, .. }) => self.captures.then_some(Outcome::InForce),
             Some(Phase::Serving {
                 change: Some(retry),
                 ..

@@ -294,9 +294,7 @@ impl Supervisor {
                     self.tell_destinations();
                 }
                 self.introduce(&serving);
-                if self.data_plane.alive() {
-                    self.backends.keep_alive();
-                }
+                self.keep_gates();
                 let serving = Box::new(serving);
                 Phase::Serving {
                     serving,

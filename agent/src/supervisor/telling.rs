@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
-use shunt_core::status::{StatusMode, WorkloadState};
+use shunt_core::status::{OWNERSHIP, StatusMode, WorkloadState};
 use shunt_core::workload::{Mode, WorkloadId};
 
 use super::Supervisor;
@@ -181,10 +181,16 @@ fn notes(serving: &Serving) -> Vec<String> {
 fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {
     let netns = workload.spec.netns.display().to_string();
     let name = workload.spec.name.clone();
+    let labels = workload.spec.labels.iter();
+    let labels = labels
+        .filter(|(key, _)| key.starts_with(OWNERSHIP))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
     match &workload.phase {
         Phase::Serving { serving, .. } => WorkloadInfo {
             name,
             netns,
+            labels,
             mode: match serving.mode {
                 Mode::Ebpf => StatusMode::Ebpf,
                 Mode::Iptables => StatusMode::Iptables,
@@ -199,6 +205,7 @@ fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {
         Phase::Waiting { state, reason, .. } => WorkloadInfo {
             name,
             netns,
+            labels,
             mode: StatusMode::Off,
             mode_reason: reason.clone(),
             state: *state,

@@ -241,6 +241,7 @@ impl View {
             name: info.name.name.clone(),
             namespace: info.name.namespace.clone(),
             netns: info.netns.clone(),
+            labels: info.labels.clone(),
             mode: info.mode,
             mode_reason: info.mode_reason.clone(),
             state: info.state,
@@ -272,6 +273,7 @@ mod tests {
         WorkloadInfo {
             name: name(of),
             netns: String::new(),
+            labels: BTreeMap::new(),
             mode: StatusMode::Ebpf,
             mode_reason: String::new(),
             notes: Vec::new(),

@@ -13,7 +13,7 @@ use serde::Serialize;
 pub use self::dump::dump;
 pub use self::flags::{apply_flags, conflict};
 use self::node::{Faults, Field};
-pub use self::values::{check_level, duration};
+pub use self::values::{check_level, duration, name};
 use crate::config::Config;
 use crate::workload::{ModeSetting, WorkloadName, WorkloadSpec};
 

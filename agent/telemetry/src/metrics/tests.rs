@@ -39,6 +39,7 @@ fn status(mode: StatusMode, state: WorkloadState) -> WorkloadStatus {
         name: "web".into(),
         namespace: "default".into(),
         netns: "/run/netns/web".into(),
+        labels: Default::default(),
         mode,
         mode_reason: String::new(),
         state,

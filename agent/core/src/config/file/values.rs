@@ -211,7 +211,10 @@ pub(super) fn service_address(text: &str) -> Parsed<SocketAddr> {
 }
 
 /// A workload's or a namespace's name. It is a part of the admin API's paths and of metrics' labels.
-pub(super) fn name(text: &str) -> Parsed<String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
     if starts && text.len() <= MAX_NAME && text.chars().all(allowed) {

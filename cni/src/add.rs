@@ -1,0 +1,38 @@
+//! ADD: the pod's network is made, its first program has not run yet.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::agent::Agent;
+use crate::config::{NetworkConfig, OnFailure};
+use crate::environment::Attachment;
+use crate::failure::{Code, Failure};
+use crate::{say, workload};
+
+/// For taking back what the agent was asked for in vain.
+const TAKING_BACK: Duration = Duration::from_millis(300);
+
+/// Gives the previous plugin's result.
+pub(crate) fn add(config: NetworkConfig, attachment: &Attachment) -> Result<Value, Failure> {
+    let passed_on = config.needs_prev_result()?.clone();
+    let netns = attachment.netns()?;
+    if config.exempts(attachment) {
+        return Ok(passed_on);
+    }
+    let body = workload::body(&config, attachment, netns)?;
+    let (settings, name) = (&config.settings, &attachment.workload);
+    let agent = Agent::new(&settings.socket, settings.timeout());
+    match (agent.enrol(name, &body), settings.on_failure) {
+        (Ok(()), _) => Ok(passed_on),
+        (Err(error), OnFailure::Open) => {
+            say(&format!("warning: {name} connects directly: {error}"));
+            Ok(passed_on)
+        }
+        (Err(error), OnFailure::Closed) => {
+            // An agent that is late does what it was asked for, in the order in which it was.
+            let _ = Agent::new(&settings.socket, TAKING_BACK).withdraw(name);
+            Err(Failure::new(Code::TryAgainLater, error.to_string()))
+        }
+    }
+}
