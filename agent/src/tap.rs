@@ -69,7 +69,9 @@ async fn watch(args: &TapArgs) -> Result<()> {
     match end {
         End::Asked | End::NobodyReads => Ok(()),
         End::Agent => {
-            bail!("the agent ended, or its data plane was replaced: nothing more is told")
+            bail!(
+                "the agent ended, its data plane was replaced, or a file was not written for 10 s: nothing more is told"
+            )
         }
     }
 }

@@ -4,7 +4,8 @@
 //!  worker threads ── goes_on, ended ──► Taps ── try_send ──► a queue for each ──► its HTTP answer
 //!  ring buffer of the kernel ── every 5 ms ──► Copier ───────────┘
 //! ```
-//! A reader that does not keep up loses lines, which are counted and told. Nobody waits for it.
+//! A reader that does not keep up loses lines, which are counted and told. Nobody waits for it. What the kernel copies is
+//! left there while there is no room for it; who takes nothing at all for ten seconds is copied nothing more.
 
 mod copier;
 
@@ -20,7 +21,8 @@ use shunt_proxy::{FlowWitness, Moment};
 use shunt_telemetry::access_log::AccessLogger;
 use shunt_telemetry::timestamp::rfc3339_millis;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::yield_now;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::copier::Copier;
 pub(super) use self::copier::Kernel;
@@ -30,6 +32,12 @@ use super::view::View;
 const MOST: usize = 8;
 /// Lines that wait for a reader: some megabytes when they are full of bytes.
 const WAITING: usize = 1024;
+/// Of these, for lines about flows when there is room for no more copies; and the most copies between two looks of the
+/// thread at its other work.
+const FOR_FLOWS: usize = 256;
+const AT_ONCE: usize = 256;
+/// How long nothing is taken, by a reader for whom copies wait, until the tap ends.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often lost lines are told, at the least; and how often the kernel's copies are read.
 const LOOK: Duration = Duration::from_millis(250);
 const READ: Duration = Duration::from_millis(5);
@@ -107,19 +115,36 @@ pub(super) fn begin(view: &View, request: &TapRequest) -> Result<mpsc::Receiver<
     Ok(receiver)
 }
 
-/// Until the reader has gone, or all taps end. What the copier has dies with it.
+/// Until the reader has gone, or all taps end; or, of one that copies, the reader takes nothing any more. What the copier
+/// has dies with it.
 async fn attend(taps: Arc<Taps>, tap: Arc<Tap>, mut copier: Option<Copier>) {
     let mut looks = interval(if copier.is_some() { READ } else { LOOK });
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while taps.has(&tap) {
-        tokio::select! {
-            () = tap.lines.closed() => break,
-            _ = looks.tick() => {}
-        }
-        if let Some(copier) = &mut copier {
-            copier.read(|event| tap.tell(&event));
+    let (mut more, mut had_room) = (false, Instant::now());
+    while taps.has(&tap) && !tap.lines.is_closed() {
+        if more {
+            yield_now().await;
+        } else {
+            tokio::select! {
+                () = tap.lines.closed() => break,
+                _ = looks.tick() => {}
+            }
         }
         tap.tell_lost();
+        let room = tap.room();
+        if room > 0 {
+            had_room = Instant::now();
+        }
+        match &mut copier {
+            None => {}
+            Some(_) if had_room.elapsed() >= PATIENCE => {
+                drop(copier.take());
+                // It counts as a tap as long as its lines take memory.
+                let _ = tap.lines.reserve_many(WAITING).await;
+                break;
+            }
+            Some(copier) => more = copier.read(room, |event| tap.tell(&event)),
+        }
     }
     drop(copier);
     taps.remove(&tap);
@@ -173,6 +198,12 @@ impl Tap {
         self.whose.as_ref().is_none_or(|whose| {
             *whose == record.workload || Some(whose) == record.peer_workload.as_ref()
         })
+    }
+
+    /// For how many copies, now.
+    fn room(&self) -> usize {
+        let room = self.lines.capacity().saturating_sub(FOR_FLOWS);
+        room.min(AT_ONCE)
     }
 
     fn tell(&self, event: &TapEvent) {

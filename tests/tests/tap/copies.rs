@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use shunt_tests::agent::signal;
-use shunt_tests::tap::packets;
+use shunt_tests::tap::{Packet, packets};
 use shunt_tests::{Pair, Script, Tap, talks, wait};
 
 use crate::scene::{ALWAYS, EVENTS, HANDED_OVER, MANY_SIZES, SECONDS, Scene, copied, streams};
@@ -151,9 +151,8 @@ s.send(b'\\0\\0\\0\\6second'); print(s.read(6).decode(), flush=True)
     assert_eq!(heard, b"tsrifdnoces");
 }
 
-#[test]
-fn a_living_connection_is_copied_from_now_on() {
-    let scene = Scene::new("ebpf", ALWAYS);
+/// One connection, on which each line is sent that it is told; it says the answers.
+fn talker(scene: &Scene) -> Script {
     let script = format!(
         "{EVENTS}
 s = call('{}')
@@ -163,7 +162,13 @@ for line in sys.stdin:
 ",
         scene.pair.server.v4
     );
-    let mut client = Script::start(&scene.pair.client, &script, &[]);
+    Script::start(&scene.pair.client, &script, &[])
+}
+
+#[test]
+fn a_living_connection_is_copied_from_now_on() {
+    let scene = Scene::new("ebpf", ALWAYS);
+    let mut client = talker(&scene);
     client.tell("before");
     assert_eq!(client.says(), "erofeb");
     let mut tap = scene.copying(&["--count", "2"]);
@@ -175,5 +180,82 @@ for line in sys.stdin:
     assert_eq!(
         (&sent[..], &heard[..]),
         (&b"\0\0\0\x05after"[..], &b"retfa"[..])
+    );
+}
+
+#[test]
+fn a_living_connection_is_copied_anew_by_the_next_data_plane() {
+    let scene = Scene::new("ebpf", ALWAYS);
+    let mut client = talker(&scene);
+    let mut tap = scene.copying(&["--bytes", "3", "--count", "2"]);
+    client.tell("before");
+    assert_eq!(client.says(), "erofeb");
+    assert!(tap.ends().success(), "{}", tap.says());
+    signal("-KILL", scene.agent.worker_pid().expect("a data plane"));
+    let file = scene.file().display().to_string();
+    let mut tap = wait::until("the next one taps", SECONDS, || {
+        let args = ["-w", &file, "--bytes", "3", "--count", "2"];
+        let tap = Tap::start(&scene.agent, &args);
+        tap.says().contains("go to").then_some(tap)
+    });
+    client.tell("after");
+    assert_eq!(client.says(), "retfa");
+    assert!(tap.ends().success(), "{}", tap.says());
+    let (sent, heard) = streams(&scene.file(), &scene.pair.server.v4);
+    assert_eq!((&sent[..], &heard[..]), (&b"\0\0\0"[..], &b"ret"[..]));
+}
+
+const LONG_TALK: &str = "[100] * 600";
+
+/// Talks until the kernel has no room for what the stopped reader of this tap does not take.
+fn stop(scene: &Scene, tap: &Tap) {
+    tap.signal("-STOP");
+    wait::until("the ring is full", 2 * SECONDS, || {
+        scene.talk(&scene.pair.server.v4, LONG_TALK);
+        (scene.kernel_count("tap_lost") > 0).then_some(())
+    });
+}
+
+#[test]
+fn what_a_slow_reader_misses_are_messages() {
+    let scene = Scene::new("ebpf", ALWAYS);
+    let mut tap = scene.copying(&["--bytes", "65536"]);
+    stop(&scene, &tap);
+    tap.signal("-CONT");
+    // What comes last in the file.
+    wait::until("it goes on", SECONDS, || {
+        scene.talk(&scene.pair.server.v6, "[100]");
+        let packets = packets(&scene.file());
+        let of_the_last = |packet: &Packet| packet.source.ip().to_string() == scene.pair.server.v6;
+        packets.iter().any(of_the_last).then_some(())
+    });
+    tap.interrupt();
+    let says = tap.says();
+    assert!(says.contains("messages not copied"), "{says}");
+    assert!(!says.contains("events lost"), "{says}");
+}
+
+#[test]
+fn a_tap_whose_reader_takes_nothing_copies_nothing_more() {
+    let scene = Scene::new("ebpf", ALWAYS);
+    let mut tap = scene.copying(&["--bytes", "65536"]);
+    stop(&scene, &tap);
+    let mut next = wait::until("the next one may", 4 * SECONDS, || {
+        // Until then there are copies that wait.
+        scene.talk(&scene.pair.server.v4, LONG_TALK);
+        let next = Tap::start(&scene.agent, &["-w", "/dev/null"]);
+        next.says().contains("go to").then_some(next)
+    });
+    next.interrupt();
+    let count = || scene.kernel_count("tap_copied") + scene.kernel_count("tap_lost");
+    let before = count();
+    scene.talk(&scene.pair.server.v4, "[100] * 20");
+    assert_eq!(count(), before);
+    tap.signal("-CONT");
+    assert_eq!(tap.ends().code(), Some(1));
+    assert!(
+        tap.says().contains("not written for 10 s"),
+        "{}",
+        tap.says()
     );
 }

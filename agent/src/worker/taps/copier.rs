@@ -32,8 +32,17 @@ pub(in crate::worker) struct Kernel(Rc<RefCell<(MessageTap, u32)>>);
 
 impl Kernel {
     pub(in crate::worker) fn new(maps: MessageTap) -> Self {
-        Self(Rc::new(RefCell::new((maps, 1))))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let first = number(now.unwrap_or_default());
+        Self(Rc::new(RefCell::new((maps, first))))
     }
+}
+
+/// Where a process begins to count its taps. The kernel remembers by number how much each sender's tap has seen, and the
+/// data planes before this one had numbers too. Never 0.
+fn number(now: Duration) -> u32 {
+    let folded = now.as_nanos() % (1 << 32);
+    u32::try_from(folded).unwrap_or_default().max(1)
 }
 
 /// Copies as long as it lives and is read.
@@ -112,7 +121,7 @@ impl Copier {
         };
         if self.lease.number == 0 || self.lease.workload != workload {
             (self.lease.number, self.lease.workload) = (kernel.1, workload);
-            kernel.1 += 1;
+            kernel.1 = kernel.1.checked_add(1).unwrap_or(1);
         }
         let Lease {
             number,
@@ -125,14 +134,22 @@ impl Copier {
         self.renewed = Instant::now();
     }
 
-    /// Everything that was copied since the last call.
-    pub(super) fn read(&mut self, mut tell: impl FnMut(TapEvent)) {
+    /// At most `most` of what was copied since the last call. True: there may be more. What is not read stays in the
+    /// kernel, which counts what it has no room for.
+    pub(super) fn read(&mut self, most: usize, mut tell: impl FnMut(TapEvent)) -> bool {
         if self.renewed.elapsed() >= RENEWAL {
             self.renew();
         }
+        if most == 0 {
+            return false;
+        }
         let snapshot = self.snapshot.load_full();
         let mut kernel = self.kernel.0.borrow_mut();
-        while let Some(message) = kernel.0.read() {
+        let mut read = 0;
+        while read < most
+            && let Some(message) = kernel.0.read()
+        {
+            read += 1;
             if let Some(event) = self.directions.event(&message, &snapshot) {
                 tell(event);
             }
@@ -143,6 +160,7 @@ impl Copier {
             self.lost = lost;
             tell(TapEvent::Lost { lines: 0, messages });
         }
+        read == most
     }
 }
 

@@ -107,3 +107,12 @@ fn where_a_direction_leaves_the_queue_is_told() {
     };
     assert_eq!((left.leg.offset, left.reason.as_str()), (8, "bulk"));
 }
+
+#[test]
+fn a_later_process_begins_at_another_number() {
+    let at = |seconds, nanoseconds| number(Duration::new(seconds, nanoseconds));
+    assert_eq!(at(0, 0), 1);
+    let nanoseconds: u64 = 1_800_000_000 * 1_000_000_000 + 7;
+    assert_eq!(u64::from(at(1_800_000_000, 7)), nanoseconds % (1 << 32));
+    assert_ne!(at(1_800_000_000, 7), at(1_800_000_001, 7));
+}
