@@ -113,17 +113,16 @@ const FLOWS: usize = 12;
 /// A receive buffer of the program's own, which comes late and is smaller than our queues. Nobody reads for a while, then everybody does, and
 /// says how long the longest wait for more was.
 const SMALL: &str = "
-import select, socket, sys, threading, time
 l = socket.create_server(('', 7000), backlog=64)
 def read(s):
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    for _ in range(3): s.sendall(s.recv(5))
+    for _ in range(3): s.sendall(hear(s, 5))
     s.setblocking(False); time.sleep(STALL)
     poll = select.poll(); poll.register(s, select.POLLIN)
     length, longest = 0, 0
     while True:
         begun = time.monotonic(); poll.poll(); longest = max(longest, time.monotonic() - begun)
-        some = s.recv(65536)
+        some = hear(s, 65536)
         if not some: break
         length += len(some)
     sys.stdout.write(f'{length} {longest}\\n'); sys.stdout.flush()
@@ -132,10 +131,9 @@ while True: threading.Thread(target=read, args=l.accept()[:1]).start()
 
 /// Sends until nothing is taken any more, then the rest when there is room.
 const FILLING: &str = "
-import select, socket, sys, threading, time
 def fill():
     s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    for _ in range(3): s.sendall(b'hello'); s.recv(5)
+    for _ in range(3): s.sendall(b'hello'); hear(s, 5)
     s.setblocking(False)
     epoll = select.epoll(); epoll.register(s, select.EPOLLOUT | select.EPOLLET)
     sent, step = 0, 65536
@@ -143,7 +141,7 @@ def fill():
         try: sent += s.send(bytes(min(step, TOTAL - sent)))
         except BlockingIOError:
             if not epoll.poll(60): raise SystemExit('no edge')
-    s.shutdown(socket.SHUT_WR); s.recv(1)
+    s.shutdown(socket.SHUT_WR); hear(s, 1)
 threads = [threading.Thread(target=fill) for _ in range(FLOWS)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -154,11 +152,11 @@ for thread in threads: thread.join()
 fn a_small_buffer_that_stalled_goes_on_at_once() {
     const TOTAL: usize = 2_000_000;
     let scene = Pair::new();
-    let reader = format!("STALL = {STALL}\n{SMALL}");
+    let reader = format!("STALL = {STALL}\n{HEAR}{SMALL}");
     let mut server = Script::start(&scene.server, &reader, &[]);
     scene.server.wait_for_listener(7000);
     let agent = scene.both("ebpf", "acceleration: always").start();
-    let writer = format!("FLOWS, TOTAL = {FLOWS}, {TOTAL}\n{FILLING}");
+    let writer = format!("FLOWS, TOTAL = {FLOWS}, {TOTAL}\n{HEAR}{FILLING}");
     let mut client = Script::start(&scene.client, &writer, &[&scene.server.v4.to_string()]);
     for _ in 0..FLOWS {
         let said = server.says();
@@ -175,25 +173,28 @@ fn a_small_buffer_that_stalled_goes_on_at_once() {
     );
 }
 
+/// Reads as on a socket that does not block: one that does may say `EAGAIN` (docs/semantics.md).
+const HEAR: &str = "
+import select, socket, sys, threading, time
+def hear(s, most):
+    while True:
+        select.select([s], [], [])
+        try: return s.recv(most, socket.MSG_DONTWAIT)
+        except BlockingIOError: pass
+";
+
 /// Sends bytes one by one to somebody who does not read yet.
 const TINY: &str = "
-import socket, sys
 s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-s.sendall(b'hello'); assert s.recv(5) == b'hello'
+s.sendall(b'hello'); assert hear(s, 5) == b'hello'
 for at in range(TOTAL): s.sendall(bytes([at % 251]))
-s.shutdown(socket.SHUT_WR); print('sent', flush=True); assert s.recv(1) == b''
+s.shutdown(socket.SHUT_WR); print('sent', flush=True); assert hear(s, 1) == b''
 ";
 
 const LATE: &str = "
-import select, socket, sys
-s = socket.create_server(('', 7000)).accept()[0]; s.sendall(s.recv(5)); sys.stdin.readline()
-s.setblocking(False); heard = b''
-while True:
-    select.select([s], [], [])
-    try: some = s.recv(65536)
-    except BlockingIOError: continue
-    if not some: break
-    heard += some
+s = socket.create_server(('', 7000)).accept()[0]; s.sendall(hear(s, 5)); sys.stdin.readline()
+heard = b''
+while some := hear(s, 65536): heard += some
 assert heard == bytes(at % 251 for at in range(TOTAL)), len(heard)
 print('right', flush=True)
 ";
@@ -203,10 +204,14 @@ print('right', flush=True)
 fn tiny_messages_do_not_pile_up() {
     const TOTAL: u64 = 6000;
     let scene = Pair::new();
-    let mut server = Script::start(&scene.server, &format!("TOTAL = {TOTAL}\n{LATE}"), &[]);
+    let mut server = Script::start(
+        &scene.server,
+        &format!("TOTAL = {TOTAL}\n{HEAR}{LATE}"),
+        &[],
+    );
     scene.server.wait_for_listener(7000);
     let agent = scene.both("ebpf", "acceleration: always").start();
-    let script = format!("TOTAL = {TOTAL}\n{TINY}");
+    let script = format!("TOTAL = {TOTAL}\n{HEAR}{TINY}");
     let mut client = Script::start(&scene.client, &script, &[&scene.server.v4]);
     assert_eq!(client.says(), "sent");
     server.tell("");
