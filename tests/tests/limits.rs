@@ -206,8 +206,8 @@ fn a_syn_flood_stops_nobody(mode: &str) {
          to = socket.inet_aton('{server}'); own = socket.inet_aton('{own}')\n\
          def total(b):\n\
          \x20   n = sum(struct.unpack('!%dH' % (len(b) // 2), b)); n = (n >> 16) + (n & 0xffff); return ~(n + (n >> 16)) & 0xffff\n\
-         end = time.time() + 5\n\
-         for n in range(100000):\n\
+         end = time.time() + 10\n\
+         for n in range(1000000):\n\
          \x20   if time.time() > end: break\n\
          \x20   head = struct.pack('!HHIIBBHHH', 1024 + n % 60000, 7, random.getrandbits(32), 0, 80, 2, 65535, 0, 0)\n\
          \x20   check = total(own + to + struct.pack('!BBH', 0, 6, 20) + head)\n\
