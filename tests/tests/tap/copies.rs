@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use shunt_tests::agent::signal;
 use shunt_tests::tap::{Packet, packets};
@@ -248,9 +249,17 @@ fn a_tap_whose_reader_takes_nothing_copies_nothing_more() {
     });
     next.interrupt();
     let count = || scene.kernel_count("tap_copied") + scene.kernel_count("tap_lost");
-    let before = count();
+    // They are told by and by.
+    let standing = || {
+        wait::until("the counts stand still", SECONDS, || {
+            let before = count();
+            wait::pause(Duration::from_millis(700));
+            (count() == before).then_some(before)
+        })
+    };
+    let before = standing();
     scene.talk(&scene.pair.server.v4, "[100] * 20");
-    assert_eq!(count(), before);
+    assert_eq!(standing(), before);
     tap.signal("-CONT");
     assert_eq!(tap.ends().code(), Some(1));
     assert!(
