@@ -7,6 +7,7 @@ pub mod attachments;
 pub mod blocked;
 pub mod cni;
 pub mod conform;
+pub mod events;
 pub mod greeter;
 pub mod kernel;
 pub mod load;
@@ -28,6 +29,7 @@ use std::str::FromStr;
 
 pub use agent::{Agent, AgentBuilder};
 pub use blocked::Blocked;
+pub use events::EVENTS;
 pub use load::Load;
 pub use mayfly::Mayfly;
 pub use pair::Pair;

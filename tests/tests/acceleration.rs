@@ -5,38 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use shunt_tests::agent::{entry, signal};
 use shunt_tests::talks::{self, COMMON, SERVER, paths};
-use shunt_tests::{Agent, Pair, Running, Script, wait};
+use shunt_tests::{Agent, EVENTS, Pair, Running, Script, wait};
 
 /// Always, but by the agent.
 const HANDED_OVER: &str = "acceleration: {default: always, direct: false}";
 
 /// Past the TCP stack, but every byte by the agent.
 const KEPT: &str = "acceleration: {default: always, direct: false, handoff: false}";
-
-/// A socket as event-driven programs use it. On blocking sockets acceleration shows: docs/semantics.md.
-const EVENTS: &str = "
-import hashlib, random, select, socket, struct, sys
-class Events:
-    def __init__(self, s): self.s = s; s.setblocking(False)
-    def recv(self, most):
-        while True:
-            select.select([self.s], [], [])
-            try: return self.s.recv(most)
-            except BlockingIOError: pass
-    def turn(self, bytes):
-        self.send(bytes); heard = b''
-        while len(heard) < len(bytes):
-            some = self.recv(len(bytes) - len(heard)); assert some; heard += some
-        assert heard == bytes
-    def send(self, bytes):
-        while bytes:
-            select.select([], [self.s], [])
-            try: bytes = bytes[self.s.send(bytes):]
-            except BlockingIOError: pass
-def call(host):
-    s = socket.create_connection((host, 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Events(s)
-";
 
 /// The pods, the agent, and the server as long as it is to run.
 fn scene(server_script: &str) -> (Pair, Agent, Running) {

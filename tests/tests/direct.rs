@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use shunt_tests::agent::{entry, signal};
 use shunt_tests::talks::{self, COMMON, SERVER, paths};
-use shunt_tests::{Agent, AgentBuilder, Pair, Script, wait};
+use shunt_tests::{Agent, AgentBuilder, EVENTS, Pair, Script, wait};
 
 /// Default of every workload.
 const AUTO: &str = "acceleration: auto";
@@ -321,38 +321,33 @@ fn limits_are_about_what_the_agent_carries() {
 
 /// Answers each 64 KiB with a byte, and says what all of it was.
 const SINK: &str = "
-import hashlib, select, socket
 l = socket.create_server(('', 7000))
 while True:
-    s = l.accept()[0]; s.setblocking(False); heard, length = hashlib.sha256(), 0
-    while True:
-        select.select([s], [], [])
-        try: some = s.recv(65536 - length % 65536)
-        except BlockingIOError: continue
-        if not some: break
+    s, heard, length = Events(l.accept()[0]), hashlib.sha256(), 0
+    while some := s.recv(65536 - length % 65536):
         heard.update(some); length += len(some)
-        if length % 65536 == 0: s.sendall(b'.')
+        if length % 65536 == 0: s.send(b'.')
     print(length, heard.hexdigest(), flush=True)
 ";
 
 /// Sends the next one when the last has been taken.
 const SOURCE: &str = "
-import hashlib, random, socket, sys
-s = socket.create_connection((sys.argv[1], 7000)); said = hashlib.sha256()
+s, said = call(sys.argv[1]), hashlib.sha256()
 for seed in range(200):
-    data = random.Random(seed).randbytes(1 << 16); s.sendall(data); said.update(data); assert s.recv(1) == b'.'
-s.close(); print(200 << 16, said.hexdigest())
+    data = random.Random(seed).randbytes(1 << 16); s.send(data); said.update(data); assert s.read(1) == b'.'
+s.s.close(); print(200 << 16, said.hexdigest())
 ";
 
 /// TCP is faster for large messages, and the change of the way keeps their order.
 #[test]
 fn bulk_goes_by_tcp() {
     let (scene, agent) = scene(ALWAYS);
-    let mut sink = Script::start(&scene.server, SINK, &[]);
+    let source = format!("{EVENTS}{SOURCE}");
+    let mut sink = Script::start(&scene.server, &format!("{EVENTS}{SINK}"), &[]);
     scene.server.wait_for_listener(7000);
     let said = scene
         .client
-        .says("python3", &["-c", SOURCE, &scene.server.v4]);
+        .says("python3", &["-c", &source, &scene.server.v4]);
     assert_eq!(sink.says(), said.trim());
     let line = agent.lines(1).remove(0);
     assert_eq!(line["bytes_by_path"]["direct"], (200 << 16) + 200, "{line}");
@@ -375,14 +370,15 @@ fn bulk_goes_by_tcp() {
 fn a_bulk_service_is_left_to_tcp() {
     const CONNECTIONS: u64 = 13;
     let (scene, agent) = scene(ALWAYS);
-    let mut sink = Script::start(&scene.server, SINK, &[]);
+    let source = format!("{EVENTS}{SOURCE}");
+    let mut sink = Script::start(&scene.server, &format!("{EVENTS}{SINK}"), &[]);
     scene.server.wait_for_listener(7000);
     let told = explained(&agent, &scene).to_string();
     assert!(told.contains("past the TCP stack"), "{told}");
     for _ in 0..CONNECTIONS {
         let said = scene
             .client
-            .says("python3", &["-c", SOURCE, &scene.server.v4]);
+            .says("python3", &["-c", &source, &scene.server.v4]);
         assert_eq!(sink.says(), said.trim());
     }
     let lines = agent.lines(CONNECTIONS as usize);

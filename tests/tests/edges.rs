@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shunt_tests::{Agent, Pair, Running, Script, wait};
+use shunt_tests::{Agent, EVENTS, Pair, Running, Script, wait};
 
 /// A reader as tokio's and nginx's: it takes a short read for "nothing more", and then waits for the next edge. And a
 /// writer that waits for the edge of room.
@@ -110,38 +110,35 @@ const ROUNDS: usize = 4;
 const STALL: u64 = 4;
 const FLOWS: usize = 12;
 
-/// A receive buffer of the program's own, which comes late and is smaller than our queues. Nobody reads for a while, then everybody does, and
-/// says how long the longest wait for more was.
+/// A receive buffer of the program's own, which comes late and is smaller than our queues. Nobody reads for a while, then
+/// everybody does, and says how long the longest wait for more was.
 const SMALL: &str = "
 l = socket.create_server(('', 7000), backlog=64)
 def read(s):
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    for _ in range(3): s.sendall(hear(s, 5))
-    s.setblocking(False); time.sleep(STALL)
-    poll = select.poll(); poll.register(s, select.POLLIN)
+    s.s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    for _ in range(3): s.send(s.read(5))
+    time.sleep(STALL)
     length, longest = 0, 0
     while True:
-        begun = time.monotonic(); poll.poll(); longest = max(longest, time.monotonic() - begun)
-        some = hear(s, 65536)
+        begun = time.monotonic(); some = s.recv(65536); longest = max(longest, time.monotonic() - begun)
         if not some: break
         length += len(some)
     sys.stdout.write(f'{length} {longest}\\n'); sys.stdout.flush()
-while True: threading.Thread(target=read, args=l.accept()[:1]).start()
+while True: threading.Thread(target=read, args=[Events(l.accept()[0])]).start()
 ";
 
 /// Sends until nothing is taken any more, then the rest when there is room.
 const FILLING: &str = "
 def fill():
-    s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    for _ in range(3): s.sendall(b'hello'); hear(s, 5)
-    s.setblocking(False)
-    epoll = select.epoll(); epoll.register(s, select.EPOLLOUT | select.EPOLLET)
-    sent, step = 0, 65536
+    s = call(sys.argv[1]); s.s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    for _ in range(3): s.turn(b'hello')
+    epoll = select.epoll(); epoll.register(s.s, select.EPOLLOUT | select.EPOLLET)
+    sent = 0
     while sent < TOTAL:
-        try: sent += s.send(bytes(min(step, TOTAL - sent)))
+        try: sent += s.s.send(bytes(min(65536, TOTAL - sent)))
         except BlockingIOError:
             if not epoll.poll(60): raise SystemExit('no edge')
-    s.shutdown(socket.SHUT_WR); hear(s, 1)
+    s.s.shutdown(socket.SHUT_WR); s.recv(1)
 threads = [threading.Thread(target=fill) for _ in range(FLOWS)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -152,11 +149,11 @@ for thread in threads: thread.join()
 fn a_small_buffer_that_stalled_goes_on_at_once() {
     const TOTAL: usize = 2_000_000;
     let scene = Pair::new();
-    let reader = format!("STALL = {STALL}\n{HEAR}{SMALL}");
+    let reader = format!("STALL = {STALL}\n{EVENTS}{SMALL}");
     let mut server = Script::start(&scene.server, &reader, &[]);
     scene.server.wait_for_listener(7000);
     let agent = scene.both("ebpf", "acceleration: always").start();
-    let writer = format!("FLOWS, TOTAL = {FLOWS}, {TOTAL}\n{HEAR}{FILLING}");
+    let writer = format!("FLOWS, TOTAL = {FLOWS}, {TOTAL}\n{EVENTS}{FILLING}");
     let mut client = Script::start(&scene.client, &writer, &[&scene.server.v4.to_string()]);
     for _ in 0..FLOWS {
         let said = server.says();
@@ -170,28 +167,17 @@ fn a_small_buffer_that_stalled_goes_on_at_once() {
     assert!(!full.contains("kernel.queue_full: 0\n"), "{full}");
 }
 
-/// Reads as on a socket that does not block: one that does may say `EAGAIN` (docs/semantics.md).
-const HEAR: &str = "
-import select, socket, sys, threading, time
-def hear(s, most):
-    while True:
-        select.select([s], [], [])
-        try: return s.recv(most, socket.MSG_DONTWAIT)
-        except BlockingIOError: pass
-";
-
 /// Sends bytes one by one to somebody who does not read yet.
 const TINY: &str = "
-s = socket.create_connection((sys.argv[1], 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-s.sendall(b'hello'); assert hear(s, 5) == b'hello'
-for at in range(TOTAL): s.sendall(bytes([at % 251]))
-s.shutdown(socket.SHUT_WR); print('sent', flush=True); assert hear(s, 1) == b''
+s = call(sys.argv[1]); s.turn(b'hello')
+for at in range(TOTAL): s.send(bytes([at % 251]))
+s.s.shutdown(socket.SHUT_WR); print('sent', flush=True); assert s.recv(1) == b''
 ";
 
 const LATE: &str = "
-s = socket.create_server(('', 7000)).accept()[0]; s.sendall(hear(s, 5)); sys.stdin.readline()
+s = Events(socket.create_server(('', 7000)).accept()[0]); s.send(s.read(5)); sys.stdin.readline()
 heard = b''
-while some := hear(s, 65536): heard += some
+while some := s.recv(65536): heard += some
 assert heard == bytes(at % 251 for at in range(TOTAL)), len(heard)
 print('right', flush=True)
 ";
@@ -203,12 +189,12 @@ fn tiny_messages_do_not_pile_up() {
     let scene = Pair::new();
     let mut server = Script::start(
         &scene.server,
-        &format!("TOTAL = {TOTAL}\n{HEAR}{LATE}"),
+        &format!("TOTAL = {TOTAL}\n{EVENTS}{LATE}"),
         &[],
     );
     scene.server.wait_for_listener(7000);
     let agent = scene.both("ebpf", "acceleration: always").start();
-    let script = format!("TOTAL = {TOTAL}\n{HEAR}{TINY}");
+    let script = format!("TOTAL = {TOTAL}\n{EVENTS}{TINY}");
     let mut client = Script::start(&scene.client, &script, &[&scene.server.v4]);
     assert_eq!(client.says(), "sent");
     server.tell("");

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use shunt_tests::agent::signal;
 use shunt_tests::tap::{Packet, packets};
-use shunt_tests::{Pair, Script, Tap, talks, wait};
+use shunt_tests::{EVENTS, Pair, Script, Tap, talks, wait};
 
-use crate::scene::{ALWAYS, EVENTS, HANDED_OVER, MANY_SIZES, SECONDS, Scene, copied, streams};
+use crate::scene::{ALWAYS, HANDED_OVER, MANY_SIZES, SECONDS, Scene, copied, streams};
 
 #[test]
 fn bytes_past_the_stack_are_in_the_file() {

@@ -7,9 +7,9 @@ use std::process::Command;
 
 use serde_json::Value;
 use shunt_tests::agent::{self, signal};
-use shunt_tests::{Script, Tap, wait};
+use shunt_tests::{EVENTS, Script, Tap, wait};
 
-use self::scene::{ALWAYS, EVENTS, HANDED_OVER, MANY_SIZES, SECONDS, Scene};
+use self::scene::{ALWAYS, HANDED_OVER, MANY_SIZES, SECONDS, Scene};
 
 fn flows<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events

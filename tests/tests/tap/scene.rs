@@ -6,37 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shunt_tests::tap::{packets, stream};
-use shunt_tests::{Agent, Pair, Running, Tap, wait};
+use shunt_tests::{Agent, EVENTS, Pair, Running, Tap, wait};
 
 pub const SECONDS: Duration = Duration::from_secs(10);
 pub const ALWAYS: &str = "acceleration: always";
 /// Always, but by the agent.
 pub const HANDED_OVER: &str = "acceleration: {default: always, direct: false}";
-
-/// A socket as event-driven programs use it: sends, reads so many bytes.
-pub const EVENTS: &str = "
-import random, select, socket, sys
-class Events:
-    def __init__(self, s): self.s = s; s.setblocking(False)
-    def recv(self, most):
-        while True:
-            select.select([self.s], [], [])
-            try: return self.s.recv(most)
-            except BlockingIOError: pass
-    def read(self, count):
-        heard = b''
-        while len(heard) < count:
-            some = self.recv(count - len(heard)); assert some; heard += some
-        return heard
-    def send(self, bytes):
-        while bytes:
-            select.select([], [self.s], [])
-            try: bytes = bytes[self.s.send(bytes):]
-            except BlockingIOError: pass
-def call(host):
-    s = socket.create_connection((host, 7000)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Events(s)
-";
 
 /// Answers each message, whose length stands before it, with its bytes the other way round.
 const SERVER: &str = "
