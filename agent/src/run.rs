@@ -33,16 +33,28 @@ pub fn run(args: &RunArgs) -> ExitCode {
 /// # Errors
 /// Every fault, each with its line and field.
 pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<(Config, Bootstrap), ConfigError> {
+    let config = read_config(args, path)?;
+    let bootstrap = read_bootstrap(&config)?;
+    Ok((config, bootstrap))
+}
+
+/// # Errors
+/// As [`read`].
+pub fn read_config(args: &RunArgs, path: Option<&Path>) -> Result<Config, ConfigError> {
     let config = match path {
         Some(path) => file::load(path)?,
         None => Config::default(),
     };
-    let config = file::apply_flags(config, args.mode, &args.workloads)?;
-    let bootstrap = match &config.bootstrap {
-        Some(path) => shunt_xds::load(path)?.bootstrap,
-        None => Bootstrap::default(),
-    };
-    Ok((config, bootstrap))
+    file::apply_flags(config, args.mode, &args.workloads)
+}
+
+/// # Errors
+/// As [`read`].
+pub fn read_bootstrap(config: &Config) -> Result<Bootstrap, ConfigError> {
+    match &config.bootstrap {
+        Some(path) => Ok(shunt_xds::load(path)?.bootstrap),
+        None => Ok(Bootstrap::default()),
+    }
 }
 
 fn start(

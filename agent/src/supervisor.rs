@@ -123,10 +123,7 @@ pub async fn supervise(
             event = supervisor.data_plane.next() => {
                 if supervisor.heard(event).is_stop() { break }
             }
-            () = source.changed() => {
-                supervisor.reload(args, &source);
-                source.follow(supervisor.config.bootstrap.as_deref());
-            }
+            () = source.changed() => supervisor.reload(args, &mut source),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
@@ -331,9 +328,7 @@ impl Supervisor {
                 () = until(step) => {
                     self.step_of_leaving(Instant::now());
                     // Those whose turn has not come are served until then.
-                    if self.data_plane.alive() {
-                        self.backends.keep_alive();
-                    }
+                    self.keep_gates();
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Unanswered};
 use crate::config::{NetworkConfig, OnFailure};
 use crate::environment::Attachment;
 use crate::failure::{Code, Failure};
@@ -28,6 +28,13 @@ pub(crate) fn add(config: NetworkConfig, attachment: &Attachment) -> Result<Valu
         (Err(error), OnFailure::Open) => {
             say(&format!("warning: {name} connects directly: {error}"));
             Ok(passed_on)
+        }
+        // It noted nothing, and who has that name is somebody else's.
+        (Err(error @ Unanswered::Refused(_)), OnFailure::Closed) => {
+            Err(Failure::new(Code::InvalidConfig, error.to_string()))
+        }
+        (Err(error @ Unanswered::NotRunning(_)), OnFailure::Closed) => {
+            Err(Failure::new(Code::TryAgainLater, error.to_string()))
         }
         (Err(error), OnFailure::Closed) => {
             // An agent that is late does what it was asked for, in the order in which it was.

@@ -217,6 +217,14 @@ impl Agent {
 
     /// # Panics
     /// The agent does not answer.
+    /// An event of the kernel programs. It is told by and by: wait for it. `None`: there is no such event.
+    pub fn kernel_count(&self, event: &str) -> Option<u64> {
+        let (_, stats) = self.admin("GET", "/stats", "");
+        let name = format!("kernel.{event}: ");
+        let number = stats.lines().find_map(|line| line.strip_prefix(&name));
+        number?.parse().ok()
+    }
+
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.admin("GET", "/workloads", "").1).expect("JSON")
     }

@@ -50,26 +50,20 @@ fn forty_talks_both_ways_at_once() {
             assert_eq!(counts["connections"]["total"], 80, "{direction} {counts}");
             assert_eq!(counts["connections"]["active"], 0, "{direction} {counts}");
         }
-        assert_eq!(agent.kernel_count("handed_over", 80) > 100, past_the_stack);
+        assert_eq!(agent.count_after("handed_over", 80) > 100, past_the_stack);
     }
 }
 
 trait Counts {
     /// An event of the kernel programs, as soon as the agent knows of so many direct connections: it is told by and by.
-    fn kernel_count(&self, event: &str, direct: u64) -> u64;
+    fn count_after(&self, event: &str, direct: u64) -> u64;
 }
 
 impl Counts for Agent {
-    fn kernel_count(&self, event: &str, direct: u64) -> u64 {
-        let of = |stats: &str, event: &str| -> Option<u64> {
-            let name = format!("kernel.{event}: ");
-            let number = stats.lines().find_map(|line| line.strip_prefix(&name));
-            number?.parse().ok()
-        };
+    fn count_after(&self, event: &str, direct: u64) -> u64 {
         wait::until("the kernel's counts", SECONDS, || {
-            let (_, stats) = self.admin("GET", "/stats", "");
-            let known = of(&stats, "outbound_direct")? >= direct;
-            of(&stats, event).filter(|_| known)
+            let known = self.kernel_count("outbound_direct")? >= direct;
+            self.kernel_count(event).filter(|_| known)
         })
     }
 }
@@ -351,7 +345,7 @@ fn bulk_goes_by_tcp() {
     assert_eq!(sink.says(), said.trim());
     let line = agent.lines(1).remove(0);
     assert_eq!(line["bytes_by_path"]["direct"], (200 << 16) + 200, "{line}");
-    assert_eq!(agent.kernel_count("bulk", 1), 1);
+    assert_eq!(agent.count_after("bulk", 1), 1);
     // The answers are small, and go on past the stack.
     assert_eq!(line["messages_sent"], 200, "{line}");
     let large = line["messages_received"].as_u64().expect("a number");
@@ -384,9 +378,9 @@ fn a_bulk_service_is_left_to_tcp() {
     let lines = agent.lines(CONNECTIONS as usize);
     assert!(lines.iter().all(|line| line["path"] == "direct"));
     // Four to see what it is, and the eighth of the others.
-    assert_eq!(agent.kernel_count("socket_accelerated", CONNECTIONS), 2 * 5);
-    assert_eq!(agent.kernel_count("bulk", CONNECTIONS), 5);
-    assert_eq!(agent.kernel_count("bulk_service", CONNECTIONS), 8);
+    assert_eq!(agent.count_after("socket_accelerated", CONNECTIONS), 2 * 5);
+    assert_eq!(agent.count_after("bulk", CONNECTIONS), 5);
+    assert_eq!(agent.count_after("bulk_service", CONNECTIONS), 8);
     let told = explained(&agent, &scene).to_string();
     assert!(told.contains("which is faster"), "{told}");
 }

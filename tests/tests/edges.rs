@@ -96,8 +96,7 @@ for seed in range({ROUNDS}):
         assert_eq!(client.says(), "right", "round {round}");
     }
     client.succeeds();
-    let full = agent.admin("GET", "/stats", "").1;
-    assert!(!full.contains("kernel.queue_full: 0\n"), "{full}");
+    queues_were_full(&agent);
     for line in agent.lines(ROUNDS) {
         assert_eq!(line["path"], "handoff", "{line}");
         assert_eq!(line["bytes_received"], BURST + 15, "{line}");
@@ -105,6 +104,12 @@ for seed in range({ROUNDS}):
 }
 
 const ROUNDS: usize = 4;
+
+fn queues_were_full(agent: &Agent) {
+    wait::until("a full queue is told of", Duration::from_secs(5), || {
+        agent.kernel_count("queue_full").filter(|count| *count > 0)
+    });
+}
 
 /// How long nobody reads, in seconds, and what a writer has room for.
 const STALL: u64 = 4;
@@ -163,8 +168,7 @@ fn a_small_buffer_that_stalled_goes_on_at_once() {
         assert!(longest < STALL as f64 / 2.0, "waited {longest} s for more");
     }
     client.succeeds();
-    let full = agent.admin("GET", "/stats", "").1;
-    assert!(!full.contains("kernel.queue_full: 0\n"), "{full}");
+    queues_were_full(&agent);
 }
 
 /// Sends bytes one by one to somebody who does not read yet.
@@ -203,5 +207,6 @@ fn tiny_messages_do_not_pile_up() {
     let line = agent.lines(1).remove(0);
     assert_eq!(line["bytes_received"], TOTAL + 5, "{line}");
     let queued = line["messages_received"].as_u64().expect("a number");
+    // `MOST_MESSAGES` of ebpf/src/sk_msg.rs, and those of the beginning.
     assert!((2000..2200).contains(&queued), "{line}");
 }

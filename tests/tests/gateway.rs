@@ -166,6 +166,9 @@ fn many_clients_at_once_get_what_they_asked_for() {
         !out.contains("Non-2xx") && !out.contains("Socket errors"),
         "{out}"
     );
+    let mut lines = out.lines().map(str::trim);
+    let answered = lines.find_map(|line| line.split_once(" requests in ")?.0.parse::<u64>().ok());
+    assert!(answered.is_some_and(|answered| answered > 100), "{out}");
 }
 
 #[test]
@@ -192,6 +195,37 @@ fn a_changed_bootstrap_is_in_force_on_the_same_socket() {
     stays.tell("again");
     assert_eq!(stays.says(), "one close");
     stays.succeeds();
+}
+
+/// A configuration that names a wrong bootstrap is refused, and taken once that is mended.
+#[test]
+fn another_bootstrap_is_followed_before_it_is_right() {
+    let scene = Scene::new();
+    let agent = scene.agent();
+    let config = agent.dir.join("shunt.yaml");
+    let text = fs::read_to_string(config).expect("a file");
+    let right = scene.bootstrap("two", "");
+    wait::until("the change", Duration::from_secs(5), || {
+        (scene.says(80, "/hello") == "two").then_some(())
+    });
+    let other = right.with_file_name("other.yaml");
+    fs::write(&other, "static_resources: {unknown: 1}\n").expect("written");
+    agent.rewrite_text(&text.replace("bootstrap.yaml", "other.yaml"));
+    wait::until("the refusal", Duration::from_secs(5), || {
+        let log = agent.log();
+        log.contains("static_resources.unknown").then_some(())
+    });
+    assert_eq!(scene.says(80, "/hello"), "two");
+    let mended = fs::read_to_string(&right).expect("a file");
+    fs::remove_file(&right).expect("removed");
+    fs::write(
+        &other,
+        mended.replace("{inline_string: two}", "{inline_string: three}"),
+    )
+    .expect("written");
+    wait::until("the mended one", Duration::from_secs(5), || {
+        (scene.says(80, "/hello") == "three").then_some(())
+    });
 }
 
 #[test]
@@ -305,4 +339,23 @@ fn anonymous_kib(pid: u32) -> u64 {
     let line = lines.find_map(|line| line.strip_prefix("RssAnon:"));
     let number = line.and_then(|line| line.split_whitespace().next());
     number.expect("a number").parse().expect("a number")
+}
+
+/// A body that looks as an answer of the proxy's own would, some time after its head.
+const LOOKS_LIKE: &str = "
+import socket, time
+BODY = b'HTTP/1.1 400 Bad Request\\r\\nconnection: close\\r\\ncontent-length: 0\\r\\nx: y\\r\\n\\r\\n'
+l = socket.create_server(('', 8000)); s = l.accept()[0]; s.recv(65536)
+s.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: %d\\r\\n\\r\\n' % len(BODY)); time.sleep(0.3); s.sendall(BODY); s.recv(1)
+";
+
+#[test]
+fn a_body_that_looks_like_an_answer_is_a_body() {
+    let scene = Scene::new();
+    let _agent = scene.agent();
+    let _upstream = scene.server.spawn("python3", &["-c", LOOKS_LIKE]);
+    scene.server.wait_for_listener(8000);
+    let got = scene.says(80, "/stall");
+    let body = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\nx: y";
+    assert_eq!(got.trim_end(), body);
 }

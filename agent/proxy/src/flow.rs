@@ -104,19 +104,13 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     account.ended(reason, detail);
 }
 
-/// Resets a client for whom there is no descriptor, and tells of it.
-pub(crate) fn refuse<S: SocketSupply, O: OriginalDstSource>(
+/// Tells of a client for whom there was no descriptor.
+pub(crate) fn refused<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     listener: &ListenerSpec,
-    client: &TcpStream,
     from: SocketAddr,
 ) {
     let counters = &local.context.counters;
-    counters
-        .connections_refused_by_descriptors
-        .fetch_add(1, Relaxed);
-    // If it fails, the client is gone already.
-    let _ = prepare(client);
     let snapshot = local.context.snapshot.load();
     if let Some(workload) = snapshot.workloads.get(&listener.workload) {
         let mut account = Account::open(

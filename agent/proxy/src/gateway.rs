@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use shunt_core::address::{ClientAddr, canonical};
 use shunt_core::bootstrap::{Chain, Served};
@@ -109,19 +108,12 @@ async fn choose(
     Ok((Arc::clone(chain), read))
 }
 
-/// Resets a client for whom there is no descriptor, and tells of it.
-pub(crate) fn refuse<S: SocketSupply, O: OriginalDstSource>(
+/// Tells of a client for whom there was no descriptor.
+pub(crate) fn refused<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     addr: SocketAddr,
-    client: &TcpStream,
     from: SocketAddr,
 ) {
-    let counters = &local.context.counters;
-    counters
-        .connections_refused_by_descriptors
-        .fetch_add(1, Relaxed);
-    // If it fails, the client is gone already.
-    let _ = prepare(client);
     if let Some(served) = local.context.snapshot.load().proxy.listener(addr) {
         let detail = "no descriptor left".to_owned();
         open(local, served, from).ended(CloseReason::Limit, Some(detail));

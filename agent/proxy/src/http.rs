@@ -14,6 +14,7 @@ mod sent;
 mod wire;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use tokio::sync::watch;
 
 use self::exchange::Exchange;
 pub(crate) use self::pool::Upstreams;
-use self::wire::Wire;
+use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
 use crate::gateway::Connection;
@@ -43,6 +44,9 @@ pub(crate) struct Client<'a> {
     /// The listener is going away: this request is the connection's last.
     pub(crate) closing: watch::Receiver<bool>,
 }
+
+/// Of hyper's buffers, bytes: they grow with what is in them, to so much, or to the largest head that is taken.
+const LEAST_BUFFER: usize = 64 << 10;
 
 /// How the connection ended.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
@@ -68,13 +72,18 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         closing: closing.clone(),
     };
     let carried = std::cell::Cell::new(0_u32);
+    let wire = Wire::new(client, read, reply::signature(manager));
+    let counts = wire.counts();
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
         let exchange = Exchange::new(local, &client_of, carried.get());
-        exchange.run(request)
+        let counts = Rc::clone(&counts);
+        counts.begin();
+        async move {
+            let answered = exchange.run(request).await;
+            answered.map(|response| response.map(|body| Answering::new(body, counts)))
+        }
     });
-    let wire = Wire::new(client, read, reply::signature(manager));
-    let counts = wire.counts();
     let longest = |first: Duration, second: Duration| match first.is_zero() {
         true => second,
         false => first,
@@ -85,6 +94,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .header_read_timeout(Some(patience).filter(|patience| !patience.is_zero()))
         .max_headers(manager.limits.headers)
         .max_header_size(manager.limits.header_bytes)
+        .max_buf_size(manager.limits.header_bytes.max(LEAST_BUFFER))
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let ended = tokio::select! {

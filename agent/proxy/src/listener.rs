@@ -48,9 +48,15 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
         match accepted {
             // The reserve goes before new flows: who comes after this one must be refused too.
             Ok((client, from)) if !local.reserve.refill() => {
+                let counters = &local.context.counters;
+                counters
+                    .connections_refused_by_descriptors
+                    .fetch_add(1, Relaxed);
+                // With a reset. If it fails, the client is gone already.
+                let _ = flow::prepare(&client);
                 match &*entrance {
-                    Entrance::Steered(spec) => flow::refuse(&local, spec, &client, from),
-                    Entrance::Bound(addr) => gateway::refuse(&local, *addr, &client, from),
+                    Entrance::Steered(spec) => flow::refused(&local, spec, from),
+                    Entrance::Bound(addr) => gateway::refused(&local, *addr, from),
                 }
                 drop(client);
                 local.reserve.refill();

@@ -61,7 +61,7 @@ impl ConfigSource {
         Ok(source)
     }
 
-    /// The configuration names this bootstrap.
+    /// The configuration names this bootstrap, be it right or wrong.
     pub(super) fn follow(&mut self, bootstrap: Option<&Path>) {
         if self.bootstrap.as_deref() == bootstrap {
             return;
@@ -73,7 +73,8 @@ impl ConfigSource {
         {
             tracing::warn!(%error, path = %path.display(), "cannot watch the bootstrap's directory");
         }
-        self.seen = self.look();
+        // What it holds by now may be newer than what was read of it.
+        self.look_at = Some(Instant::now() + SETTLE);
     }
 
     fn look(&self) -> Seen {
@@ -102,9 +103,10 @@ impl ConfigSource {
             while self.events.try_recv().is_ok() {}
             self.look_at = None;
             let now = self.look();
-            let is_whole =
-                now.config.is_some() && now.bootstrap.is_some() == self.bootstrap.is_some();
-            if is_whole && now != self.seen {
+            // A bootstrap that is not there is being replaced, unless the configuration names another by now.
+            let is_whole = now.bootstrap.is_some() == self.bootstrap.is_some()
+                || now.config != self.seen.config;
+            if now.config.is_some() && is_whole && now != self.seen {
                 self.seen = now;
                 return;
             }

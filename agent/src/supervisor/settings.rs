@@ -13,14 +13,22 @@ use crate::run;
 
 impl Supervisor {
     /// A correct file is applied, a wrong one refused whole.
-    pub(super) fn reload(&mut self, args: &RunArgs, source: &ConfigSource) {
-        let (new, bootstrap) = match run::read(args, source.path()) {
+    pub(super) fn reload(&mut self, args: &RunArgs, source: &mut ConfigSource) {
+        let read = run::read_config(args, source.path()).and_then(|new| {
+            source.follow(new.bootstrap.as_deref());
+            let bootstrap = run::read_bootstrap(&new)?;
+            Ok((new, bootstrap))
+        });
+        let (new, bootstrap) = match read {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
                 return;
             }
         };
+        if (&new, &bootstrap) == (&self.config, &self.served.bootstrap) {
+            return;
+        }
         if bootstrap != self.served.bootstrap
             && let Err(error) = self.replace_bootstrap(bootstrap)
         {

@@ -152,12 +152,15 @@ async fn attend(taps: Arc<Taps>, tap: Arc<Tap>, mut copier: Option<Copier>) {
 
 impl Taps {
     fn tell(&self, record: &FlowRecord, event: fn(FlowSeen) -> TapEvent, ended: bool) {
-        let mut line = None;
-        for tap in self.lock().iter().filter(|tap| tap.is_about(record)) {
-            let line = line.get_or_insert_with(|| {
-                let time = rfc3339_millis(record.started + record.duration);
-                line_of(&event(FlowSeen::new(record, time, ended)))
-            });
+        // Other workers wait for this lock.
+        let about = |tap: &&Arc<Tap>| tap.is_about(record);
+        let taps: Vec<Arc<Tap>> = self.lock().iter().filter(about).cloned().collect();
+        if taps.is_empty() {
+            return;
+        }
+        let time = rfc3339_millis(record.started + record.duration);
+        let line = line_of(&event(FlowSeen::new(record, time, ended)));
+        for tap in taps {
             tap.send(line.clone());
         }
     }

@@ -20,7 +20,7 @@ pub struct Case {
     /// Responses that are waited for.
     pub responses: usize,
     pub upstream: Upstream,
-    /// The client sends its end right behind.
+    /// The client sends its end when the upstream has its request.
     pub ends: bool,
 }
 
@@ -199,6 +199,22 @@ fn headers() -> Vec<Case> {
     let all = "all.test";
     vec![
         get("forward: plain", all, "/up?a=b", ""),
+        get(
+            "forward: named by connection",
+            all,
+            "/up",
+            "connection: x-hop\nx-hop: 1\nx-stays: 1\n",
+        ),
+        case(
+            "forward: a GET with chunks",
+            "GET /up HTTP/1.1\nhost: all.test\ntransfer-encoding: chunked\n\n2\nab\n0\n\n",
+        ),
+        get(
+            "redirect: as the client came",
+            all,
+            "/to-host/a?b",
+            "x-forwarded-proto: https\n",
+        ),
         get(
             "forward: what clients say",
             all,

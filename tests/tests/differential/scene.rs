@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shunt_tests::world::Running;
-use shunt_tests::{Pod, World, agent};
+use shunt_tests::{Pod, World, agent, wait};
 
 use crate::cases::{Case, Upstream};
 use crate::message::{Message, Reader};
@@ -46,6 +46,9 @@ pub struct Outcome {
     pub end: &'static str,
     pub seen: Vec<Message>,
 }
+
+/// What the two proxies say of themselves.
+const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
 const LISTENERS: [&str; 4] = ["MAIN", "EDGE", "PASS", "TCP"];
 
@@ -83,7 +86,7 @@ impl Scene {
             "--log-level",
             "error",
         ]);
-        let envoy = start(command);
+        let envoy = start(command, &world.dir.path().join(LOGS[0]));
         let bootstrap = file("shunt.bootstrap.yaml", 21000);
         let at = world.dir.path().display().to_string();
         let config = format!(
@@ -95,7 +98,7 @@ impl Scene {
         fs::write(&path, config).expect("written");
         let mut command = pod.command(&agent::binary().display().to_string());
         command.args(["run", "-c"]).arg(&path);
-        let shunt = start(command);
+        let shunt = start(command, &world.dir.path().join(LOGS[1]));
         for port in [20000, 21000] {
             pod.wait_for_listener(port);
         }
@@ -133,6 +136,11 @@ impl Scene {
         // Who is refused early may close early.
         let _ = stream.write_all(text.as_bytes());
         if case.ends {
+            // Sooner, it would be a matter of luck what the upstream gets.
+            wait::until("the upstream has the request", PATIENCE, || {
+                let plan = self.upstream.lock().expect("a plan");
+                (!plan.seen.is_empty()).then_some(())
+            });
             let _ = stream.shutdown(Shutdown::Write);
         }
         let mut reader = Reader::new(stream);
@@ -175,12 +183,15 @@ impl Scene {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.world.dir.path().join("log")).unwrap_or_default()
+        let of = |name| fs::read_to_string(self.world.dir.path().join(name)).unwrap_or_default();
+        LOGS.map(of).join("\n")
     }
 }
 
-fn start(mut command: std::process::Command) -> Running {
+fn start(mut command: std::process::Command, log: &Path) -> Running {
+    let log = File::create(log).expect("a log");
     command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(log);
     Running(command.spawn().expect("it starts"))
 }
 

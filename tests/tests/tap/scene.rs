@@ -81,10 +81,8 @@ impl Scene {
     }
 
     pub fn kernel_count(&self, event: &str) -> u64 {
-        let (_, stats) = self.agent.admin("GET", "/stats", "");
-        let name = format!("kernel.{event}: ");
-        let number = stats.lines().find_map(|line| line.strip_prefix(&name));
-        number.map_or(0, |number| number.parse().expect("a number"))
+        // Nothing is counted before the programs are loaded.
+        self.agent.kernel_count(event).unwrap_or(0)
     }
 }
 

@@ -11,8 +11,9 @@ use super::object::Object;
 use crate::InterceptError;
 
 /// Between two looks. An entry is removed that was found without its socket in two in a row: a new one is written before
-/// its socket is in the hash.
-const LOOK: Duration = Duration::from_secs(60);
+/// its socket is in the hash, and a socket that its program has closed has left the hash and may yet have bytes to send,
+/// after which its own hooks tell of its end. The kernel gives up on those after some minutes.
+const LOOK: Duration = Duration::from_secs(600);
 
 pub(super) struct Leftovers {
     queues: HashMap<MapData, SocketCookie, u64>,
@@ -52,7 +53,10 @@ impl Leftovers {
             peers,
             handoffs,
         } = others;
-        let alive: HashSet<SocketCookie> = sockets.keys().filter_map(Result::ok).collect();
+        // Half of them would make the others look gone.
+        let Ok(alive) = sockets.keys().collect::<Result<HashSet<SocketCookie>, _>>() else {
+            return;
+        };
         let direct = handoffs.iter().filter_map(Result::ok);
         // The agent's flows are told of by the data plane, which removes them.
         let direct = direct.filter(|(_, handoff)| handoff.flags & Handoff::DIRECT != 0);

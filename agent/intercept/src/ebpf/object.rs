@@ -16,9 +16,10 @@ use shunt_core::sockets::Family;
 use shunt_ebpf_common::maps::NetnsCookie;
 
 use super::kernel::{Hook, Link};
+use super::offsets::Statics;
 use super::pins::Pins;
 use super::{observer, offsets, raw, tap};
-use crate::{Enrolment, InterceptError, Marks};
+use crate::{Enrolment, InterceptError, Marks, btf};
 
 /// Built from `ebpf/` by `cargo xtask build-ebpf`.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
@@ -95,19 +96,21 @@ impl Object {
     /// `queue` is how many bytes may wait for an application.
     pub(super) fn load_with(marks: Marks, queue: u32) -> Result<Self, InterceptError> {
         let bpffs = detached_bpffs()?;
-        let (offsets, observed) = (offsets::statics(), observer::statics());
-        let tapped = tap::statics();
+        let types = btf::Kernel::read();
+        let find = |statics: fn(&btf::Kernel) -> Statics| match &types {
+            Ok(types) => statics(types),
+            Err(error) => Err(InterceptError::Unsupported(error.chain())),
+        };
+        let statics = [offsets::statics, observer::statics, tap::statics].map(find);
         let mut loader = loader(&bpffs);
-        let known = [&offsets, &observed, &tapped]
-            .into_iter()
-            .flatten()
-            .flatten();
+        let known = statics.iter().flatten().flatten();
         let instance = Instance::Main(known.copied().collect(), queue);
         let mut main = load(&mut loader, marks, instance)?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
             .ok();
+        let [offsets, observed, tapped] = statics;
         Ok(Self {
             marks,
             bpffs,

@@ -23,9 +23,8 @@ const MEMBERS: [offsets::Member; 6] = [
 ];
 
 /// Where the running kernel keeps what the programs read.
-pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
-    let types = btf::Kernel::read()?;
-    let mut statics = offsets::find(&types, &MEMBERS)?;
+pub(super) fn statics(types: &btf::Kernel) -> offsets::Statics {
+    let mut statics = offsets::find(types, &MEMBERS)?;
     let zerocopy = types.enumerator("sock_flags", "SOCK_ZEROCOPY")?;
     statics.push(("ZEROCOPY_BIT", zerocopy));
     Ok(statics)

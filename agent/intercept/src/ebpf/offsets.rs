@@ -3,6 +3,8 @@
 use crate::{InterceptError, btf};
 
 /// By the name of the programs' static: the structure and the path of members in it.
+/// Values of the programs' statics, by name.
+pub(super) type Statics = Result<Vec<(&'static str, u32)>, InterceptError>;
 pub(super) type Member = (&'static str, &'static str, &'static [&'static str]);
 
 const MEMBERS: [Member; 7] = [
@@ -23,9 +25,8 @@ const MEMBERS: [Member; 7] = [
 const SOCK_RCVBUF_LOCK: u32 = 2;
 
 /// Where the running kernel keeps what acceleration and the books of direct connections read of sockets.
-pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
-    let types = btf::Kernel::read()?;
-    let mut statics = find(&types, &MEMBERS)?;
+pub(super) fn statics(types: &btf::Kernel) -> Statics {
+    let mut statics = find(types, &MEMBERS)?;
     // A byte of its own, or some bits of one, by the kernel's version.
     let locks = types.bits("sock", &["sk_userlocks"])?;
     statics.push(("LOCKS_OFFSET", locks / u8::BITS));
@@ -37,10 +38,7 @@ pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
 }
 
 /// Each member's place in its structure, by the static's name.
-pub(super) fn find(
-    types: &btf::Kernel,
-    members: &[Member],
-) -> Result<Vec<(&'static str, u32)>, InterceptError> {
+pub(super) fn find(types: &btf::Kernel, members: &[Member]) -> Statics {
     let place = |(name, structure, path): &Member| Ok((*name, types.offset(structure, path)?));
     members.iter().map(place).collect()
 }

@@ -33,8 +33,8 @@ const MEMBERS: [offsets::Member; 9] = [
 ];
 
 /// Where the running kernel keeps what the programs read.
-pub(super) fn statics() -> Result<Vec<(&'static str, u32)>, InterceptError> {
-    offsets::find(&btf::Kernel::read()?, &MEMBERS)
+pub(super) fn statics(types: &btf::Kernel) -> offsets::Statics {
+    offsets::find(types, &MEMBERS)
 }
 
 /// The supervisor's end.

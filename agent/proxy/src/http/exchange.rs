@@ -106,6 +106,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             .headers
             .get(X_FORWARDED_PROTO)
             .is_some_and(|proto| proto == "https");
+        let scheme = if is_https { "https" } else { "http" };
         if host.require_tls && !is_https {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
@@ -124,7 +125,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             _ if received == Received::Upgrade => reply::local(403, ""),
             Action::Respond(direct) => reply::local(direct.status, direct.body.clone()),
             Action::Redirect(redirect) => {
-                let location = redirect.location(head, &route.matches, "http");
+                let location = redirect.location(head, &route.matches, scheme);
                 reply::redirect(redirect.status, &location)
             }
             Action::Forward(forward) => {
@@ -298,6 +299,13 @@ fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
         request
             .headers_mut()
             .insert(header::CONTENT_LENGTH, nothing);
+    }
+    // Of some methods hyper would take it that there is none.
+    if !has_length && !request.body().is_end_stream() {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
     }
     if let Ok(host) = HeaderValue::from_str(&head.authority) {
         request.headers_mut().insert(header::HOST, host);

@@ -11,6 +11,15 @@ use shunt_core::route::matching::without_port;
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Headers that no client can have taken away, and `te`, of which the rest is seen to.
+const KEPT: [HeaderName; 6] = [
+    X_FORWARDED_FOR,
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::TE,
+];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -201,12 +210,17 @@ impl Head {
         }
     }
 
+    /// The words of `connection`.
+    fn connection(&self) -> impl Iterator<Item = &str> {
+        let lines = self.headers.get_all(header::CONNECTION).iter();
+        lines
+            .filter_map(|line| line.to_str().ok())
+            .flat_map(|line| line.split(',').map(str::trim))
+    }
+
     fn connection_says(&self, wanted: &str) -> bool {
-        let connection = self.headers.get_all(header::CONNECTION).iter();
-        let mut words = connection
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
-        words.any(|word| word.trim().eq_ignore_ascii_case(wanted))
+        self.connection()
+            .any(|word| word.eq_ignore_ascii_case(wanted))
     }
 
     /// Headers of which Envoy knows one line only.
@@ -228,16 +242,14 @@ impl Head {
     }
 
     fn drop_hop_by_hop(&mut self) {
-        for name in [
-            header::CONNECTION,
-            header::UPGRADE,
-            header::TRANSFER_ENCODING,
-            header::EXPECT,
-            KEEP_ALIVE,
-            PROXY_CONNECTION,
-        ] {
+        // What it names is about this hop too (RFC 9110, section 7.6.1), unless others rely on it.
+        let named = self.connection().filter_map(|word| word.parse().ok());
+        let named: Vec<HeaderName> = named.filter(|name| !KEPT.contains(name)).collect();
+        for name in named {
             self.headers.remove(name);
         }
+        drop_hop_by_hop(&mut self.headers);
+        self.headers.remove(header::EXPECT);
         if let Some(te) = self.headers.remove(header::TE)
             && te.to_str().is_ok_and(|te| te.contains("trailers"))
         {
@@ -318,5 +330,18 @@ pub(super) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",
+    }
+}
+
+/// What is about this hop only.
+pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    for name in [
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TRANSFER_ENCODING,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ] {
+        headers.remove(name);
     }
 }

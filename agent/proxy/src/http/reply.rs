@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use hyper::ext::ReasonPhrase;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use shunt_core::http::{HttpConnectionManager, ServerHeader};
 
 use super::body::ResponseBody;
-use super::received::{Head, Unfit, X_REQUEST_ID, append};
+use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop};
 use super::wire::Signature;
 
 /// A local reply. Without a text it has no body and no type.
@@ -71,16 +71,11 @@ pub(super) fn finish(
             .insert(ReasonPhrase::from_static(b"Unknown")),
     };
     let headers = response.headers_mut();
-    for name in [
-        header::CONNECTION,
-        header::UPGRADE,
-        header::TRANSFER_ENCODING,
-    ] {
-        headers.remove(name);
+    // The chunks count (RFC 9112, section 6.3), and the client is told by chunks again.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
     }
-    for name in ["keep-alive", "proxy-connection"] {
-        headers.remove(HeaderName::from_static(name));
-    }
+    drop_hop_by_hop(headers);
     let own = HeaderValue::from_str(&manager.server_name);
     match (manager.server_header, own) {
         (ServerHeader::Overwrite, Ok(own)) => {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use hyper::body::{Body, Frame, SizeHint};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -81,6 +82,57 @@ const HYPERS_OWN: [&[u8]; 2] = [
 pub(super) struct Counts {
     read: Cell<u64>,
     written: Cell<u64>,
+    answer: Cell<Answer>,
+}
+
+/// Whose bytes hyper writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answer {
+    /// No request is being answered: what is written is hyper's own.
+    #[default]
+    Nobodys,
+    /// A request's, whose end has not been asked for yet.
+    Begun,
+    /// All of it is in hyper's hands.
+    Given,
+}
+
+/// A response's body, as long as which lives its answer has not ended.
+pub(super) struct Answering<B> {
+    body: B,
+    counts: Rc<Counts>,
+}
+
+impl<B> Answering<B> {
+    pub(super) fn new(body: B, counts: Rc<Counts>) -> Self {
+        Self { body, counts }
+    }
+}
+
+impl<B> Drop for Answering<B> {
+    fn drop(&mut self) {
+        self.counts.answer.set(Answer::Given);
+    }
+}
+
+impl<B: Body + Unpin> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl Counts {
@@ -90,6 +142,11 @@ impl Counts {
 
     pub(super) fn written(&self) -> u64 {
         self.written.get()
+    }
+
+    /// A request is there.
+    pub(super) fn begin(&self) {
+        self.answer.set(Answer::Begun);
     }
 }
 
@@ -106,6 +163,9 @@ impl Wire {
 
     /// The same answer as Envoy words it.
     fn reword(&self, answer: &[u8]) -> Option<Vec<u8>> {
+        if self.counts.answer.get() != Answer::Nobodys {
+            return None;
+        }
         let beginning = HYPERS_OWN.into_iter().find(|own| answer.starts_with(own))?;
         let rest = std::str::from_utf8(&answer[beginning.len()..]).ok()?;
         let rest = rest
@@ -228,6 +288,10 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         std::task::ready!(self.poll_instead(cx))?;
+        // Hyper asks for it when it has written all that it has.
+        if self.counts.answer.get() == Answer::Given {
+            self.counts.answer.set(Answer::Nobodys);
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -109,6 +109,7 @@ impl Copier {
 
     /// A workload that was enrolled anew has another id, and senders are counted anew.
     fn renew(&mut self) {
+        self.renewed = Instant::now();
         let snapshot = self.snapshot.load();
         let workload = match &self.whose {
             None => Some(0),
@@ -131,7 +132,6 @@ impl Copier {
         if let Err(error) = kernel.0.renew(number, workload, bytes) {
             tracing::warn!(%error, "the kernel copies nothing for a tap");
         }
-        self.renewed = Instant::now();
     }
 
     /// At most `most` of what was copied since the last call. True: there may be more. What is not read stays in the

@@ -44,7 +44,10 @@ pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
     // As Envoy does where a chain asks for it and no filter says it.
     inspect.tls |= chains.iter().any(|chain| {
         let matches = &chain.matches;
-        !matches.server_names.is_empty() || matches.transport_protocol == "tls"
+        let says_nothing = matches.transport_protocol.is_empty();
+        !matches.server_names.is_empty()
+            || matches.transport_protocol == "tls"
+            || says_nothing && !matches.application_protocols.is_empty()
     });
     let timeout = reader.duration("listener_filters_timeout");
     Some(Listener {

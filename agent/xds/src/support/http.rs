@@ -64,7 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.core.v3.HttpProtocolOptions",
         fields: &[
             honoured("idle_timeout"),
-            honoured("max_headers_count"),
+            within("max_headers_count", "from 1 to 8192"),
             honoured("max_requests_per_connection"),
         ],
     },
