@@ -1,7 +1,7 @@
 //! What the proxy serves: listeners and clusters, as the agent understood them from Envoy's configuration. Everything in
 //! here has been validated: the data path has nothing to refuse any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::http::HttpConnectionManager;
 use crate::listener::{ChainMatch, Facts, Listener, NetworkFilter, TcpProxy, choose};
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
+use crate::statistics::{Classes, ListenerCounts, ManagerCounts, PerWorker};
 
 /// One configuration of the proxy, replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ impl Bootstrap {
 pub struct Tables {
     listeners: HashMap<SocketAddr, Arc<Served>>,
     clusters: HashMap<String, Arc<Cluster>>,
+    /// By `stat_prefix`.
+    managers: BTreeMap<String, PerWorker<ManagerCounts>>,
 }
 
 /// A listener that is served.
@@ -43,6 +46,16 @@ pub struct Served {
     chains: Vec<Arc<Chain>>,
     /// In whose name its connections are accounted for.
     pub account: Enrolled,
+    pub counts: PerWorker<ListenerCounts>,
+    pub requests: Arc<Requests>,
+}
+
+/// A listener's requests by cluster and status.
+#[derive(Debug, Default)]
+pub struct Requests {
+    clusters: BTreeMap<String, PerWorker<Classes>>,
+    /// Of clusters that no route names, and answered here.
+    others: PerWorker<Classes>,
 }
 
 #[derive(Debug)]
@@ -56,20 +69,49 @@ pub struct HttpChain {
     /// Without its routes.
     pub manager: HttpConnectionManager,
     pub routes: RouteTable,
+    pub counts: PerWorker<ManagerCounts>,
+    pub listener_counts: PerWorker<ListenerCounts>,
+    pub requests: Arc<Requests>,
 }
 
 impl Tables {
-    pub fn new(bootstrap: Bootstrap) -> Self {
-        let listeners = bootstrap.listeners.into_iter();
-        let clusters = bootstrap.clusters.into_iter();
-        Self {
-            listeners: listeners
-                .map(|listener| (listener.addr, Arc::new(Served::new(listener))))
-                .collect(),
-            clusters: clusters
-                .map(|cluster| (cluster.name.clone(), Arc::new(cluster)))
-                .collect(),
+    /// What is counted goes on being counted where `before` was.
+    pub fn new(bootstrap: Bootstrap, before: &Self) -> Self {
+        let mut tables = Self::default();
+        for mut cluster in bootstrap.clusters {
+            if let Some(known) = before.cluster(&cluster.name) {
+                cluster.counts = known.counts.clone();
+            }
+            tables
+                .clusters
+                .insert(cluster.name.clone(), Arc::new(cluster));
         }
+        let known: HashMap<&str, &Arc<Served>> = before
+            .listeners
+            .values()
+            .map(|served| (served.listener.name.as_str(), served))
+            .collect();
+        for listener in bootstrap.listeners {
+            let known = known.get(listener.name.as_str()).map(|served| &***served);
+            let managers = &mut tables.managers;
+            let served = Served::new(listener, known, &mut |prefix: &str| {
+                let counts = || before.managers.get(prefix).cloned().unwrap_or_default();
+                managers
+                    .entry(prefix.to_owned())
+                    .or_insert_with(counts)
+                    .clone()
+            });
+            tables
+                .listeners
+                .insert(served.listener.addr, Arc::new(served));
+        }
+        tables
+    }
+
+    /// Numbers of connection managers, by `stat_prefix`.
+    pub fn managers(&self) -> impl Iterator<Item = (&str, &PerWorker<ManagerCounts>)> {
+        let managers = self.managers.iter();
+        managers.map(|(prefix, counts)| (prefix.as_str(), counts))
     }
 
     /// The listener that is bound to this address.
@@ -97,13 +139,39 @@ impl Tables {
 }
 
 impl Served {
-    fn new(listener: Listener) -> Self {
-        let chains = listener.chains.iter().chain(&listener.default_chain);
+    fn new(
+        listener: Listener,
+        before: Option<&Self>,
+        managers: &mut dyn FnMut(&str) -> PerWorker<ManagerCounts>,
+    ) -> Self {
+        let mut account = Enrolled::node(listener.name.clone());
+        let mut counts = PerWorker::default();
+        if let Some(before) = before {
+            account.counters = Arc::clone(&before.account.counters);
+            counts = before.counts.clone();
+        }
+        let all = || listener.chains.iter().chain(&listener.default_chain);
+        let named = all().flat_map(|chain| match &chain.filter {
+            NetworkFilter::Http(_) => chain.filter.clusters(),
+            NetworkFilter::Tcp(_) => Vec::new(),
+        });
+        let requests = Requests::new(named, before.map(|before| &*before.requests));
+        let requests = Arc::new(requests);
+        let chains = all().map(|chain| match chain.filter.clone() {
+            NetworkFilter::Tcp(tcp) => Arc::new(Chain::Tcp(tcp)),
+            NetworkFilter::Http(mut manager) => Arc::new(Chain::Http(Box::new(HttpChain {
+                routes: RouteTable::new(std::mem::take(&mut manager.routes)),
+                counts: managers(&manager.stat_prefix),
+                listener_counts: counts.clone(),
+                requests: Arc::clone(&requests),
+                manager: *manager,
+            }))),
+        });
         Self {
-            chains: chains
-                .map(|chain| Arc::new(Chain::new(chain.filter.clone())))
-                .collect(),
-            account: Enrolled::node(listener.name.clone()),
+            chains: chains.collect(),
+            account,
+            counts: counts.clone(),
+            requests,
             listener,
         }
     }
@@ -121,17 +189,96 @@ impl Served {
     }
 }
 
-impl Chain {
-    fn new(filter: NetworkFilter) -> Self {
-        match filter {
-            NetworkFilter::Tcp(tcp) => Self::Tcp(tcp),
-            NetworkFilter::Http(mut manager) => {
-                let routes = RouteTable::new(std::mem::take(&mut manager.routes));
-                Self::Http(Box::new(HttpChain {
-                    manager: *manager,
-                    routes,
-                }))
+impl Requests {
+    fn new<'a>(clusters: impl Iterator<Item = &'a str>, before: Option<&Self>) -> Self {
+        let known = |name: &str| before.and_then(|before| before.clusters.get(name).cloned());
+        let mut all = BTreeMap::new();
+        for name in clusters {
+            if !all.contains_key(name) {
+                all.insert(name.to_owned(), known(name).unwrap_or_default());
             }
         }
+        Self {
+            clusters: all,
+            others: before
+                .map(|before| before.others.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Where requests of this cluster count.
+    pub fn of(&self, cluster: Option<&str>) -> &PerWorker<Classes> {
+        let named = cluster.and_then(|cluster| self.clusters.get(cluster));
+        named.unwrap_or(&self.others)
+    }
+
+    /// By cluster; what no route's cluster answered comes without a name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &PerWorker<Classes>)> {
+        let named = self
+            .clusters
+            .iter()
+            .map(|(name, classes)| (name.as_str(), classes));
+        named.chain(std::iter::once(("", &self.others)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Balance, Weighted};
+    use crate::listener::{FilterChain, Inspect};
+
+    fn bootstrap(port: u16) -> Bootstrap {
+        Bootstrap {
+            listeners: vec![Listener {
+                name: "l".into(),
+                addr: SocketAddr::from(([10, 0, 0, 1], port)),
+                chains: vec![FilterChain {
+                    name: String::new(),
+                    matches: ChainMatch::default(),
+                    filter: NetworkFilter::Tcp(TcpProxy {
+                        clusters: Weighted::only("c".to_owned()),
+                        idle_timeout: std::time::Duration::ZERO,
+                        max_connect_attempts: 1,
+                    }),
+                }],
+                default_chain: None,
+                inspect: Inspect::default(),
+                inspect_timeout: std::time::Duration::ZERO,
+                continue_on_timeout: false,
+            }],
+            clusters: vec![Cluster {
+                name: "c".into(),
+                endpoints: Vec::new(),
+                balance: Balance::RoundRobin,
+                connect_timeout: std::time::Duration::from_secs(1),
+                idle_timeout: None,
+                max_requests_per_connection: 0,
+                counts: PerWorker::default(),
+            }],
+        }
+    }
+
+    #[test]
+    fn numbers_go_on_in_the_next_configuration() {
+        use std::sync::atomic::Ordering::Relaxed;
+        let first = Tables::new(bootstrap(80), &Tables::default());
+        let served = first.listeners()[0];
+        served
+            .account
+            .counters
+            .inbound
+            .total
+            .fetch_add(3, Relaxed);
+        served.requests.of(None).mine().answered(200);
+        let cluster = first.cluster("c").expect("a cluster");
+        cluster.counts.mine().rq_total.add(2);
+        // Also at another address.
+        let next = Tables::new(bootstrap(81), &first);
+        let served = next.listeners()[0];
+        assert_eq!(served.account.counters.inbound.total.load(Relaxed), 3);
+        assert_eq!(served.requests.of(None).sum(|one| one.of(2)), 1);
+        let cluster = next.cluster("c").expect("a cluster");
+        assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
     }
 }

@@ -100,7 +100,7 @@ impl View {
 
     /// New connections are served by it.
     pub(super) fn set_bootstrap(&mut self, bootstrap: Bootstrap) {
-        self.proxy = Arc::new(Tables::new(bootstrap));
+        self.proxy = Arc::new(Tables::new(bootstrap, &self.proxy));
         self.publish();
     }
 
