@@ -182,6 +182,11 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A `google.protobuf.Struct`.
+    pub(crate) fn free(&self, name: &str) -> Option<serde_json::Value> {
+        serde_json::to_value(self.value(name)?.as_message()?).ok()
+    }
+
     pub(crate) fn type_name(&self) -> String {
         self.message.descriptor().full_name().to_owned()
     }
