@@ -53,7 +53,8 @@ pub struct Served {
 /// A listener's requests by cluster and status.
 #[derive(Debug, Default)]
 pub struct Requests {
-    clusters: BTreeMap<String, PerWorker<Classes>>,
+    /// In the order of their names.
+    clusters: Vec<(String, PerWorker<Classes>)>,
     /// Of clusters that no route names, and answered here.
     others: PerWorker<Classes>,
 }
@@ -191,25 +192,39 @@ impl Served {
 
 impl Requests {
     fn new<'a>(clusters: impl Iterator<Item = &'a str>, before: Option<&Self>) -> Self {
-        let known = |name: &str| before.and_then(|before| before.clusters.get(name).cloned());
-        let mut all = BTreeMap::new();
-        for name in clusters {
-            if !all.contains_key(name) {
-                all.insert(name.to_owned(), known(name).unwrap_or_default());
-            }
-        }
+        let mut names: Vec<&str> = clusters.collect();
+        names.sort_unstable();
+        names.dedup();
+        let known = |name: &str| {
+            let before = before?;
+            let (_, classes) = before.clusters.get(before.place(name))?;
+            Some(classes.clone())
+        };
+        let all = names
+            .into_iter()
+            .map(|name| (name.to_owned(), known(name).unwrap_or_default()));
         Self {
-            clusters: all,
+            clusters: all.collect(),
             others: before
                 .map(|before| before.others.clone())
                 .unwrap_or_default(),
         }
     }
 
-    /// Where requests of this cluster count.
-    pub fn of(&self, cluster: Option<&str>) -> &PerWorker<Classes> {
-        let named = cluster.and_then(|cluster| self.clusters.get(cluster));
-        named.unwrap_or(&self.others)
+    /// Where requests of this cluster count, for [`Requests::at`].
+    pub fn place(&self, cluster: &str) -> usize {
+        let found = self
+            .clusters
+            .binary_search_by(|(name, _)| name.as_str().cmp(cluster));
+        found.unwrap_or(Self::NOWHERE)
+    }
+
+    /// The place of requests that no cluster was chosen for.
+    pub const NOWHERE: usize = usize::MAX;
+
+    pub fn at(&self, place: usize) -> &PerWorker<Classes> {
+        let found = self.clusters.get(place);
+        found.map_or(&self.others, |(_, classes)| classes)
     }
 
     /// By cluster; what no route's cluster answered comes without a name.
@@ -270,14 +285,14 @@ mod tests {
             .inbound
             .total
             .fetch_add(3, Relaxed);
-        served.requests.of(None).mine().answered(200);
+        served.requests.at(Requests::NOWHERE).mine().answered(200);
         let cluster = first.cluster("c").expect("a cluster");
         cluster.counts.mine().rq_total.add(2);
         // Also at another address.
         let next = Tables::new(bootstrap(81), &first);
         let served = next.listeners()[0];
         assert_eq!(served.account.counters.inbound.total.load(Relaxed), 3);
-        assert_eq!(served.requests.of(None).sum(|one| one.of(2)), 1);
+        assert_eq!(served.requests.at(Requests::NOWHERE).sum(|one| one.of(2)), 1);
         let cluster = next.cluster("c").expect("a cluster");
         assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
     }

@@ -4,6 +4,7 @@ pub mod filters;
 pub mod format;
 pub mod local_reply;
 pub mod path;
+pub mod record;
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -1,12 +1,16 @@
 //! HTTP/1.1: the connection manager of one client's connection. Framing is hyper's business, what is in the frames ours.
 //!
 //! ```text
-//!  Wire (counts bytes) -> hyper server -> exchange: received -> routed -> prepared -> sent -> answered
-//!                                                              '-> redirect, direct response, local reply
+//!  Wire (counts bytes) -> hyper server -> exchange: received -> filters -> routed -> prepared -> sent -> answered
+//!                                                               |            '-> redirect, direct response, local reply
+//!                                                               '-> a filter's own reply
 //! ```
 
 mod body;
+mod books;
 mod exchange;
+mod filters;
+mod local_reply;
 mod pool;
 mod received;
 mod reply;
@@ -30,6 +34,7 @@ use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
 
+use self::books::Books;
 use self::exchange::Exchange;
 pub(crate) use self::pool::Upstreams;
 use self::talk::{Clock, Rung, Talk};
@@ -76,16 +81,25 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         closing: closing.clone(),
     };
     let carried = Cell::new(0_u32);
+    let books = Books::open(
+        chain,
+        Arc::clone(&local.context.flows),
+        account.workload().clone(),
+        from,
+        listener,
+    );
     let talk = Talk::new(manager.timeouts);
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        let exchange = Exchange::new(local, &client_of, carried.get(), talk.begin());
+        let entry = books.begin();
+        let progress = talk.begin(Rc::clone(&entry));
+        let exchange = Exchange::new(local, &client_of, carried.get(), progress);
         let talk = Rc::clone(&talk);
         async move {
             let answered = exchange.run(request).await;
             talk.answering();
-            answered.map(|response| response.map(|body| Answering::new(body, talk)))
+            answered.map(|response| response.map(|body| Answering::new(body, talk, entry)))
         }
     });
     let mut serving = http1::Builder::new()
@@ -100,7 +114,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let ended = loop {
         let served = poll_fn(|cx| {
             let served = Pin::new(&mut serving).poll(cx);
-            talk.tell(account);
+            books.moved(talk.tell(account));
             served
         });
         tokio::select! {
@@ -113,7 +127,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             rung = poll_fn(|cx| clock.poll(cx, &talk)) => match rung {
                 Rung::Told => {}
                 Rung::Drained => Pin::new(&mut serving).graceful_shutdown(),
-                rung => break Ended::Late(rung),
+                rung => {
+                    if rung == Rung::Stuck {
+                        talk.stuck();
+                    }
+                    break Ended::Late(rung);
+                }
             },
         }
     };
@@ -127,7 +146,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
         Ended::Served(Err(_)) | Ended::Late(_) => drop(wire),
     }
-    talk.tell(account);
+    books.moved(talk.tell(account));
     match ended {
         Ended::Served(Ok(())) => (CloseReason::Finished, None),
         Ended::Served(Err(error)) if error.is_user() => {

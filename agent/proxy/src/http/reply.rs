@@ -1,5 +1,7 @@
 //! Responses: those the proxy gives itself, worded as Envoy words them, and what every response gets on its way out.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use hyper::ext::ReasonPhrase;
 use hyper::header::{self, HeaderValue};
@@ -9,6 +11,31 @@ use shunt_core::http::{HttpConnectionManager, ServerHeader};
 use super::body::ResponseBody;
 use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop};
 use super::wire::Signature;
+
+/// Why a reply is the proxy's own; Envoy's words. Without one a response is an upstream's, or a filter's that nobody
+/// rewrites.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    pub(super) flags: &'static str,
+    pub(super) details: &'static str,
+    /// Who was to answer.
+    pub(super) cluster: Option<String>,
+    pub(super) upstream: Option<SocketAddr>,
+}
+
+/// The same reply, and why.
+pub(super) fn because(
+    mut response: Response<ResponseBody>,
+    flags: &'static str,
+    details: &'static str,
+) -> Response<ResponseBody> {
+    response.extensions_mut().insert(Told {
+        flags,
+        details,
+        ..Told::default()
+    });
+    response
+}
 
 /// A local reply. Without a text it has no body and no type.
 pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBody> {
@@ -25,9 +52,9 @@ pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBod
 
 pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
     match why {
-        Unfit::TooOld => local(426, "Upgrade Required"),
-        Unfit::NoHost => local(400, ""),
-        Unfit::NoPath => local(404, ""),
+        Unfit::TooOld => because(local(426, "Upgrade Required"), "DPE", "low_version"),
+        Unfit::NoHost => because(local(400, ""), "DPE", "missing_host_header"),
+        Unfit::NoPath => because(local(404, ""), "", "missing_path_rejected"),
     }
 }
 
@@ -37,7 +64,7 @@ pub(super) fn redirect(status: u16, location: &str) -> Response<ResponseBody> {
     if let Ok(location) = HeaderValue::from_str(location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    response
+    because(response, "", "direct_response")
 }
 
 /// What [`finish`] adds to any response.
