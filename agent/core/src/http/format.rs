@@ -247,7 +247,7 @@ impl Part {
             Self::Text(text) => out.extend_from_slice(text.as_bytes()),
             Self::Request(first, second, length) => {
                 let names = std::iter::once(first).chain(second);
-                let mut values = names.filter_map(|name| known.request.any_header(name));
+                let mut values = names.filter_map(|name| first_line(known.request, name));
                 extend(out, values.next().as_deref(), *length);
             }
             Self::Response(first, second, length) => {
@@ -277,6 +277,19 @@ impl Part {
             }
         }
     }
+}
+
+/// Of several lines of a name the first is meant.
+fn first_line<'a>(request: &'a dyn RequestView, name: &str) -> Option<Cow<'a, [u8]>> {
+    if name.starts_with(':') || name == "host" {
+        return request.any_header(name);
+    }
+    let mut first = None;
+    request.any_line(name, &mut |line| {
+        first = Some(line.to_vec());
+        true
+    });
+    first.map(Cow::Owned)
 }
 
 fn extend(out: &mut Vec<u8>, value: Option<&[u8]>, length: Option<usize>) {

@@ -132,6 +132,10 @@ impl Json {
         match self {
             Self::Null => serde_json::Value::Null,
             Self::Bool(value) => (*value).into(),
+            // Whole numbers are written without a point.
+            Self::Number(value) if value.fract() == 0.0 && value.abs() < 1e15 => {
+                (*value as i64).into()
+            }
             Self::Number(value) => (*value).into(),
             Self::Text(format) => match format.value(known) {
                 Value::Nothing => serde_json::Value::Null,

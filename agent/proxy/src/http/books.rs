@@ -95,6 +95,7 @@ impl Books {
             sent: Cell::default(),
             end: Cell::default(),
             head_only: Cell::default(),
+            closes: Cell::default(),
             place: Cell::new(Requests::NOWHERE),
         })
     }
@@ -118,6 +119,7 @@ pub(super) struct Entry {
     sent: Cell<u64>,
     end: Cell<End>,
     head_only: Cell<bool>,
+    closes: Cell<bool>,
     /// Among the listener's requests.
     place: Cell<usize>,
 }
@@ -204,6 +206,15 @@ impl Entry {
     /// The response is one without a body, whatever it has.
     pub(super) fn head_only(&self) {
         self.head_only.set(true);
+    }
+
+    /// What the client goes on sending is not read.
+    pub(super) fn close(&self) {
+        self.closes.set(true);
+    }
+
+    pub(super) fn closes(&self) -> bool {
+        self.closes.get()
     }
 
     pub(super) fn is_head_only(&self) -> bool {

@@ -112,7 +112,15 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             progress: &self.progress,
         };
         let mut response = match filters.ask(asked).await {
-            Some(own) => own,
+            Some(mut own) => {
+                // In Envoy such an answer is the connection manager's.
+                if let Some(matched) = found.matched(&self.chain.routes)
+                    && entry.closes()
+                {
+                    matched.change_response(own.headers_mut(), 0, &head, self.client);
+                }
+                own
+            }
             None => self.route(&mut head, &found, received, body).await,
         };
         let route = found.route.map_or("", |route| &route.name);
@@ -122,7 +130,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         entry.answered(response.status().as_u16());
         reply::finish(&mut response, manager, Some(&head));
         let is_upgrade = received == Received::Upgrade;
-        if self.is_last || is_upgrade || !keeps_alive || !self.progress.has_request_ended() {
+        let reads_on = self.progress.has_request_ended() && !entry.closes();
+        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
             close(&mut response);
         }
         Ok(response)
@@ -148,22 +157,24 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }
-        let Some(route) = found.route else {
+        let Some(mut matched) = found.matched(&self.chain.routes) else {
             return nowhere();
         };
-        let mut matched = Matched {
-            routes: self.chain.routes.configuration(),
-            host,
-            route,
-            cluster: None,
-            endpoint: None,
-        };
+        let route = matched.route;
         let mut response = match &route.action {
             _ if received == Received::Upgrade => {
                 reply::because(reply::local(403, ""), "", "upgrade_failed")
             }
             Action::Respond(direct) => {
-                let reply = reply::local(direct.status, direct.body.clone());
+                let text = direct.body.clone();
+                // As in Envoy; RFC 9110, section 10.2.2.
+                let reply = match direct.status {
+                    201 | 300..400 => {
+                        let location = format!("{scheme}://{}{}", head.authority, head.path);
+                        reply::located(direct.status, text, &location)
+                    }
+                    status => reply::local(status, text),
+                };
                 reply::because(reply, "", "direct_response")
             }
             Action::Redirect(redirect) => {
@@ -344,6 +355,8 @@ fn expects_body(method: &Method) -> bool {
     ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
 }
 
+const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     let reset =
@@ -362,11 +375,14 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
             "UF",
             "upstream_reset_before_response_started{connection_timeout}",
         ),
-        Failure::Connect(_) => reset(
+        Failure::Connect(error) => reset(
             503,
             "remote connection failure",
             "UF",
-            "upstream_reset_before_response_started{remote_connection_failure}",
+            match error.is_refused() {
+                true => REFUSED,
+                false => "upstream_reset_before_response_started{remote_connection_failure}",
+            },
         ),
         Failure::Reset(error) if error.is_parse() => reset(
             502,

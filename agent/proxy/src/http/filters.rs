@@ -10,6 +10,7 @@ use shunt_core::route::{Action, Route, Target, VirtualHost};
 use super::Client;
 use super::body::{RequestBody, ResponseBody};
 use super::received::Head;
+use super::sent::Matched;
 use super::talk::Progress;
 
 /// A filter has a type `At`, which is one request's: `at` begins it, with what routes say, the most specific first; `ask`
@@ -82,20 +83,34 @@ impl<'a> Found<'a> {
             levels: [
                 choice.map(|choice| &choice.filters),
                 route.map(|route| &route.filters),
-                host.map(|host| &host.filters),
+                host.filter(|_| route.is_some()).map(|host| &host.filters),
                 route.map(|_| &routes.configuration().filters),
             ],
         }
     }
 }
 
+impl<'a> Found<'a> {
+    /// `None`: there is no route.
+    pub(super) fn matched(&self, routes: &'a RouteTable) -> Option<Matched<'a>> {
+        Some(Matched {
+            routes: routes.configuration(),
+            host: self.host?,
+            route: self.route?,
+            cluster: None,
+            endpoint: None,
+        })
+    }
+}
+
 impl<'a> Filters<'a> {
     pub(super) fn new(chain: &'a [HttpFilter], found: &Found<'a>, random: u64) -> Self {
         let levels = || found.levels.iter().flatten().copied();
+        let forwards = matches!(found.route.map(|route| &route.action), Some(Action::Forward(_)));
         let working = chain.iter().filter(|filter| filter.works(levels()));
         Self(
             working
-                .filter_map(|filter| At::new(filter, filter.own(levels()), random))
+                .filter_map(|filter| At::new(filter, filter.own(levels()), forwards, random))
                 .collect(),
         )
     }
@@ -128,9 +143,12 @@ impl<'a> At<'a> {
     fn new(
         filter: &'a HttpFilter,
         mut own: impl Iterator<Item = &'a RouteFilter>,
+        forwards: bool,
         random: u64,
     ) -> Option<Self> {
         match &filter.kind {
+            // As in Envoy, it is about upstreams only.
+            FilterKind::Cors if !forwards => None,
             FilterKind::Cors => cors::At::new(own, random).map(Self::Cors),
             FilterKind::HeaderMutation(chain) => {
                 Some(Self::HeaderMutation(header_mutation::At::new(chain, own)))

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use shunt_core::http::RequestView;
@@ -53,18 +54,44 @@ pub(super) fn rewrite(
     client: &Client<'_>,
     entry: &Entry,
 ) {
-    let Some(told) = response.extensions_mut().remove::<Told>() else {
-        return;
-    };
-    entry.told(&told);
-    let replies = &client.chain.manager.local_replies;
-    if replies.is_empty() {
-        return;
-    }
+    let told = response.extensions_mut().remove::<Told>();
     let ResponseBody::Local(body) = response.body_mut() else {
         return;
     };
-    let mut body = body.take().unwrap_or_default();
+    let body = body.take().unwrap_or_default();
+    let (body, content_type) = match told {
+        Some(told) => {
+            entry.told(&told);
+            reworded(response, body, &told, head, route, client, entry)
+        }
+        None => (body, None),
+    };
+    let headers = response.headers_mut();
+    if body.is_empty() {
+        headers.remove(header::CONTENT_TYPE);
+    } else if let Some(content_type) = content_type {
+        headers.insert(header::CONTENT_TYPE, content_type);
+    } else if !headers.contains_key(header::CONTENT_TYPE) {
+        let plain = HeaderValue::from_static("text/plain");
+        headers.insert(header::CONTENT_TYPE, plain);
+    }
+    *response.body_mut() = ResponseBody::Local(Some(body).filter(|body| !body.is_empty()));
+}
+
+/// The body as the configuration has it, and its type where that is said.
+fn reworded(
+    response: &mut Response<ResponseBody>,
+    mut body: Bytes,
+    told: &Told,
+    head: Option<&Head>,
+    route: &str,
+    client: &Client<'_>,
+    entry: &Entry,
+) -> (Bytes, Option<HeaderValue>) {
+    let replies = &client.chain.manager.local_replies;
+    if replies.is_empty() {
+        return (body, None);
+    }
     let known = Known {
         request: head.map_or(&Nobody as &dyn RequestView, |head| head),
         response: None,
@@ -102,30 +129,20 @@ pub(super) fn rewrite(
         }
     }
     let format = mapper.and_then(|mapper| mapper.format.as_ref());
-    let mut content_type = TEXT;
-    if let Some(format) = format.or(replies.format.as_ref()) {
-        let filled = {
-            let response_headers = lookup(response.headers());
-            format.body(&Known {
-                response: Some(&response_headers),
-                response_code: Some(response.status().as_u16()),
-                local_reply: Some(&body),
-                ..known
-            })
-        };
-        body = filled.into();
-        content_type = &format.content_type;
-    }
-    let headers = response.headers_mut();
-    let type_now = headers.get(header::CONTENT_TYPE);
-    let has_own = type_now.is_some() && type_now != type_before.as_ref();
-    if body.is_empty() {
-        headers.remove(header::CONTENT_TYPE);
-    } else if !has_own
-        && (content_type != TEXT || type_now.is_none())
-        && let Ok(value) = HeaderValue::from_str(content_type)
-    {
-        headers.insert(header::CONTENT_TYPE, value);
-    }
-    *response.body_mut() = ResponseBody::Local(Some(body).filter(|body| !body.is_empty()));
+    let Some(format) = format.or(replies.format.as_ref()) else {
+        return (body, None);
+    };
+    let headers = lookup(response.headers());
+    let filled = format.body(&Known {
+        response: Some(&headers),
+        response_code: Some(response.status().as_u16()),
+        local_reply: Some(&body),
+        ..known
+    });
+    // A type that the mapper has put there stays.
+    let is_own = response.headers().get(header::CONTENT_TYPE) != type_before.as_ref();
+    let content_type = Some(format.content_type.as_str());
+    let content_type = content_type.filter(|own| !is_own && *own != TEXT);
+    let content_type = content_type.and_then(|own| HeaderValue::from_str(own).ok());
+    (filled.into(), content_type)
 }

@@ -37,14 +37,12 @@ pub(super) fn because(
     response
 }
 
-/// A local reply. Without a text it has no body and no type.
+/// A local reply. Without a text it has no body. Its type is said when nobody can change it any more.
 pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBody> {
     let text = text.into();
     let mut response = Response::new(ResponseBody::Local(None));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     if !text.is_empty() {
-        let plain = HeaderValue::from_static("text/plain");
-        response.headers_mut().insert(header::CONTENT_TYPE, plain);
         *response.body_mut() = ResponseBody::Local(Some(text));
     }
     response
@@ -60,11 +58,20 @@ pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
 
 /// Location of a redirect.
 pub(super) fn redirect(status: u16, location: &str) -> Response<ResponseBody> {
-    let mut response = local(status, "");
+    because(located(status, "", location), "", "direct_response")
+}
+
+/// A local reply that says where something is.
+pub(super) fn located(
+    status: u16,
+    text: impl Into<Bytes>,
+    location: &str,
+) -> Response<ResponseBody> {
+    let mut response = local(status, text);
     if let Ok(location) = HeaderValue::from_str(location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    because(response, "", "direct_response")
+    response
 }
 
 /// What [`finish`] adds to any response.

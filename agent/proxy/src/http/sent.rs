@@ -11,7 +11,7 @@ use shunt_core::route::{
 };
 
 use super::Client;
-use super::received::{Head, append, joined, protocol};
+use super::received::{Head, append, protocol};
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -158,7 +158,7 @@ pub(super) fn known<'k>(head: &'k Head, client: &Client<'_>) -> Known<'k> {
 
 /// A response's headers, as formats look them up.
 pub(super) fn lookup(headers: &HeaderMap) -> impl Fn(&str) -> Option<Vec<u8>> {
-    |name| joined(headers, name).map(|value| value.into_owned())
+    |name| headers.get(name).map(|value| value.as_bytes().to_vec())
 }
 
 fn remove(headers: &mut HeaderMap, mutations: &HeaderMutations) {

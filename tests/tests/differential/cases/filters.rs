@@ -60,6 +60,7 @@ fn mutation() -> Vec<Case> {
             "/mutated",
             "x-gone: 1\nx-also-gone: 1\nx-over: old\nx-empty: 1\n",
         ),
+        get("mutation: two lines of a name", all, "/up", "x-two: a\nx-two: b\n"),
         get("mutation: the weighted cluster's", all, "/weighted", ""),
         get("mutation: of a direct response", all, "/direct", ""),
         get("mutation: nowhere", all, "/nowhere", ""),
@@ -138,7 +139,7 @@ fn replies() -> Vec<Case> {
     let all = "all.test";
     vec![
         get("reply: as JSON", all, "/none", "x-json: 1\n"),
-        get("reply: JSON with what must be escaped", all, "/none?%22\"", "x-json: 1\n"),
+        get("reply: JSON with what must be escaped", all, "/none", "x-json: a\"b\\c</d>\n"),
         get("reply: by flag", all, "/none", ""),
         get("reply: another type", all, "/dead", ""),
         get("reply: no route", all, "/nowhere", ""),

@@ -33,11 +33,11 @@ impl<'a> At<'a> {
                 headers.entry(header::CONTENT_LENGTH).or_insert(length);
                 None
             }
-            Ok(Err(NotHeld::TooLarge)) => Some(reply::because(
-                reply::local(413, "Payload Too Large"),
-                "",
-                "request_payload_too_large",
-            )),
+            Ok(Err(NotHeld::TooLarge)) => {
+                asked.progress.entry().close();
+                let reply = reply::local(413, "Payload Too Large");
+                Some(reply::because(reply, "", "request_payload_too_large"))
+            }
             Ok(Err(NotHeld::BrokenOff)) => Some(reply::because(
                 reply::local(400, "Bad Request"),
                 "DPE",

@@ -64,13 +64,12 @@ impl<'a> At<'a> {
             && headers
                 .get(header::ACCESS_CONTROL_REQUEST_METHOD)
                 .is_some_and(|method| !method.is_empty());
-        if !self.allows(origin) {
-            let forwards = self.said(|policy| policy.forward_not_matching);
-            let stops = is_preflight && forwards == Some(false);
-            return stops.then(|| reply::local(200, ""));
+        if self.allows(origin) {
+            self.origin = Some(origin.clone());
         }
-        self.origin = Some(origin.clone());
-        if !is_preflight {
+        let stops = self.origin.is_some()
+            || self.said(|policy| policy.forward_not_matching) == Some(false);
+        if !is_preflight || !stops {
             return None;
         }
         let mut response = reply::local(200, "");
@@ -78,7 +77,7 @@ impl<'a> At<'a> {
         let is_private = headers
             .get(PRIVATE_ASKED)
             .is_some_and(|asked| asked == "true");
-        if is_private && self.said(|policy| policy.private_network) == Some(true) {
+        if self.origin.is_some() && is_private && self.said(|policy| policy.private_network) == Some(true) {
             reply.insert(PRIVATE_ALLOWED, TRUE);
         }
         let texts: [(HeaderName, Option<&String>); 3] = [
