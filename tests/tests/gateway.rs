@@ -139,7 +139,7 @@ fn a_bootstrap_is_served() {
     let endpoint = format!("server::{}:80::weight::1\n", scene.server.v4);
     assert!(clusters.contains(&endpoint), "{clusters}");
     let (_, listeners) = agent.admin("GET", "/listeners", "");
-    assert!(listeners.contains("node/web"), "{listeners}");
+    assert!(listeners.contains("web::"), "{listeners}");
     let lines = agent.lines(6);
     let names: Vec<_> = lines
         .iter()

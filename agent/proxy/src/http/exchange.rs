@@ -48,15 +48,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// `number`: the connection's first request is 1.
     pub(super) fn new(local: &'a Local<S, O>, client: &'a Client<'a>, number: u32) -> Self {
         let most = client.chain.manager.limits.requests_per_connection;
-        // Who stays connected for long must not be served by an old configuration for as long.
-        let now = local.context.snapshot.load();
-        let is_replaced = !Arc::ptr_eq(&now.proxy, &client.snapshot.proxy);
         Self {
             local,
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most || is_replaced || *client.closing.borrow(),
+            is_last: most > 0 && number >= most || client.is_last,
         }
     }
 
