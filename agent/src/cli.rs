@@ -213,7 +213,12 @@ pub enum ConfigCommand {
         #[arg(long, conflicts_with_all = ["config", "output"])]
         running: bool,
         /// The agent's admin socket
-        #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock", requires = "running")]
+        #[arg(
+            long,
+            value_name = "PATH",
+            default_value = "/run/shunt/admin.sock",
+            requires = "running"
+        )]
         socket: PathBuf,
         #[command(flatten)]
         output: Output,

@@ -128,9 +128,7 @@ impl Verdict {
     fn tell(&self, format: Format) -> ExitCode {
         if format == Format::Json {
             let listed = |file: &str, faults: &[Fault]| -> Vec<Value> {
-                let entry = |fault: &Fault| {
-                    json!({"file": file, "line": fault.line, "field": fault.field, "message": fault.message})
-                };
+                let entry = |fault: &Fault| json!({"file": file, "line": fault.line, "field": fault.field, "message": fault.message});
                 faults.iter().map(entry).collect()
             };
             let faults = self.faults.iter();

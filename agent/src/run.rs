@@ -59,12 +59,7 @@ pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded
     }
 }
 
-fn start(
-    args: &RunArgs,
-    path: Option<PathBuf>,
-    config: Config,
-    loaded: Loaded,
-) -> Result<()> {
+fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     let descriptors = privileges::raise_descriptor_limit()?;
     tracing::info!(
@@ -81,12 +76,7 @@ fn start(
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(
-            args,
-            path,
-            (config, loaded),
-            level,
-        ))
+        .block_on(supervisor::supervise(args, path, (config, loaded), level))
 }
 
 /// The named file; else the default one when it is there.

@@ -62,7 +62,10 @@ impl StatsQuery {
     }
 
     pub fn wants(&self, name: &str, is_zero: bool) -> bool {
-        let is_named = self.filter.as_ref().is_none_or(|filter| filter.is_match(name));
+        let is_named = self
+            .filter
+            .as_ref()
+            .is_none_or(|filter| filter.is_match(name));
         is_named && !(self.used_only && is_zero)
     }
 }
@@ -146,7 +149,9 @@ mod tests {
         let stats = StatsQuery::parse(Some("filter=a$&usedonly&format=json"), Shape::Text);
         let stats = stats.expect("understood");
         assert_eq!(stats.shape, Shape::Json);
-        assert!(stats.wants("b.a", false) && !stats.wants("b.a", true) && !stats.wants("ab", false));
+        assert!(
+            stats.wants("b.a", false) && !stats.wants("b.a", true) && !stats.wants("ab", false)
+        );
         assert!(StatsQuery::parse(Some("format=html"), Shape::Text).is_err());
         assert!(!StatsQuery::parse(Some("usedonly=false"), Shape::Text).is_ok_and(|q| q.used_only));
     }

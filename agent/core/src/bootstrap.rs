@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::http::HttpConnectionManager;
-use crate::listener::{
-    ChainMatch, Facts, FilterChain, Listener, NetworkFilter, TcpProxy, choose,
-};
+use crate::listener::{ChainMatch, Facts, FilterChain, Listener, NetworkFilter, TcpProxy, choose};
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
 
@@ -69,15 +67,17 @@ impl Tables {
             let known = before.listeners.get(&listener.addr);
             let same = known.filter(|known| known.listener == listener);
             let served = same.map(Arc::clone);
-            let served = served.unwrap_or_else(|| {
-                Arc::new(Served::new(listener, known.map(|known| &**known)))
-            });
+            let served = served
+                .unwrap_or_else(|| Arc::new(Served::new(listener, known.map(|known| &**known))));
             (served.listener.addr, served)
         };
         let cluster = |cluster: Cluster| {
             let known = before.clusters.get(&cluster.name);
             let same = known.filter(|known| ***known == cluster);
-            (cluster.name.clone(), same.map_or_else(|| Arc::new(cluster), Arc::clone))
+            (
+                cluster.name.clone(),
+                same.map_or_else(|| Arc::new(cluster), Arc::clone),
+            )
         };
         Self {
             listeners: bootstrap.listeners.into_iter().map(listener).collect(),
@@ -130,7 +130,10 @@ impl Served {
     }
 
     fn filter_chains(&self) -> impl Iterator<Item = &FilterChain> {
-        self.listener.chains.iter().chain(&self.listener.default_chain)
+        self.listener
+            .chains
+            .iter()
+            .chain(&self.listener.default_chain)
     }
 
     /// What serves the requests of a connection that was given to `chain` by a listener in this one's place: the same, or

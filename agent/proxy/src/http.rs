@@ -19,10 +19,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use arc_swap::ArcSwap;
 use shunt_core::bootstrap::{Chain, HttpChain};
 use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::snapshot::Snapshot;

@@ -87,7 +87,9 @@ impl ConfigSource {
     pub(super) fn follow_sources(&mut self, sources: &[Source]) {
         let paths = sources.iter().map(|source| source.wanted.path.clone());
         let paths: Vec<PathBuf> = paths.collect();
-        let beside = sources.iter().filter_map(|source| source.wanted.watched.clone());
+        let beside = sources
+            .iter()
+            .filter_map(|source| source.wanted.watched.clone());
         if self.path.is_none() || paths == self.sources {
             return;
         }
@@ -119,7 +121,10 @@ impl ConfigSource {
         let nearest = |path: &PathBuf| path.ancestors().find_map(real);
         let wanted: BTreeMap<PathBuf, u64> = self.directories.iter().filter_map(nearest).collect();
         let before = std::mem::take(&mut self.watched);
-        for (gone, _) in before.iter().filter(|(path, inode)| wanted.get(*path) != Some(inode)) {
+        for (gone, _) in before
+            .iter()
+            .filter(|(path, inode)| wanted.get(*path) != Some(inode))
+        {
             // It fails for a directory that is not there any more, which nobody has to be told.
             let _ = watcher.unwatch(gone);
         }
@@ -139,7 +144,9 @@ impl ConfigSource {
         // Nobody waits for the writer of a pipe.
         let read = |path: &PathBuf| {
             let is_file = path.is_file();
-            is_file.then(|| std::fs::read_to_string(path).ok()).flatten()
+            is_file
+                .then(|| std::fs::read_to_string(path).ok())
+                .flatten()
         };
         Seen {
             config: self.path.as_ref().and_then(read),

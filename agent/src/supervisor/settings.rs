@@ -17,7 +17,8 @@ impl Supervisor {
     pub(super) fn reload(&mut self, args: &RunArgs, source: &mut ConfigSource) {
         let read = run::read_config(args, source.path()).and_then(|new| {
             source.follow(new.bootstrap.as_deref());
-            let before = Some(&self.served.loaded).filter(|_| new.bootstrap == self.config.bootstrap);
+            let before =
+                Some(&self.served.loaded).filter(|_| new.bootstrap == self.config.bootstrap);
             let loaded = run::read_bootstrap(&new, before)?;
             Ok((new, loaded))
         });

@@ -221,7 +221,11 @@ impl View {
                 pid: self.supervisor_pid,
                 worker_pid: std::process::id(),
                 generation: self.snapshot.load().generation,
-                worker_generations: self.generations.iter().map(|of| of.load(Ordering::Relaxed)).collect(),
+                worker_generations: self
+                    .generations
+                    .iter()
+                    .map(|of| of.load(Ordering::Relaxed))
+                    .collect(),
             },
             workloads: self
                 .infos

@@ -80,7 +80,11 @@ pub fn parse(text: &str, file: &Path) -> Result<Loaded, ConfigError> {
 pub fn check(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
     let text = read_text(path).map_err(|error| vec![error])?;
     let (own, sources) = match read(&text, path, None) {
-        Ok(loaded) => match loaded.sources.iter().any(|source| source.rejected.is_some()) {
+        Ok(loaded) => match loaded
+            .sources
+            .iter()
+            .any(|source| source.rejected.is_some())
+        {
             false => return Ok(loaded),
             true => (None, loaded.sources),
         },
@@ -102,13 +106,12 @@ fn read(
     let tree = yaml_tree(text, &file.display()).map_err(|error| (error, Vec::new()))?;
     let files = Files::new(before.map_or(&[], |before| &before.sources));
     let document = Document::new(std::rc::Rc::clone(&files));
-    let made =
-        yaml::read(&tree, files.pool(), descriptors::BOOTSTRAP, &document).map(|message| {
-            support::judge(&message, &document);
-            let json = dump::json(&message);
-            let root = Reader::root(message, &document);
-            (convert::bootstrap(&root), json)
-        });
+    let made = yaml::read(&tree, files.pool(), descriptors::BOOTSTRAP, &document).map(|message| {
+        support::judge(&message, &document);
+        let json = dump::json(&message);
+        let root = Reader::root(message, &document);
+        (convert::bootstrap(&root), json)
+    });
     let (faults, notes) = document.into_parts();
     let Found { sources, routes } = files.found();
     match made {

@@ -27,9 +27,10 @@ impl Known {
         let dump: Value = serde_json::from_str(dump).unwrap_or_default();
         let mut facts = HashMap::new();
         for config in dump["configs"].as_array().into_iter().flatten() {
-            for (list, added_via_api) in
-                [("static_clusters", false), ("dynamic_active_clusters", true)]
-            {
+            for (list, added_via_api) in [
+                ("static_clusters", false),
+                ("dynamic_active_clusters", true),
+            ] {
                 for entry in config[list].as_array().into_iter().flatten() {
                     let cluster = &entry["cluster"];
                     let service = cluster["eds_cluster_config"]["service_name"].as_str();
@@ -101,7 +102,10 @@ pub(super) fn cluster_statuses(snapshot: &Snapshot, known: &Known) -> Value {
         status
     };
     let clusters = snapshot.proxy.clusters();
-    let statuses: Vec<Value> = clusters.into_iter().map(|cluster| status(cluster)).collect();
+    let statuses: Vec<Value> = clusters
+        .into_iter()
+        .map(|cluster| status(cluster))
+        .collect();
     json!({"cluster_statuses": statuses})
 }
 
@@ -167,7 +171,8 @@ pub(super) fn server_info(
         },
         "node": node.filter(|node| !node.is_null()).unwrap_or_else(|| json!({})),
     });
-    if let (Some(info), Ok(Value::Object(own))) = (info.as_object_mut(), serde_json::to_value(agent))
+    if let (Some(info), Ok(Value::Object(own))) =
+        (info.as_object_mut(), serde_json::to_value(agent))
     {
         info.extend(own);
     }
@@ -204,11 +209,18 @@ pub(super) fn selected(mut dump: Value, query: &DumpQuery) -> Result<Value, Stri
         }
         let is_whole = query.name.is_none();
         dump["configs"] = configs.into();
-        return Ok(if is_whole { dump } else { json!({"configs": dump["configs"]}) });
+        return Ok(if is_whole {
+            dump
+        } else {
+            json!({"configs": dump["configs"]})
+        });
     };
     let entry_type = ENTRIES.iter().find(|(list, _)| list == resource);
-    let (_, entry_type) = entry_type.ok_or_else(|| format!("{resource} not found in config dump"))?;
-    let lists = configs.iter().filter_map(|config| config[resource].as_array());
+    let (_, entry_type) =
+        entry_type.ok_or_else(|| format!("{resource} not found in config dump"))?;
+    let lists = configs
+        .iter()
+        .filter_map(|config| config[resource].as_array());
     let entries = lists.flatten().map(|entry| {
         let mut whole = Map::new();
         whole.insert("@type".to_owned(), typed(entry_type).into());
@@ -224,14 +236,29 @@ pub(super) fn selected(mut dump: Value, query: &DumpQuery) -> Result<Value, Stri
 /// The lists of a dump, and the messages in them.
 const ENTRIES: [(&str, &str); 9] = [
     ("static_clusters", "ClustersConfigDump.StaticCluster"),
-    ("dynamic_active_clusters", "ClustersConfigDump.DynamicCluster"),
+    (
+        "dynamic_active_clusters",
+        "ClustersConfigDump.DynamicCluster",
+    ),
     ("static_listeners", "ListenersConfigDump.StaticListener"),
     ("dynamic_listeners", "ListenersConfigDump.DynamicListener"),
     ("static_route_configs", "RoutesConfigDump.StaticRouteConfig"),
-    ("dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig"),
-    ("static_endpoint_configs", "EndpointsConfigDump.StaticEndpointConfig"),
-    ("dynamic_endpoint_configs", "EndpointsConfigDump.DynamicEndpointConfig"),
-    ("dynamic_warming_clusters", "ClustersConfigDump.DynamicCluster"),
+    (
+        "dynamic_route_configs",
+        "RoutesConfigDump.DynamicRouteConfig",
+    ),
+    (
+        "static_endpoint_configs",
+        "EndpointsConfigDump.StaticEndpointConfig",
+    ),
+    (
+        "dynamic_endpoint_configs",
+        "EndpointsConfigDump.DynamicEndpointConfig",
+    ),
+    (
+        "dynamic_warming_clusters",
+        "ClustersConfigDump.DynamicCluster",
+    ),
 ];
 
 fn typed(name: &str) -> String {

@@ -24,8 +24,14 @@ pub(super) fn all(view: &View) -> Stats {
 fn agent(view: &View, stats: &mut Stats) {
     let counters = &view.counters;
     let rows = [
-        ("connections_active", counters.connections_active.load(Relaxed)),
-        ("original_dst_misses", counters.original_dst_misses.load(Relaxed)),
+        (
+            "connections_active",
+            counters.connections_active.load(Relaxed),
+        ),
+        (
+            "original_dst_misses",
+            counters.original_dst_misses.load(Relaxed),
+        ),
         ("loops_refused", counters.loops_refused.load(Relaxed)),
         (
             "connections_refused_by_limit",
@@ -36,7 +42,10 @@ fn agent(view: &View, stats: &mut Stats) {
             counters.closed(CloseReason::PolicyDenied).load(Relaxed),
         ),
         ("accept_errors", counters.accept_errors.load(Relaxed)),
-        ("access_log_dropped", counters.access_log_dropped.load(Relaxed)),
+        (
+            "access_log_dropped",
+            counters.access_log_dropped.load(Relaxed),
+        ),
         ("snapshot_generation", view.snapshot.load().generation),
     ];
     stats.extend(rows.map(|(name, count)| (name.to_owned(), count)));
@@ -53,12 +62,18 @@ fn repairs(view: &View, stats: &mut Stats) {
 }
 
 pub(super) fn text(stats: &[(String, u64)], query: &StatsQuery) -> String {
-    let wanted = stats.iter().filter(|(name, count)| query.wants(name, *count == 0));
-    wanted.map(|(name, count)| format!("{name}: {count}\n")).collect()
+    let wanted = stats
+        .iter()
+        .filter(|(name, count)| query.wants(name, *count == 0));
+    wanted
+        .map(|(name, count)| format!("{name}: {count}\n"))
+        .collect()
 }
 
 pub(super) fn json(stats: &[(String, u64)], query: &StatsQuery) -> Value {
-    let wanted = stats.iter().filter(|(name, count)| query.wants(name, *count == 0));
+    let wanted = stats
+        .iter()
+        .filter(|(name, count)| query.wants(name, *count == 0));
     let entries = wanted.map(|(name, count)| json!({"name": name, "value": count}));
     json!({"stats": entries.collect::<Vec<_>>()})
 }

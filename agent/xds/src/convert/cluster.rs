@@ -104,7 +104,11 @@ fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Endpoint>> {
     let eds = reader.required("eds_cluster_config", reader.message("eds_cluster_config"))?;
     let source = eds.required("eds_config", eds.message("eds_config"))?;
     let service = eds.text("service_name");
-    let name = if service.is_empty() { cluster } else { &service };
+    let name = if service.is_empty() {
+        cluster
+    } else {
+        &service
+    };
     let found = sources::read(&source, Kind::Endpoints, name, |readers| {
         sources::only(readers, "cluster_name", name).map(|reader| endpoints(&reader))
     });

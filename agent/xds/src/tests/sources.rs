@@ -179,7 +179,10 @@ fn a_wrong_file_is_refused_whole_and_the_last_good_one_stays() {
 #[test]
 fn what_was_never_right_is_not_there() {
     let here = Directory::new("never");
-    here.write("eds.yaml", &EDS.replace("cluster_name: s", "cluster_name: t"));
+    here.write(
+        "eds.yaml",
+        &EDS.replace("cluster_name: s", "cluster_name: t"),
+    );
     fs::remove_file(here.0.join("rds.yaml")).expect("removed");
     let loaded = here.load(None);
     assert_eq!(
@@ -207,15 +210,26 @@ fn names_and_addresses_of_the_bootstrap_are_its_own() {
     let faults = check(&path).expect_err("faults");
     let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     let faults = faults.join("\n");
-    assert!(faults.contains("the bootstrap has a cluster of that name"), "{faults}");
-    assert!(faults.contains("another listener has 10.0.0.1:80"), "{faults}");
+    assert!(
+        faults.contains("the bootstrap has a cluster of that name"),
+        "{faults}"
+    );
+    assert!(
+        faults.contains("another listener has 10.0.0.1:80"),
+        "{faults}"
+    );
 }
 
 #[test]
 fn a_source_that_is_no_file_is_refused() {
     let text = "dynamic_resources: {cds_config: {ads: {}}, lds_config: {path_config_source: {}}}\n";
-    let error = parse(text, Path::new("b.yaml")).expect_err("faults").to_string();
-    assert!(error.contains("dynamic_resources.cds_config.ads: not supported"), "{error}");
+    let error = parse(text, Path::new("b.yaml"))
+        .expect_err("faults")
+        .to_string();
+    assert!(
+        error.contains("dynamic_resources.cds_config.ads: not supported"),
+        "{error}"
+    );
     assert!(error.contains("lds_config: a file is required"), "{error}");
     let text = "dynamic_resources: {cds_config: {path: /dev/null}}\n";
     let loaded = parse(text, Path::new("b.yaml")).expect("it is right");
