@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use shunt_core::config::Config;
 use shunt_core::config::file::{self, ConfigError};
+use shunt_intercept::memory;
 use shunt_xds::Loaded;
 
 use crate::cli::{self, EX_USAGE, RunArgs};
@@ -54,7 +55,12 @@ pub fn read_config(args: &RunArgs, path: Option<&Path>) -> Result<Config, Config
 /// As [`read`].
 pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
     match &config.bootstrap {
-        Some(path) => shunt_xds::load(path, before),
+        Some(path) => {
+            let loaded = shunt_xds::load(path, before);
+            // Reading takes many times the memory of what is read.
+            memory::give_back();
+            loaded
+        }
         None => Ok(Loaded::default()),
     }
 }

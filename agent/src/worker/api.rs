@@ -14,13 +14,14 @@ use shunt_core::config::file;
 use shunt_core::explain::Inquiry;
 use shunt_core::status::WorkloadState;
 use shunt_core::tap::TapRequest;
+use shunt_intercept::memory;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::envoy::Known;
+pub(super) use self::envoy::Known;
 use super::control::Wish;
 use super::taps::{self, Refusal};
 use super::view::View;
@@ -168,17 +169,19 @@ impl Api {
             state,
             config.concurrency,
             bootstrap.map(|path| path.display().to_string()).as_deref(),
-            &view.dump,
+            &view.known,
         ))
     }
 
     fn config_dump(&self, query: &DumpQuery) -> Answer {
         let view = self.view.borrow();
         let dump = crate::dump::with_own(&view.dump, &view.config);
-        match envoy::selected(dump, query) {
+        let answer = match envoy::selected(dump, query) {
             Ok(part) => Answer::json(&part),
             Err(error) => text(NOT_FOUND, format!("{error}\n")),
-        }
+        };
+        memory::give_back();
+        answer
     }
 
     fn listeners(&self, shape: Shape) -> Answer {
@@ -192,10 +195,10 @@ impl Api {
 
     fn clusters(&self, shape: Shape) -> Answer {
         let view = self.view.borrow();
-        let (snapshot, known) = (view.snapshot.load(), Known::of(&view.dump));
+        let (snapshot, known) = (view.snapshot.load(), &view.known);
         match shape {
-            Shape::Json => Answer::json(&envoy::cluster_statuses(&snapshot, &known)),
-            _ => text(OK, envoy::clusters(&snapshot, &known)),
+            Shape::Json => Answer::json(&envoy::cluster_statuses(&snapshot, known)),
+            _ => text(OK, envoy::clusters(&snapshot, known)),
         }
     }
 

@@ -18,6 +18,7 @@ use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
+use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
 use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
@@ -50,6 +51,7 @@ pub(super) struct View {
     proxy: Arc<Tables>,
     /// What is said of it: Envoy's dump, JSON. Empty as long as there is none.
     pub(super) dump: String,
+    pub(super) known: Known,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
     /// By name, so that the numbers of a workload survive its being enrolled anew. Gone with its name and last flow.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
@@ -77,6 +79,7 @@ impl View {
             policy: Arc::default(),
             proxy: Arc::default(),
             dump: String::new(),
+            known: Known::default(),
             enrolled: BTreeMap::new(),
             workload_counters: BTreeMap::new(),
         };
@@ -109,6 +112,11 @@ impl View {
     pub(super) fn set_bootstrap(&mut self, bootstrap: Bootstrap) {
         self.proxy = Arc::new(Tables::new(bootstrap, &self.proxy));
         self.publish();
+    }
+
+    pub(super) fn set_dump(&mut self, dump: String) {
+        self.known = Known::of(&dump);
+        self.dump = dump;
     }
 
     pub(super) fn enrol(&mut self, view: EnrolledView) {

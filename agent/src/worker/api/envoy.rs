@@ -13,19 +13,23 @@ use shunt_core::status::{AgentStatus, WorkloadStatus};
 
 const PREFIX: &str = "type.googleapis.com/envoy.admin.v3.";
 
-/// What a dump says of clusters, that the data path has no use for.
-pub(super) struct Known(HashMap<String, Facts>);
+/// What a dump says that the data path has no use for.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct Known {
+    node: Value,
+    clusters: HashMap<String, Facts>,
+}
 
-#[derive(Default)]
+#[derive(Debug)]
 struct Facts {
     added_via_api: bool,
     eds_service_name: Option<String>,
 }
 
 impl Known {
-    pub(super) fn of(dump: &str) -> Self {
-        let dump: Value = serde_json::from_str(dump).unwrap_or_default();
-        let mut facts = HashMap::new();
+    pub(in crate::worker) fn of(dump: &str) -> Self {
+        let mut dump: Value = serde_json::from_str(dump).unwrap_or_default();
+        let mut clusters = HashMap::new();
         for config in dump["configs"].as_array().into_iter().flatten() {
             for (list, added_via_api) in [
                 ("static_clusters", false),
@@ -39,11 +43,12 @@ impl Known {
                         eds_service_name: service.map(str::to_owned),
                     };
                     let name = cluster["name"].as_str().unwrap_or_default();
-                    facts.insert(name.to_owned(), known);
+                    clusters.insert(name.to_owned(), known);
                 }
             }
         }
-        Self(facts)
+        let node = dump["configs"][0]["bootstrap"]["node"].take();
+        Self { node, clusters }
     }
 }
 
@@ -52,7 +57,7 @@ pub(super) fn clusters(snapshot: &Snapshot, known: &Known) -> String {
     let mut lines = String::new();
     for cluster in snapshot.proxy.clusters() {
         // Writing to a String cannot fail.
-        let _ = write_cluster(&mut lines, cluster, known.0.get(&cluster.name));
+        let _ = write_cluster(&mut lines, cluster, known.clusters.get(&cluster.name));
     }
     lines
 }
@@ -91,7 +96,7 @@ pub(super) fn cluster_statuses(snapshot: &Snapshot, known: &Known) -> Value {
         if !hosts.is_empty() {
             status["host_statuses"] = hosts.into();
         }
-        if let Some(facts) = known.0.get(&cluster.name) {
+        if let Some(facts) = known.clusters.get(&cluster.name) {
             if facts.added_via_api {
                 status["added_via_api"] = true.into();
             }
@@ -150,14 +155,10 @@ pub(super) fn server_info(
     state: &str,
     concurrency: usize,
     bootstrap: Option<&str>,
-    dump: &str,
+    known: &Known,
 ) -> Value {
     let uptime = format!("{}s", agent.uptime_seconds);
-    let dump: Value = serde_json::from_str(dump).unwrap_or_default();
-    let node = dump["configs"]
-        .as_array()
-        .and_then(|configs| configs.first())
-        .map(|first| first["bootstrap"]["node"].clone());
+    let node = Some(known.node.clone());
     let mut info = json!({
         "state": state,
         "uptime_current_epoch": uptime,
