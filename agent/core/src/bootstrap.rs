@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::http::HttpConnectionManager;
-use crate::listener::{ChainMatch, Facts, Listener, NetworkFilter, TcpProxy, choose};
+use crate::listener::{ChainMatch, Facts, FilterChain, Listener, NetworkFilter, TcpProxy, choose};
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
 use crate::statistics::{Classes, ListenerCounts, ManagerCounts, PerWorker};
@@ -67,6 +67,8 @@ pub enum Chain {
 
 #[derive(Debug)]
 pub struct HttpChain {
+    name: String,
+    matches: ChainMatch,
     /// Without its routes.
     pub manager: HttpConnectionManager,
     pub routes: RouteTable,
@@ -76,35 +78,57 @@ pub struct HttpChain {
 }
 
 impl Tables {
-    /// What is counted goes on being counted where `before` was.
+    /// What is as it was `before` is the same thing, and what is counted goes on being counted.
     pub fn new(bootstrap: Bootstrap, before: &Self) -> Self {
         let mut tables = Self::default();
         for mut cluster in bootstrap.clusters {
-            if let Some(known) = before.cluster(&cluster.name) {
-                cluster.counts = known.counts.clone();
-            }
-            tables
-                .clusters
-                .insert(cluster.name.clone(), Arc::new(cluster));
+            let name = cluster.name.clone();
+            let cluster = match before.clusters.get(&name) {
+                Some(known) if **known == cluster => Arc::clone(known),
+                known => {
+                    if let Some(known) = known {
+                        cluster.counts = known.counts.clone();
+                    }
+                    Arc::new(cluster)
+                }
+            };
+            tables.clusters.insert(name, cluster);
         }
-        let known: HashMap<&str, &Arc<Served>> = before
+        let named: HashMap<&str, &Arc<Served>> = before
             .listeners
             .values()
             .map(|served| (served.listener.name.as_str(), served))
             .collect();
         for listener in bootstrap.listeners {
-            let known = known.get(listener.name.as_str()).map(|served| &***served);
-            let managers = &mut tables.managers;
-            let served = Served::new(listener, known, &mut |prefix: &str| {
-                let counts = || before.managers.get(prefix).cloned().unwrap_or_default();
-                managers
-                    .entry(prefix.to_owned())
-                    .or_insert_with(counts)
-                    .clone()
-            });
-            tables
-                .listeners
-                .insert(served.listener.addr, Arc::new(served));
+            let known = before.listeners.get(&listener.addr);
+            let served = match known.filter(|known| known.listener == listener) {
+                Some(same) => Arc::clone(same),
+                None => {
+                    let counted = named.get(listener.name.as_str());
+                    let managers = &mut tables.managers;
+                    let served = Served::new(
+                        listener,
+                        known.map(|known| &**known),
+                        counted.map(|served| &***served),
+                        &mut |prefix: &str| {
+                            let counts = || before.managers.get(prefix).cloned();
+                            let counts = || counts().unwrap_or_default();
+                            let entry = managers.entry(prefix.to_owned());
+                            entry.or_insert_with(counts).clone()
+                        },
+                    );
+                    Arc::new(served)
+                }
+            };
+            // Of chains that are as they were nobody has asked.
+            for chain in &served.chains {
+                if let Chain::Http(chain) = &**chain {
+                    let prefix = chain.manager.stat_prefix.clone();
+                    let counts = tables.managers.entry(prefix);
+                    counts.or_insert_with(|| chain.counts.clone());
+                }
+            }
+            tables.listeners.insert(served.listener.addr, served);
         }
         tables
     }
@@ -140,41 +164,77 @@ impl Tables {
 }
 
 impl Served {
+    /// `before`: what was served at the same address; `counted`: what has the same name.
     fn new(
         listener: Listener,
         before: Option<&Self>,
+        counted: Option<&Self>,
         managers: &mut dyn FnMut(&str) -> PerWorker<ManagerCounts>,
     ) -> Self {
-        let mut account = Enrolled::node(listener.name.clone());
-        let mut counts = PerWorker::default();
-        if let Some(before) = before {
-            account.counters = Arc::clone(&before.account.counters);
-            counts = before.counts.clone();
-        }
+        let same = |chain: &FilterChain| {
+            let before = before.filter(|before| before.listener.name == listener.name)?;
+            let at = before.filter_chains().position(|known| known == chain)?;
+            Some(Arc::clone(&before.chains[at]))
+        };
+        let account = counted.map(|counted| counted.account.clone());
+        let counts = counted.map_or_else(PerWorker::default, |counted| counted.counts.clone());
         let all = || listener.chains.iter().chain(&listener.default_chain);
         let named = all().flat_map(|chain| match &chain.filter {
             NetworkFilter::Http(_) => chain.filter.clusters(),
             NetworkFilter::Tcp(_) => Vec::new(),
         });
-        let requests = Requests::new(named, before.map(|before| &*before.requests));
+        let requests = Requests::new(named, counted.map(|counted| &*counted.requests));
         let requests = Arc::new(requests);
-        let chains = all().map(|chain| match chain.filter.clone() {
-            NetworkFilter::Tcp(tcp) => Arc::new(Chain::Tcp(tcp)),
-            NetworkFilter::Http(mut manager) => Arc::new(Chain::Http(Box::new(HttpChain {
-                routes: RouteTable::new(std::mem::take(&mut manager.routes)),
-                counts: managers(&manager.stat_prefix),
-                listener_counts: counts.clone(),
-                requests: Arc::clone(&requests),
-                manager: *manager,
-            }))),
+        let chains = all().map(|chain| {
+            same(chain).unwrap_or_else(|| {
+                let FilterChain {
+                    name,
+                    matches,
+                    filter,
+                } = chain.clone();
+                Arc::new(match filter {
+                    NetworkFilter::Tcp(tcp) => Chain::Tcp(tcp),
+                    NetworkFilter::Http(mut manager) => Chain::Http(Box::new(HttpChain {
+                        name,
+                        matches,
+                        routes: RouteTable::new(std::mem::take(&mut manager.routes)),
+                        counts: managers(&manager.stat_prefix),
+                        listener_counts: counts.clone(),
+                        requests: Arc::clone(&requests),
+                        manager: *manager,
+                    })),
+                })
+            })
         });
         Self {
             chains: chains.collect(),
-            account,
+            account: account.unwrap_or_else(|| Enrolled::node(listener.name.clone())),
             counts: counts.clone(),
             requests,
             listener,
         }
+    }
+
+    fn filter_chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.listener
+            .chains
+            .iter()
+            .chain(&self.listener.default_chain)
+    }
+
+    /// What serves the requests of a connection that was given to `chain` by a listener in this one's place: the same, or
+    /// one that differs in its routes alone. `None`: it is gone, or has changed otherwise.
+    pub fn successor(&self, chain: &Arc<Chain>) -> Option<&Arc<Chain>> {
+        let is_it = |known: &&Arc<Chain>| match (&***known, &**chain) {
+            _ if Arc::ptr_eq(known, chain) => true,
+            (Chain::Http(known), Chain::Http(chain)) => {
+                known.name == chain.name
+                    && known.matches == chain.matches
+                    && known.manager == chain.manager
+            }
+            _ => false,
+        };
+        self.chains.iter().find(is_it)
     }
 
     /// The chain that serves a connection; `None`: nobody does.

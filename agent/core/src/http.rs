@@ -45,6 +45,8 @@ pub struct HttpConnectionManager {
     pub filters: Vec<HttpFilter>,
     pub local_replies: LocalReplies,
     pub routes: RouteConfiguration,
+    /// The routes come by RDS: clusters that they name may come later.
+    pub rds: bool,
 }
 
 /// `server_header_transformation`.

@@ -19,4 +19,5 @@ pub mod sockets;
 pub mod statistics;
 pub mod status;
 pub mod tap;
+pub mod timestamp;
 pub mod workload;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use shunt_core::bootstrap::Tables;
 use shunt_core::statistics::{
-    BYTES, ClusterCounts, Count, Distribution, MILLIS, ManagerCounts, PerWorker,
+    BYTES, ClusterCounts, Count, Distribution, Histogram, MILLIS, ManagerCounts, PerWorker,
 };
 
 /// A number's name, its kind, and where it stands.
@@ -73,61 +73,61 @@ const CLUSTER: [Row<ClusterCounts>; 9] = [
     }),
 ];
 
+const MEMBERSHIP: [&str; 2] = ["membership_total", "membership_healthy"];
+
 const PERCENTILES: [f64; 6] = [0.0, 25.0, 50.0, 90.0, 99.0, 100.0];
 
-/// `NAME: NUMBER`, as Envoy's `/stats` has it, in the order of the names.
-pub fn lines(tables: &Tables) -> Vec<String> {
-    let mut lines = Vec::new();
+/// Names as Envoy's `/stats` has them.
+pub fn numbers(tables: &Tables) -> Vec<(String, u64)> {
+    let mut numbers = Vec::new();
     for (prefix, counts) in tables.managers() {
-        let prefix = format!("http.{prefix}");
+        let mut tell = |name: &str, value| numbers.push((format!("http.{prefix}.{name}"), value));
         for (name, _, count) in MANAGER {
-            lines.push(format!("{prefix}.{name}: {}", counts.sum(count)));
+            tell(name, counts.sum(count));
         }
+        let mut completed = 0;
         for class in 1..=5 {
             let answered = counts.sum(|one| one.rq.of(class));
-            lines.push(format!("{prefix}.downstream_rq_{class}xx: {answered}"));
+            tell(&format!("downstream_rq_{class}xx"), answered);
+            completed += answered;
         }
-        let completed = completed(counts, |counts, class| counts.rq.of(class));
-        lines.push(format!("{prefix}.downstream_rq_completed: {completed}"));
-        let time = Distribution::of(histograms(counts, |counts| &counts.rq_time), &MILLIS);
-        lines.push(format!(
-            "{prefix}.downstream_rq_time: {}",
-            percentiles(&time)
-        ));
+        tell("downstream_rq_completed", completed);
     }
     for cluster in tables.clusters() {
-        let (prefix, counts) = (format!("cluster.{}", cluster.name), &cluster.counts);
+        let (name, counts) = (&cluster.name, &cluster.counts);
+        let mut tell = |of: &str, value| numbers.push((format!("cluster.{name}.{of}"), value));
         for (name, _, count) in CLUSTER {
-            lines.push(format!("{prefix}.{name}: {}", counts.sum(count)));
+            tell(name, counts.sum(count));
         }
+        let mut completed = 0;
         for class in 1..=5 {
             let answered = counts.sum(|one| one.rq.of(class));
-            lines.push(format!("{prefix}.upstream_rq_{class}xx: {answered}"));
+            tell(&format!("upstream_rq_{class}xx"), answered);
+            completed += answered;
         }
-        let completed = completed(counts, |counts, class| counts.rq.of(class));
-        lines.push(format!("{prefix}.upstream_rq_completed: {completed}"));
-        let time = Distribution::of(histograms(counts, |counts| &counts.rq_time), &MILLIS);
-        lines.push(format!("{prefix}.upstream_rq_time: {}", percentiles(&time)));
-        for name in ["membership_total", "membership_healthy"] {
-            lines.push(format!("{prefix}.{name}: {}", cluster.endpoints.len()));
+        tell("upstream_rq_completed", completed);
+        for name in MEMBERSHIP {
+            tell(name, cluster.endpoints.len() as u64);
         }
     }
-    for served in tables.listeners() {
-        let name = &served.listener.name;
-        for (cluster, classes) in served.requests.all() {
-            for class in 1..=5 {
-                let answered = classes.sum(|one| one.of(class));
-                if answered > 0 {
-                    let cluster = said(cluster);
-                    lines.push(format!(
-                        "http_requests.{name}.{cluster}.{class}xx: {answered}"
-                    ));
-                }
-            }
-        }
-    }
-    lines.sort();
-    lines
+    numbers
+}
+
+/// Percentiles, milliseconds, as Envoy's `/stats` has them after the numbers.
+pub fn percentiles(tables: &Tables) -> Vec<(String, String)> {
+    let managers = tables.managers().map(|(prefix, counts)| {
+        let all = histograms(counts, |counts| &counts.rq_time);
+        let time = Distribution::of(all, &MILLIS);
+        (format!("http.{prefix}.downstream_rq_time"), quantiles(&time))
+    });
+    let clusters = tables.clusters();
+    let clusters = clusters.iter().map(|cluster| {
+        let all = histograms(&cluster.counts, |counts| &counts.rq_time);
+        let time = Distribution::of(all, &MILLIS);
+        let name = format!("cluster.{}.upstream_rq_time", cluster.name);
+        (name, quantiles(&time))
+    });
+    managers.chain(clusters).collect()
 }
 
 /// The same in the OpenMetrics text format, without its end.
@@ -162,7 +162,7 @@ pub fn metrics(tables: &Tables) -> String {
             }
         });
     }
-    for name in ["membership_total", "membership_healthy"] {
+    for name in MEMBERSHIP {
         // A gauge, whatever its name says.
         page.family(&format!("envoy_cluster_{name}"), Kind::Gauge, |page| {
             for cluster in tables.clusters() {
@@ -215,6 +215,8 @@ fn own(page: &mut Page, tables: &Tables) {
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
+const HELP: &str = "Of what the agent serves in its own name";
+
 #[derive(Default)]
 struct Page {
     text: String,
@@ -241,10 +243,15 @@ impl Page {
     }
 
     fn write(&mut self, family: &str, kind: &str, name: &str, samples: impl FnOnce(&mut Self)) {
+        let before = self.text.len();
         // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "# TYPE {family} {kind}");
+        let _ = writeln!(self.text, "# HELP {family} {HELP}\n# TYPE {family} {kind}");
         name.clone_into(&mut self.name);
+        let told = self.text.len();
         samples(self);
+        if self.text.len() == told {
+            self.text.truncate(before);
+        }
     }
 
     fn sample(&mut self, suffix: &str, labels: &[(&str, &str)], value: u64) {
@@ -287,31 +294,80 @@ fn escaped(text: &str) -> String {
 
 fn histograms<'a, T, const N: usize>(
     counts: &'a PerWorker<T>,
-    which: fn(&T) -> &shunt_core::statistics::Histogram<N>,
-) -> impl Iterator<Item = &'a shunt_core::statistics::Histogram<N>> + Clone {
+    which: fn(&T) -> &Histogram<N>,
+) -> impl Iterator<Item = &'a Histogram<N>> + Clone {
     let all: Vec<_> = counts.all().map(which).collect();
     all.into_iter()
 }
 
-fn completed<T>(counts: &PerWorker<T>, of: fn(&T, u16) -> &Count) -> u64 {
-    (1..=5).map(|class| counts.sum(|one| of(one, class))).sum()
-}
-
-fn percentiles(found: &Distribution) -> String {
+fn quantiles(found: &Distribution) -> String {
     let mut text = Vec::new();
     for percent in PERCENTILES {
-        text.push(match found.percentile(percent) {
-            Some(value) => format!("P{percent}({value:.1})"),
+        match found.percentile(percent) {
+            Some(value) => text.push(format!("P{percent}({value:.1})")),
             None => return "No recorded values".to_owned(),
-        });
+        }
     }
     text.join(" ")
 }
 
-/// A name, or a dash.
-fn said(name: &str) -> &str {
-    match name {
-        "" => "-",
-        name => name,
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use shunt_core::bootstrap::Bootstrap;
+    use shunt_core::cluster::{Balance, Cluster};
+
+    use super::*;
+
+    fn tables() -> Tables {
+        let cluster = Cluster {
+            name: "a\"b".into(),
+            endpoints: Vec::new(),
+            balance: Balance::RoundRobin,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: None,
+            max_requests_per_connection: 0,
+            counts: PerWorker::default(),
+        };
+        let counts = cluster.counts.clone();
+        let bootstrap = Bootstrap {
+            listeners: Vec::new(),
+            clusters: vec![cluster],
+        };
+        counts.mine().rq_total.add(3);
+        counts.mine().answered(204, Duration::from_millis(7));
+        Tables::new(bootstrap, &Tables::default())
+    }
+
+    #[test]
+    fn numbers_have_envoys_names() {
+        let numbers = numbers(&tables());
+        let of = |name: &str| {
+            let found = numbers.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| *value)
+        };
+        assert_eq!(of("cluster.a\"b.upstream_rq_total"), Some(3));
+        assert_eq!(of("cluster.a\"b.upstream_rq_2xx"), Some(1));
+        assert_eq!(of("cluster.a\"b.upstream_rq_completed"), Some(1));
+        assert_eq!(of("cluster.a\"b.membership_total"), Some(0));
+        let (name, text) = &percentiles(&tables())[0];
+        assert_eq!(name, "cluster.a\"b.upstream_rq_time");
+        assert!(text.starts_with("P0(5.0) ") && text.ends_with(" P100(10.0)"), "{text}");
+    }
+
+    #[test]
+    fn metrics_have_envoys_names_and_labels() {
+        let page = metrics(&tables());
+        for line in [
+            "# TYPE envoy_cluster_upstream_rq counter",
+            "envoy_cluster_upstream_rq_total{envoy_cluster_name=\"a\\\"b\"} 3",
+            "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"2\",envoy_cluster_name=\"a\\\"b\"} 1",
+            "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\\\"b\",le=\"5.0\"} 0",
+            "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\\\"b\",le=\"+Inf\"} 1",
+            "envoy_cluster_upstream_rq_time_sum{envoy_cluster_name=\"a\\\"b\"} 7",
+        ] {
+            assert!(page.lines().any(|known| known == line), "{line} in\n{page}");
+        }
     }
 }
