@@ -117,6 +117,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
     );
     let talk = Talk::new(manager.timeouts);
+    let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
@@ -206,6 +207,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             (CloseReason::IdleTimeout, Some(text))
         }
         Ended::Late(_) => (CloseReason::IdleTimeout, None),
+    }
+}
+
+/// Ends the talk, also where its connection is dropped in the middle.
+struct Over(Rc<Talk>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.over();
     }
 }
 

@@ -190,6 +190,11 @@ impl Talk {
         }
     }
 
+    /// The connection has ended, whatever was under way: the two know each other, and would keep each other alive.
+    pub(super) fn over(&self) {
+        self.request.borrow_mut().take();
+    }
+
     pub(super) fn is_old(&self) -> bool {
         self.is_old.get()
     }
