@@ -99,7 +99,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         body: Incoming,
         progress: &Rc<Progress>,
     ) -> Response<ResponseBody> {
-        let Some(host) = self.chain.routes.virtual_host(&head.authority) else {
+        let Some(found) = self.chain.routes.virtual_host(&head.authority) else {
             return reply::local(404, "");
         };
         let is_https = head
@@ -107,16 +107,16 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             .get(X_FORWARDED_PROTO)
             .is_some_and(|proto| proto == "https");
         let scheme = if is_https { "https" } else { "http" };
-        if host.require_tls && !is_https {
+        if found.host.require_tls && !is_https {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }
-        let Some(route) = host.route(head, self.random) else {
+        let Some(route) = found.route(head, self.random) else {
             return reply::local(404, "");
         };
         let mut matched = Matched {
             routes: self.chain.routes.configuration(),
-            host,
+            host: found.host,
             route,
             cluster: None,
             endpoint: None,
