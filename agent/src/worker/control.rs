@@ -17,6 +17,7 @@ use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
 use shunt_telemetry::logging::LogLevel;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -63,6 +64,8 @@ pub(super) struct Control {
     traffic: String,
     /// The same of a bootstrap.
     bootstrap: String,
+    /// The same of what is said of it.
+    dump: String,
     leaving: Vec<Leaving>,
     /// By holding these, others know that flows still go through a workload's namespace.
     held: HashMap<WorkloadId, OwnedFd>,
@@ -107,6 +110,7 @@ impl Control {
                 .try_clone()
                 .context("cannot share the heartbeats")?;
             let flows = witness(&access_log, &view.taps);
+            let (snapshot, seen) = (Arc::clone(&view.snapshot), Arc::clone(&view.generations));
             let worker = shunt_proxy::spawn(WorkerContext {
                 index,
                 snapshot: Arc::clone(&view.snapshot),
@@ -117,6 +121,8 @@ impl Control {
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 heartbeat: Arc::new(move || {
+                    // Whatever this thread looks up from now on, it finds in this one or in a newer one.
+                    seen[index].store(snapshot.load().generation, Ordering::Relaxed);
                     if let Err(error) = page.beat(index) {
                         tracing::error!(%error, "cannot write the heartbeat");
                     }
@@ -144,6 +150,7 @@ impl Control {
             level,
             traffic: String::new(),
             bootstrap: String::new(),
+            dump: String::new(),
             leaving: Vec::new(),
             held: HashMap::new(),
             servers,
@@ -288,6 +295,7 @@ impl Control {
                 self.level
                     .set(&log_level)
                     .map_err(|error| anyhow::anyhow!("log level: {error}"))?;
+                self.view.borrow_mut().config.log.level = log_level;
             }
             ToWorker::Traffic { part, last } => {
                 self.traffic.push_str(&part);
@@ -304,6 +312,12 @@ impl Control {
                     let text = std::mem::take(&mut self.bootstrap);
                     let read = serde_json::from_str(&text).context("cannot read the bootstrap")?;
                     self.view.borrow_mut().set_bootstrap(read);
+                }
+            }
+            ToWorker::Dump { part, last } => {
+                self.dump.push_str(&part);
+                if last {
+                    self.view.borrow_mut().dump = std::mem::take(&mut self.dump);
                 }
             }
             ToWorker::Serve(addr) => {

@@ -55,18 +55,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         progress: Rc<Progress>,
     ) -> Self {
         let most = client.chain.manager.limits.requests_per_connection;
-        // Who stays connected for long must not be served by an old configuration for as long.
-        let now = local.context.snapshot.load();
-        let is_replaced = !Arc::ptr_eq(&now.proxy, &client.snapshot.proxy);
         Self {
             local,
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most
-                || is_replaced
-                || progress.talk().is_old()
-                || *client.closing.borrow(),
+            is_last: most > 0 && number >= most || progress.talk().is_old() || client.is_last,
             progress,
         }
     }
