@@ -12,6 +12,7 @@ mod config_command;
 mod explain;
 mod heartbeat;
 mod ipc;
+mod pods;
 mod privileges;
 mod run;
 mod status;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Worker => worker::run(),
+        Command::Pods => pods::run(),
         Command::Battery(args) => battery::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),

@@ -20,6 +20,7 @@ mod home;
 mod leaving;
 mod lifecycle;
 mod node;
+mod pods;
 mod settings;
 mod strays;
 mod telling;
@@ -49,6 +50,7 @@ use self::home::Home;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use self::node::Node;
+use self::pods::Pods;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
@@ -66,6 +68,8 @@ struct Supervisor {
     home: Home,
     /// In the node's own name.
     served: Node,
+    /// Whom the Kubernetes API wants enrolled.
+    pods: Pods,
     backends: Backends,
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
@@ -107,9 +111,17 @@ pub async fn supervise(
     let mut source = ConfigSource::watch(path)?;
     source.follow(config.bootstrap.as_deref());
     let home = Home::open(&config)?;
-    home.clean_up_after_the_dead(&config.workloads);
+    let pods = Pods::open(&config)?;
+    let expected: Vec<_> = config
+        .workloads
+        .iter()
+        .cloned()
+        .chain(pods.specs())
+        .collect();
+    home.clean_up_after_the_dead(&expected);
     let node = Node::open(&config, bootstrap)?;
-    let mut supervisor = Supervisor::new(config, home, node, level)?;
+    let mut supervisor = Supervisor::new(config, home, (node, pods), level)?;
+    supervisor.recall_pods();
     supervisor.start_data_plane()?;
     supervisor.tick();
 
@@ -123,6 +135,7 @@ pub async fn supervise(
             event = supervisor.data_plane.next() => {
                 if supervisor.heard(event).is_stop() { break }
             }
+            said = supervisor.pods.next() => supervisor.heard_of_pods(said),
             () = source.changed() => supervisor.reload(args, &mut source),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
@@ -154,7 +167,12 @@ impl Next {
 }
 
 impl Supervisor {
-    fn new(config: Config, home: Home, node: Node, level: LogLevel) -> Result<Self> {
+    fn new(
+        config: Config,
+        home: Home,
+        (node, pods): (Node, Pods),
+        level: LogLevel,
+    ) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
@@ -162,6 +180,7 @@ impl Supervisor {
             config,
             home,
             served: node,
+            pods,
             backends,
             data_plane,
             workloads: BTreeMap::new(),
@@ -300,6 +319,7 @@ impl Supervisor {
         self.take_over();
         self.look();
         self.look_for_strays();
+        self.look_for_pods();
         self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();

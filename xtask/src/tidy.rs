@@ -18,6 +18,7 @@ const TIERS: [(&str, u8); 9] = [
     ("shunt-admin", 1),
     ("shunt-xds", 1),
     ("shunt-cni", 1),
+    ("shunt-workload", 1),
     ("shunt", 2),
 ];
 
