@@ -199,10 +199,7 @@ fn every_request_is_one_line() {
     // Each had a connection, which has a line of its own.
     let connections = || {
         let lines = agent.access_log();
-        lines
-            .iter()
-            .filter(|line| line["kind"].is_null())
-            .count()
+        lines.iter().filter(|line| line["kind"].is_null()).count()
     };
     wait::until("the connections' lines", Duration::from_secs(5), || {
         (connections() == 6).then_some(())
@@ -233,7 +230,10 @@ fn what_is_broken_off_is_told_with_who_did_it() {
     assert_eq!(left["response_flags"], "DC", "{left:#}");
     assert_eq!(left["response_code"], 0, "{left:#}");
     let stats = stats(&agent);
-    assert_eq!(number(&stats, "http.ingress.downstream_rq_rx_reset"), Some(1));
+    assert_eq!(
+        number(&stats, "http.ingress.downstream_rq_rx_reset"),
+        Some(1)
+    );
     assert_eq!(number(&stats, "http.ingress.downstream_rq_active"), Some(0));
     leaves.succeeds();
 }
@@ -283,7 +283,11 @@ fn requests_are_counted_under_envoys_names_and_go_on_after_a_change() {
             ("cluster.none.upstream_cx_none_healthy", 1),
             ("cluster.none.membership_total", 0),
         ] {
-            assert_eq!(number(&told, name), Some(value), "{word}: {name} in\n{told}");
+            assert_eq!(
+                number(&told, name),
+                Some(value),
+                "{word}: {name} in\n{told}"
+            );
         }
         let time = told
             .lines()
@@ -303,7 +307,10 @@ fn requests_are_counted_under_envoys_names_and_go_on_after_a_change() {
         "shunt_http_requests_total{listener=\"web\",cluster=\"\",code_class=\"4xx\"} 1",
         "shunt_http_response_bytes_count{listener=\"web\"} 7",
     ] {
-        assert!(page.lines().any(|line| line == sample), "{sample} in\n{page}");
+        assert!(
+            page.lines().any(|line| line == sample),
+            "{sample} in\n{page}"
+        );
     }
     assert!(page.ends_with("# EOF\n"), "{page}");
     scene.bootstrap("two");

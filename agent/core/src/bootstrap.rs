@@ -339,12 +339,7 @@ mod tests {
         use std::sync::atomic::Ordering::Relaxed;
         let first = Tables::new(bootstrap(80), &Tables::default());
         let served = first.listeners()[0];
-        served
-            .account
-            .counters
-            .inbound
-            .total
-            .fetch_add(3, Relaxed);
+        served.account.counters.inbound.total.fetch_add(3, Relaxed);
         served.requests.at(Requests::NOWHERE).mine().answered(200);
         let cluster = first.cluster("c").expect("a cluster");
         cluster.counts.mine().rq_total.add(2);
@@ -352,7 +347,10 @@ mod tests {
         let next = Tables::new(bootstrap(81), &first);
         let served = next.listeners()[0];
         assert_eq!(served.account.counters.inbound.total.load(Relaxed), 3);
-        assert_eq!(served.requests.at(Requests::NOWHERE).sum(|one| one.of(2)), 1);
+        assert_eq!(
+            served.requests.at(Requests::NOWHERE).sum(|one| one.of(2)),
+            1
+        );
         let cluster = next.cluster("c").expect("a cluster");
         assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
     }

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shunt_core::http::record::RequestRecord;
 use shunt_core::flow::FlowRecord;
+use shunt_core::http::record::RequestRecord;
 use shunt_core::tap::{FlowSeen, TapEvent, TapRequest};
 use shunt_core::workload::{WorkloadName, called};
 use shunt_proxy::{FlowWitness, Moment};

@@ -118,7 +118,10 @@ pub fn percentiles(tables: &Tables) -> Vec<(String, String)> {
     let managers = tables.managers().map(|(prefix, counts)| {
         let all = histograms(counts, |counts| &counts.rq_time);
         let time = Distribution::of(all, &MILLIS);
-        (format!("http.{prefix}.downstream_rq_time"), quantiles(&time))
+        (
+            format!("http.{prefix}.downstream_rq_time"),
+            quantiles(&time),
+        )
     });
     let clusters = tables.clusters();
     let clusters = clusters.iter().map(|cluster| {
@@ -277,7 +280,10 @@ impl Page {
         if found.count == 0 {
             return;
         }
-        let bounds = found.buckets.iter().map(|(le, count)| (format!("{le}.0"), *count));
+        let bounds = found
+            .buckets
+            .iter()
+            .map(|(le, count)| (format!("{le}.0"), *count));
         for (le, count) in bounds.chain([("+Inf".to_owned(), found.count)]) {
             self.sample("_bucket", &[labels, &[("le", le.as_str())]].concat(), count);
         }
@@ -353,7 +359,10 @@ mod tests {
         assert_eq!(of("cluster.a\"b.membership_total"), Some(0));
         let (name, text) = &percentiles(&tables())[0];
         assert_eq!(name, "cluster.a\"b.upstream_rq_time");
-        assert!(text.starts_with("P0(5.0) ") && text.ends_with(" P100(10.0)"), "{text}");
+        assert!(
+            text.starts_with("P0(5.0) ") && text.ends_with(" P100(10.0)"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -58,9 +58,8 @@ impl HttpFilter {
     /// Does it work where these levels, the most specific first, are in force?
     pub fn works<'a>(&self, levels: impl Iterator<Item = &'a PerFilter>) -> bool {
         let mut said = self.said(levels);
-        said.next().map_or(!self.disabled, |said| {
-            matches!(said, Override::Enabled(_))
-        })
+        said.next()
+            .map_or(!self.disabled, |said| matches!(said, Override::Enabled(_)))
     }
 
     /// What the levels say of it, in their order.

@@ -144,7 +144,9 @@ impl Json {
             },
             Self::List(list) => list.iter().map(|json| json.fill(known)).collect(),
             Self::Map(map) => {
-                let filled = map.iter().map(|(key, json)| (key.clone(), json.fill(known)));
+                let filled = map
+                    .iter()
+                    .map(|(key, json)| (key.clone(), json.fill(known)));
                 serde_json::Value::Object(filled.collect())
             }
         }

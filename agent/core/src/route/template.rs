@@ -79,7 +79,9 @@ impl Reading {
     fn variable(&mut self, inner: &str) -> Result<(), String> {
         let (name, inner) = inner.split_once('=').unwrap_or((inner, "*"));
         let starts = name.starts_with(|first: char| first.is_ascii_alphabetic());
-        let is_word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let is_word = name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if !starts || !is_word || name.len() > MAX_NAME {
             return Err(format!("`{name}` is no variable's name"));
         }
@@ -156,7 +158,17 @@ mod tests {
     #[test]
     fn what_is_no_template_is_refused() {
         for text in [
-            "", "a", "/{", "/{}", "/{a}{a}", "/{1}", "/**/*", "/a b", "/{a=}", "/}", "/a?b",
+            "",
+            "a",
+            "/{",
+            "/{}",
+            "/{a}{a}",
+            "/{1}",
+            "/**/*",
+            "/a b",
+            "/{a=}",
+            "/}",
+            "/a?b",
             "/{a}/{b}/{c}/{d}/{e}/{f}",
         ] {
             assert!(Template::parse(text).is_err(), "{text}");

@@ -146,7 +146,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             .get(X_FORWARDED_PROTO)
             .is_some_and(|proto| proto == "https");
         let scheme = if is_https { "https" } else { "http" };
-        if host.require_tls && !is_https {
+        if found.host.require_tls && !is_https {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }
@@ -352,10 +352,13 @@ const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_
 
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
-    let reset =
-        |status, reason: &str, flags, details| {
-            reply::because(reply::local(status, format!("{BEFORE} {reason}")), flags, details)
-        };
+    let reset = |status, reason: &str, flags, details| {
+        reply::because(
+            reply::local(status, format!("{BEFORE} {reason}")),
+            flags,
+            details,
+        )
+    };
     match failure {
         Failure::Expired(expired) => late(*expired),
         Failure::NoPath => {

@@ -68,8 +68,9 @@ pub(super) struct Filters<'a>(Vec<At<'a>>);
 
 impl<'a> Found<'a> {
     pub(super) fn new(routes: &'a RouteTable, head: &Head, random: u64) -> Self {
-        let host = routes.virtual_host(&head.authority);
-        let route = host.and_then(|host| host.route(head, random));
+        let found = routes.virtual_host(&head.authority);
+        let route = found.as_ref().and_then(|found| found.route(head, random));
+        let host = found.map(|found| found.host);
         let choice = route.and_then(|route| match &route.action {
             Action::Forward(forward) => match &forward.target {
                 Target::Clusters(clusters) => Some(clusters.choose(random)),
@@ -106,7 +107,10 @@ impl<'a> Found<'a> {
 impl<'a> Filters<'a> {
     pub(super) fn new(chain: &'a [HttpFilter], found: &Found<'a>, random: u64) -> Self {
         let levels = || found.levels.iter().flatten().copied();
-        let forwards = matches!(found.route.map(|route| &route.action), Some(Action::Forward(_)));
+        let forwards = matches!(
+            found.route.map(|route| &route.action),
+            Some(Action::Forward(_))
+        );
         let working = chain.iter().filter(|filter| filter.works(levels()));
         Self(
             working
@@ -160,9 +164,7 @@ impl<'a> At<'a> {
                 });
                 Some(Self::Buffer(buffer::At::new(own.unwrap_or(chain))))
             }
-            FilterKind::HealthCheck(chain) => {
-                Some(Self::HealthCheck(health_check::At::new(chain)))
-            }
+            FilterKind::HealthCheck(chain) => Some(Self::HealthCheck(health_check::At::new(chain))),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use shunt_core::http::format::Known;
 use shunt_core::route::{
-    AppendAction, Forward, HeaderAddition, HeaderMutations, Mutations, Rewrite, Route, RouteConfiguration,
-    VirtualHost,
+    AppendAction, Forward, HeaderAddition, HeaderMutations, Mutations, Rewrite, Route,
+    RouteConfiguration, VirtualHost,
 };
 
 use super::Client;

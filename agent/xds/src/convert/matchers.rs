@@ -1,11 +1,11 @@
 //! What routes match.
 
 use shunt_core::route::pattern::StringMatchKind;
+use shunt_core::route::template::Template;
 use shunt_core::route::{
     HeaderMatch, HeaderValueMatch, PathMatch, Pattern, QueryMatch, QueryValueMatch, RouteMatch,
     StringMatch,
 };
-use shunt_core::route::template::Template;
 
 use super::values::is_token;
 use crate::reader::Reader;

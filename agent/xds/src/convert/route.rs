@@ -99,10 +99,14 @@ fn route(reader: &Reader<'_>, limit: usize) -> Option<Route> {
     let matches = reader.required("match", reader.message("match"));
     let matches = matches.and_then(|matches| route_match(&matches));
     let action = if let Some(forward) = reader.message("route") {
-        let template = reader
-            .message("match")
-            .and_then(|matches| matches.message("path_match_policy").map(|policy| self::template(&policy)));
-        self::forward(&forward, template.flatten().as_ref()).map(Box::new).map(Action::Forward)
+        let template = reader.message("match").and_then(|matches| {
+            matches
+                .message("path_match_policy")
+                .map(|policy| self::template(&policy))
+        });
+        self::forward(&forward, template.flatten().as_ref())
+            .map(Box::new)
+            .map(Action::Forward)
     } else if let Some(redirect) = reader.message("redirect") {
         Some(Action::Redirect(Box::new(self::redirect(&redirect))))
     } else if let Some(response) = reader.message("direct_response") {

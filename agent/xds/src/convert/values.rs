@@ -110,11 +110,9 @@ pub(super) fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     if append.is_some() && option.has("append_action") {
         option.fault("append", "append_action says it already");
     }
-    let value = header.parsed("value", |text| {
-        match is_line(text) {
-            true => Format::parse(text),
-            false => Err("a header's value is one line".to_owned()),
-        }
+    let value = header.parsed("value", |text| match is_line(text) {
+        true => Format::parse(text),
+        false => Err("a header's value is one line".to_owned()),
     })?;
     Some(HeaderAddition {
         name,
@@ -141,9 +139,7 @@ pub(super) fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {
 
 /// May it be a header's value?
 pub(super) fn is_line(text: &str) -> bool {
-    !text
-        .bytes()
-        .any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
+    !text.bytes().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
 }
 
 /// RFC 9110, section 5.6.2.

@@ -8,7 +8,10 @@ pub(super) const ROWS: &[Row] = &[
         fields: &[
             honoured("config"),
             honoured("disabled"),
-            no_effect("is_optional", "what is not supported is refused all the same"),
+            no_effect(
+                "is_optional",
+                "what is not supported is refused all the same",
+            ),
         ],
     },
     Row {

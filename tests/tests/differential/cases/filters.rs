@@ -24,7 +24,12 @@ fn cors() -> Vec<Case> {
         |name, path, origin| options(name, path, &format!("origin: {origin}\n{PREFLIGHT}"));
     vec![
         get("cors: allowed", all, "/cors", "origin: https://x.b.test\n"),
-        get("cors: not allowed", all, "/cors", "origin: https://a.test\n"),
+        get(
+            "cors: not allowed",
+            all,
+            "/cors",
+            "origin: https://a.test\n",
+        ),
         get("cors: no origin", all, "/cors", ""),
         preflight("cors: preflight", "/cors", "https://x.b.test"),
         options(
@@ -34,7 +39,11 @@ fn cors() -> Vec<Case> {
                 "origin: https://x.b.test\n{PREFLIGHT}access-control-request-private-network: true\n"
             ),
         ),
-        preflight("cors: preflight, the host's policy", "/up", "https://a.test"),
+        preflight(
+            "cors: preflight, the host's policy",
+            "/up",
+            "https://a.test",
+        ),
         preflight("cors: preflight, not allowed", "/up", "https://b.test"),
         options(
             "cors: OPTIONS without a method asked for",
@@ -43,9 +52,19 @@ fn cors() -> Vec<Case> {
         ),
         preflight("cors: any origin", "/any-cors", "https://else.test"),
         preflight("cors: preflight stops", "/stops-cors", "https://a.test"),
-        get("cors: it goes on otherwise", all, "/stops-cors", "origin: https://a.test\n"),
+        get(
+            "cors: it goes on otherwise",
+            all,
+            "/stops-cors",
+            "origin: https://a.test\n",
+        ),
         preflight("cors: off", "/no-cors", "https://a.test"),
-        get("cors: of a direct response", all, "/direct", "origin: https://a.test\n"),
+        get(
+            "cors: of a direct response",
+            all,
+            "/direct",
+            "origin: https://a.test\n",
+        ),
         get("cors: nowhere", all, "/nowhere", "origin: https://a.test\n"),
     ]
 }
@@ -53,14 +72,24 @@ fn cors() -> Vec<Case> {
 fn mutation() -> Vec<Case> {
     let all = "all.test";
     vec![
-        get("mutation: the chain's", all, "/up", "x-gone: 1\nx-level: client\n"),
+        get(
+            "mutation: the chain's",
+            all,
+            "/up",
+            "x-gone: 1\nx-level: client\n",
+        ),
         get(
             "mutation: the route's",
             all,
             "/mutated",
             "x-gone: 1\nx-also-gone: 1\nx-over: old\nx-empty: 1\n",
         ),
-        get("mutation: two lines of a name", all, "/up", "x-two: a\nx-two: b\n"),
+        get(
+            "mutation: two lines of a name",
+            all,
+            "/up",
+            "x-two: a\nx-two: b\n",
+        ),
         get("mutation: the weighted cluster's", all, "/weighted", ""),
         get("mutation: of a direct response", all, "/direct", ""),
         get("mutation: nowhere", all, "/nowhere", ""),
@@ -139,7 +168,12 @@ fn replies() -> Vec<Case> {
     let all = "all.test";
     vec![
         get("reply: as JSON", all, "/none", "x-json: 1\n"),
-        get("reply: JSON with what must be escaped", all, "/none", "x-json: a\"b\\c</d>\n"),
+        get(
+            "reply: JSON with what must be escaped",
+            all,
+            "/none",
+            "x-json: a\"b\\c</d>\n",
+        ),
         get("reply: by flag", all, "/none", ""),
         get("reply: another type", all, "/dead", ""),
         get("reply: no route", all, "/nowhere", ""),
@@ -147,9 +181,8 @@ fn replies() -> Vec<Case> {
         get("reply: formatted", all, "/created", ""),
         get("reply: empty and formatted", all, "/empty", ""),
         get("reply: redirect", all, "/to", ""),
-        get("reply: an upstream's is none", all, "/up", "").upstream(
-            "HTTP/1.1 503 Service Unavailable\ncontent-length: 2\n\nup",
-        ),
+        get("reply: an upstream's is none", all, "/up", "")
+            .upstream("HTTP/1.1 503 Service Unavailable\ncontent-length: 2\n\nup"),
         case("reply: HEAD", "HEAD /direct HTTP/1.1\nhost: all.test\n\n"),
         case("reply: no host", "GET /direct HTTP/1.1\n\n"),
     ]

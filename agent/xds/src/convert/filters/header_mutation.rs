@@ -1,6 +1,4 @@
-use shunt_core::http::filters::{
-    FilterKind, HeaderAction, HeaderMutation, Override, RouteFilter,
-};
+use shunt_core::http::filters::{FilterKind, HeaderAction, HeaderMutation, Override, RouteFilter};
 
 use super::super::values::{addition, header_name};
 use super::Known;
