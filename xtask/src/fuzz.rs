@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the targets in fuzz/, each for some time. They need no nightly compiler: the coverage comes from
 //! LLVM's own pass, the rest is libFuzzer, built by the crate libfuzzer-sys.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +19,8 @@ const INSTRUMENTATION: [&str; 6] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "--cfg=fuzzing",
 ];
+/// What stands before the number of inputs in its last words.
+const RUNS: &str = "stat::number_of_executed_units:";
 /// Bytes of an input.
 const LONGEST: u32 = 16 << 10;
 /// Seconds that one input may take, and megabytes of memory.
@@ -68,10 +70,24 @@ pub fn run(args: &Args) -> Result<()> {
         command.args(["-print_final_stats=1", "-verbosity=0"]);
         // New inputs go to the first one; the second one is committed.
         command.arg(corpus).arg(seeds);
-        if let Err(error) = loudly(&mut command) {
+        let log = directory.join(format!("{target}.log"));
+        let file = File::create(&log).with_context(|| log.display().to_string())?;
+        let status = command.stderr(file).status();
+        let status = status.with_context(|| format!("cannot run {target}"))?;
+        let text = fs::read(&log).with_context(|| log.display().to_string())?;
+        let text = String::from_utf8_lossy(&text);
+        if status.success() {
+            let runs = text.lines().find_map(|line| line.strip_prefix(RUNS));
+            let runs = runs.with_context(|| format!("{target} does not say what it ran"))?;
             say(&format!(
-                "{target}: {error:#}; the input is in {}",
-                found.display()
+                "{target}: {} inputs in {} s",
+                runs.trim(),
+                args.seconds
+            ));
+        } else {
+            let (log, found) = (log.display(), found.display());
+            say(&format!(
+                "{target}: {status}; see {log}, the input is in {found}"
             ));
             failed.push(target);
         }
