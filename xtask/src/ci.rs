@@ -5,11 +5,11 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::run::{cargo, loudly, say};
-use crate::{build_ebpf, config_reference, deny, tidy};
+use crate::{build_ebpf, config_reference, deny, fuzz, tidy};
 
 type Step = fn() -> Result<()>;
 
-const STEPS: [(&str, Step); 7] = [
+const STEPS: [(&str, Step); 8] = [
     ("fmt", || loudly(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", || {
         loudly(cargo().args([
@@ -41,6 +41,12 @@ const STEPS: [(&str, Step); 7] = [
     ("deny", deny::run),
     ("config-reference --check", || {
         config_reference::run(&config_reference::Args { check: true })
+    }),
+    ("fuzz --seconds 10", || {
+        fuzz::run(&fuzz::Args {
+            seconds: 10,
+            target: None,
+        })
     }),
     ("build-ebpf --check", || {
         build_ebpf::run(&build_ebpf::Args { check: true })

@@ -8,6 +8,7 @@ mod demo;
 mod deny;
 mod descriptors;
 mod envoy;
+mod fuzz;
 mod run;
 mod test;
 mod tidy;
@@ -45,6 +46,11 @@ enum Task {
     ConfigReference(config_reference::Args),
     /// Take the descriptors that agent/xds needs out of those of all of Envoy
     Descriptors(descriptors::Args),
+    /// Feed parsers what nobody would write, and see that they refuse it in order
+    #[command(
+        after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz --seconds 600 bootstrap\n\nSeeds are in fuzz/corpus. What is found on the way is kept in target/fuzz/corpus, inputs that fail in\ntarget/fuzz/found: such an input becomes a unit test."
+    )]
+    Fuzz(fuzz::Args),
     /// Check the tiers of the crates and the house rules
     Tidy,
     /// Everything that CI runs
@@ -60,6 +66,7 @@ fn main() -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::ConfigReference(args) => config_reference::run(&args),
         Task::Descriptors(args) => descriptors::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),
     }

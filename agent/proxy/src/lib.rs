@@ -33,7 +33,7 @@ mod pipes;
 mod relay;
 mod rendezvous;
 mod scarcity;
-mod sniff;
+pub mod sniff;
 mod tcp_proxy;
 mod worker;
 

@@ -2,7 +2,7 @@
 
 /// How far the bytes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Sniffed<T> {
+pub enum Sniffed<T> {
     /// Too few of them to tell.
     More,
     /// It is something else.
@@ -12,14 +12,14 @@ pub(crate) enum Sniffed<T> {
 
 /// Of a TLS client's first message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ClientHello {
+pub struct ClientHello {
     /// In lower case.
-    pub(crate) server_name: Option<String>,
-    pub(crate) protocols: Vec<String>,
+    pub server_name: Option<String>,
+    pub protocols: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Http {
+pub enum Http {
     One,
     OneZero,
     Two,
@@ -27,7 +27,7 @@ pub(crate) enum Http {
 
 impl Http {
     /// As filter chains name it.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::One => "http/1.1",
             Self::OneZero => "http/1.0",
@@ -44,7 +44,7 @@ const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 ];
 
-pub(crate) fn http(bytes: &[u8]) -> Sniffed<Http> {
+pub fn http(bytes: &[u8]) -> Sniffed<Http> {
     if bytes.starts_with(PREFACE) {
         return Sniffed::Found(Http::Two);
     }
@@ -87,7 +87,7 @@ const SERVER_NAME: u16 = 0;
 const PROTOCOLS: u16 = 16;
 
 /// A ClientHello may lie in several records, and its bytes come as they like.
-pub(crate) fn client_hello(bytes: &[u8]) -> Sniffed<ClientHello> {
+pub fn client_hello(bytes: &[u8]) -> Sniffed<ClientHello> {
     let mut hello = Vec::new();
     let mut rest = bytes;
     let needed = loop {

@@ -355,43 +355,6 @@ impl Control {
         anyhow::ensure!(sent == workers, "{sent} sockets for {workers} workers");
         Ok(self.workers.iter().zip(sockets))
     }
-
-    /// Tells the supervisor of workloads whose listeners have closed and whose flows have ended.
-    fn look_at_leaving(&mut self) {
-        let mut done = Vec::new();
-        let mut told = Vec::new();
-        for leaving in &mut self.leaving {
-            let listeners: usize = self
-                .workers
-                .iter()
-                .map(|worker| worker.listeners(leaving.id))
-                .sum();
-            if !leaving.closed && listeners == 0 {
-                leaving.closed = true;
-                told.push(ToSupervisor::ListenersClosed { id: leaving.id });
-            }
-            let flows: u64 = self
-                .workers
-                .iter()
-                .map(|worker| worker.flows(leaving.id))
-                .sum();
-            if leaving.closed && flows == 0 {
-                told.push(ToSupervisor::Drained { id: leaving.id });
-                done.push(leaving.id);
-            }
-        }
-        self.leaving.retain(|leaving| !done.contains(&leaving.id));
-        for id in done {
-            self.view.borrow_mut().forget(id);
-            self.held.remove(&id);
-            for stock in &self.stocks {
-                stock.clear(id);
-            }
-        }
-        for message in told {
-            self.say(&message);
-        }
-    }
 }
 
 fn witness(log: &AccessLogger, taps: &Arc<Taps>) -> FlowSink {

@@ -8,7 +8,19 @@ pub(crate) const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 static FILES: &[u8] = include_bytes!("envoy.bin");
 
 /// Some 10 MB as long as it lives, and so made for each configuration anew: an agent without one has none.
+#[cfg(not(fuzzing))]
 pub(crate) fn pool() -> DescriptorPool {
+    decode()
+}
+
+/// Thousands of configurations in a second.
+#[cfg(fuzzing)]
+pub(crate) fn pool() -> DescriptorPool {
+    static POOL: std::sync::LazyLock<DescriptorPool> = std::sync::LazyLock::new(decode);
+    POOL.clone()
+}
+
+fn decode() -> DescriptorPool {
     DescriptorPool::decode(FILES).expect("the descriptors of this very build")
 }
 

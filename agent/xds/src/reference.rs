@@ -14,6 +14,10 @@ what Envoy's documentation says, within the bounds that are named. A field that 
 `shunt config validate FILE` lists it too. **Every other field is refused when it is set**, with its full path: nothing that
 would change traffic is passed over in silence. All faults are told at once.
 
+Listeners, clusters, route configurations and load assignments may stand in files of their own (`lds_config`, `cds_config`, `rds`,
+`eds_cluster_config`, each with a `path_config_source`): a `DiscoveryResponse` in YAML or JSON. They are followed live; a wrong one is refused
+whole, and the last right one stays (docs/adr/0026).
+
 Header values may have these format strings: `%REQ(NAME?OTHER):LENGTH%`, `%RESP(NAME?OTHER):LENGTH%`,
 `%DOWNSTREAM_REMOTE_ADDRESS%`, `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`, `%DOWNSTREAM_LOCAL_ADDRESS%`, each also with
 `_WITHOUT_PORT`, and as `%DOWNSTREAM_REMOTE_PORT%`, `%DOWNSTREAM_DIRECT_REMOTE_PORT%`, `%DOWNSTREAM_LOCAL_PORT%`;

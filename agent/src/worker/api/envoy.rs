@@ -47,7 +47,8 @@ impl Known {
                 }
             }
         }
-        let node = dump["configs"][0]["bootstrap"]["node"].take();
+        let node = dump.pointer_mut("/configs/0/bootstrap/node");
+        let node = node.map(Value::take).unwrap_or_default();
         Self { node, clusters }
     }
 }

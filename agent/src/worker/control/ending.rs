@@ -3,12 +3,49 @@
 use std::time::Duration;
 
 use super::Control;
-use crate::ipc::ToWorker;
+use crate::ipc::{ToSupervisor, ToWorker};
 
 /// After the supervisor's death the iptables gates need this long to open: until then clients still come.
 const ORPHAN: Duration = Duration::from_millis(1500);
 
 impl Control {
+    /// Tells the supervisor of workloads whose listeners have closed and whose flows have ended.
+    pub(super) fn look_at_leaving(&mut self) {
+        let mut done = Vec::new();
+        let mut told = Vec::new();
+        for leaving in &mut self.leaving {
+            let listeners: usize = self
+                .workers
+                .iter()
+                .map(|worker| worker.listeners(leaving.id))
+                .sum();
+            if !leaving.closed && listeners == 0 {
+                leaving.closed = true;
+                told.push(ToSupervisor::ListenersClosed { id: leaving.id });
+            }
+            let flows: u64 = self
+                .workers
+                .iter()
+                .map(|worker| worker.flows(leaving.id))
+                .sum();
+            if leaving.closed && flows == 0 {
+                told.push(ToSupervisor::Drained { id: leaving.id });
+                done.push(leaving.id);
+            }
+        }
+        self.leaving.retain(|leaving| !done.contains(&leaving.id));
+        for id in done {
+            self.view.borrow_mut().forget(id);
+            self.held.remove(&id);
+            for stock in &self.stocks {
+                stock.clear(id);
+            }
+        }
+        for message in told {
+            self.say(&message);
+        }
+    }
+
     /// In order: the supervisor still supplies sockets while flows end.
     pub(super) async fn stop(mut self, grace: Duration) {
         tracing::info!(

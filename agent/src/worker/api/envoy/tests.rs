@@ -72,3 +72,32 @@ fn parts_are_given_as_they_are_asked_for() {
     };
     assert!(selected(dump(), &query).is_err());
 }
+
+#[test]
+fn a_dump_may_say_nothing() {
+    for text in ["", "{}", "[]", "{\"configs\":[]}", "{\"configs\":[1]}"] {
+        let known = Known::of(text);
+        assert!(known.node.is_null() && known.clusters.is_empty(), "{text}");
+        let dump = crate::dump::with_own(text, &shunt_core::config::Config::default());
+        assert!(selected(dump, &DumpQuery::default()).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn masks_may_name_what_is_not_there() {
+    let mask = [
+        "cluster.name.x",
+        "cluster.name",
+        "cluster",
+        "@type.a",
+        "..",
+        "",
+    ];
+    let query = DumpQuery {
+        resource: Some("static_clusters".into()),
+        mask: mask.map(str::to_owned).into(),
+        ..DumpQuery::default()
+    };
+    let part = selected(dump(), &query).expect("a dump");
+    assert_eq!(part["configs"][0]["cluster"]["name"], "a");
+}
