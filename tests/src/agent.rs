@@ -51,6 +51,7 @@ pub struct AgentBuilder<'a> {
     settings: String,
     workloads: Vec<String>,
     prefix: Vec<String>,
+    arguments: Vec<String>,
 }
 
 /// A running agent, stopped when dropped.
@@ -60,6 +61,7 @@ pub struct Agent {
     pub dir: PathBuf,
     mode: String,
     prefix: Vec<String>,
+    arguments: Vec<String>,
     settings: String,
 }
 
@@ -71,6 +73,7 @@ impl<'a> AgentBuilder<'a> {
             settings: String::new(),
             workloads: Vec::new(),
             prefix: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -136,6 +139,13 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A further word on its command line.
+    #[must_use]
+    pub fn argument(mut self, word: &str) -> Self {
+        self.arguments.push(word.to_owned());
+        self
+    }
+
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
     #[must_use]
     pub fn enrol(mut self, name: &str, pod: &Pod, more: &str) -> Self {
@@ -158,10 +168,11 @@ impl<'a> AgentBuilder<'a> {
         )
         .expect("written");
         let mut agent = Agent {
-            child: spawn(&dir, &self.prefix),
+            child: spawn(&dir, &self.prefix, &self.arguments),
             dir,
             mode: self.mode,
             prefix: self.prefix,
+            arguments: self.arguments,
             settings: self.settings,
         };
         agent.wait_until_ready();
@@ -175,7 +186,7 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-fn spawn(dir: &Path, prefix: &[String]) -> Child {
+fn spawn(dir: &Path, prefix: &[String], arguments: &[String]) -> Child {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -184,6 +195,7 @@ fn spawn(dir: &Path, prefix: &[String]) -> Child {
     require::prefixed(prefix, &binary())
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -207,7 +219,7 @@ impl Agent {
     /// It does not become ready.
     pub fn restart(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.dir, &self.prefix);
+        self.child = spawn(&self.dir, &self.prefix, &self.arguments);
         self.wait_until_ready();
     }
 

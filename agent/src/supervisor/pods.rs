@@ -188,9 +188,9 @@ impl Pods {
                     match &mut pod.place {
                         // Its containers were started anew, its network is the same.
                         Some(old) if old.is_same(&place) => old.led_by(place),
-                        _ => {
-                            pod.taken_out = false;
-                            pod.place = Some(place);
+                        old => {
+                            pod.taken_out &= old.is_none();
+                            *old = Some(place);
                         }
                     }
                     moved.push(name.clone());
@@ -361,14 +361,11 @@ impl Supervisor {
         let existing = self.workloads.get(name).map(|workload| &workload.spec);
         let of_cni = existing.filter(|spec| spec.labels.contains_key(CNI));
         let mut spec = match (&pod.place, of_cni) {
-            // The plugin knows the namespace before there is a process in it.
-            (place, Some(by_cni)) => {
+            // The plugin knows the namespace before there is a process in it, and where the hooks are they stay.
+            (_, Some(by_cni)) => {
                 let mut spec = WorkloadSpec {
                     netns: by_cni.netns.clone(),
-                    cgroup: by_cni
-                        .cgroup
-                        .clone()
-                        .or_else(|| place.as_ref()?.cgroup.clone()),
+                    cgroup: by_cni.cgroup.clone(),
                     ..wished.as_ref().clone()
                 };
                 let whose = by_cni
@@ -411,6 +408,14 @@ impl Supervisor {
             self.desire(spec);
             self.changed = true;
         }
+    }
+
+    /// Somebody enrolled it over the admin API: the CNI plugin, for a sandbox that is not known yet.
+    pub(super) fn pod_put_in(&mut self, name: &WorkloadName) {
+        if let Some(pod) = self.pods.pods.get_mut(name) {
+            pod.taken_out = false;
+        }
+        self.fulfil(name);
     }
 
     /// Somebody withdrew it over the admin API: the CNI plugin, as its sandbox ends.
