@@ -15,6 +15,7 @@ use crate::world::{Pod, World};
 use crate::{admin, require, wait};
 
 mod config;
+mod processes;
 
 /// Lines of its log that are shown when a test fails.
 const LAST_WORDS: usize = 30;
@@ -290,26 +291,6 @@ impl Agent {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// The data plane's process, `None` while there is none.
-    pub fn worker_pid(&self) -> Option<u32> {
-        self.child_called("worker")
-    }
-
-    /// The process that watches the Kubernetes API, where there is one.
-    pub fn watcher_pid(&self) -> Option<u32> {
-        self.child_called("pods")
-    }
-
-    fn child_called(&self, verb: &str) -> Option<u32> {
-        let pid = self.pid();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        let is = |child: &&str| {
-            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes())
-        };
-        children.split_whitespace().find(is)?.parse().ok()
     }
 
     /// Replaces the list of workloads in the configuration file.

@@ -1,5 +1,6 @@
 //! Pods as a kubelet leaves them on a node, and an API server that tells of them.
 
+mod answer;
 mod api;
 mod objects;
 

@@ -39,6 +39,7 @@ fn text(file: &str) -> String {
 }
 
 /// Python with what knows the schemas, made once beside the build.
+#[expect(clippy::print_stderr, reason = "a skip is told loudly")]
 fn python() -> Option<PathBuf> {
     let test = std::env::current_exe().expect("a path");
     let target = test.ancestors().find(|dir| dir.ends_with("target"))?;

@@ -66,6 +66,10 @@ impl Watcher {
         }))
     }
 
+    pub(super) fn node(&self) -> &str {
+        &self.begin.node
+    }
+
     /// What it says next; the error is the end of it, after which it is started anew. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Discovered, String> {
         loop {
