@@ -280,7 +280,7 @@ impl Supervisor {
                 let unnamed = self.pods.pods.iter().filter(|(_, pod)| !pod.named);
                 let unnamed: Vec<WorkloadName> = unnamed.map(|(name, _)| name.clone()).collect();
                 unnamed.iter().for_each(|name| self.forget_pod(name));
-                self.pods.outage = None;
+                (self.pods.outage, self.pods.listed) = (None, true);
                 tracing::info!(
                     pods = self.pods.pods.len(),
                     "the Kubernetes API told of all pods"

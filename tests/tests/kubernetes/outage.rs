@@ -55,12 +55,10 @@ fn an_agent_that_starts_during_an_outage_knows_its_pods(mode: &str) {
 
     api.fail(Failing::Not);
     wait_for(&agent, &["client"]);
-    let pods = agent.status()["agent"]["pods"].clone();
-    assert_eq!(
-        (&pods["listed"], &pods["outage"]),
-        (&json!(true), &json!(null)),
-        "{pods}"
-    );
+    wait::until("status tells it", Duration::from_secs(5), || {
+        let pods = agent.status()["agent"]["pods"].clone();
+        (pods["listed"] == true && pods["outage"].is_null()).then_some(())
+    });
     assert!(is_intercepted(&agent, &client, &server));
 }
 
