@@ -65,6 +65,9 @@ pub struct RunArgs {
     /// Enrol a workload: a name, and a namespace under /run/netns or a path
     #[arg(long = "workload", value_name = "NAME=NETNS", value_parser = parse_workload)]
     pub workloads: Vec<(String, String)>,
+    /// In a container: make its own /proc/sys writable, by which clients' addresses are kept
+    #[arg(long)]
+    pub writable_sysctls: bool,
 }
 
 #[derive(Debug, Args)]

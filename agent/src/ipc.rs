@@ -13,7 +13,7 @@ use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::policy::PolicyRule;
 use shunt_core::service::Service;
 use shunt_core::sockets::{ListenerSpec, SocketWant};
-use shunt_core::status::{ListenerStatus, StatusMode, WorkloadState};
+use shunt_core::status::{ListenerStatus, PodsStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
 
 pub use self::channel::{Channel, ChannelError, pair};
@@ -65,7 +65,7 @@ pub enum ToWorker {
     /// say [`ToSupervisor::Drained`].
     Withdraw { id: WorkloadId },
     /// Everything `status` shows beside the data plane's own numbers.
-    States(Vec<WorkloadInfo>),
+    States(States),
     Settings {
         timeouts: Timeouts,
         limits: Limits,
@@ -201,6 +201,13 @@ fn in_parts(text: &str, message: impl Fn(String, bool) -> ToWorker) -> Vec<ToWor
             return parts;
         }
     }
+}
+
+/// See [`ToWorker::States`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct States {
+    pub workloads: Vec<WorkloadInfo>,
+    pub pods: Option<PodsStatus>,
 }
 
 /// An enrolled workload as the data plane needs it.

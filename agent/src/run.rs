@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 use shunt_core::config::Config;
 use shunt_core::config::file::{self, ConfigError};
 use shunt_intercept::memory;
@@ -68,6 +69,12 @@ pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     let descriptors = privileges::raise_descriptor_limit()?;
+    if args.writable_sysctls
+        && let Err(error) = make_sysctls_writable()
+    {
+        let error = format!("{error:#}");
+        tracing::warn!(error, "/proc/sys stays as it is");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
@@ -83,6 +90,24 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) 
         .build()
         .context("cannot start the supervisor's runtime")?
         .block_on(supervisor::supervise(args, path, (config, loaded), level))
+}
+
+/// Container runtimes mount it read-only once more. Only this process and its children see what is done here.
+fn make_sysctls_writable() -> Result<()> {
+    let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt"));
+    if of("1").is_ok_and(|node| of("self").is_ok_and(|own| own == node)) {
+        bail!("this is no container: its mounts are the node's");
+    }
+    let flags = [
+        MsFlags::MS_REMOUNT,
+        MsFlags::MS_BIND,
+        MsFlags::MS_NOSUID,
+        MsFlags::MS_NODEV,
+        MsFlags::MS_NOEXEC,
+    ];
+    let none = None::<&str>;
+    mount(none, "/proc/sys", none, flags.into_iter().collect(), none)
+        .context("cannot mount /proc/sys for writing (CAP_SYS_ADMIN, AppArmor)")
 }
 
 /// The named file; else the default one when it is there.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
-use shunt_core::status::{StatusMode, StatusReport, WorkloadState, WorkloadStatus};
+use shunt_core::status::{PodsStatus, StatusMode, StatusReport, WorkloadState, WorkloadStatus};
 
 use crate::ask;
 use crate::cli::{self, Format, StatusArgs};
@@ -41,10 +41,28 @@ fn table(report: &StatusReport) -> String {
     for workload in &report.workloads {
         table.add_row(row(workload));
     }
+    let pods = agent.pods.as_ref().map(pods).unwrap_or_default();
     format!(
-        "shunt {}, pid {} (data plane {}), up {} s\n{table}",
+        "shunt {}, pid {} (data plane {}), up {} s\n{pods}{table}",
         agent.version, agent.pid, agent.worker_pid, agent.uptime_seconds
     )
+}
+
+/// A line each for what the Kubernetes API wants, and what is wrong with that.
+fn pods(pods: &PodsStatus) -> String {
+    let from = match (&pods.outage, pods.listed) {
+        (Some(reason), _) => format!("the Kubernetes API cannot be had: {reason}"),
+        (None, true) => "as the Kubernetes API says".to_owned(),
+        (None, false) => "as an earlier agent knew; the Kubernetes API has not told yet".to_owned(),
+    };
+    let mut lines = format!(
+        "node {}: {} pods to enrol, {from}\n",
+        pods.node, pods.wished
+    );
+    if !pods.not_found.is_empty() {
+        lines += &format!("no process here yet: {}\n", pods.not_found.join(", "));
+    }
+    lines
 }
 
 fn row(workload: &WorkloadStatus) -> [String; 8] {

@@ -15,6 +15,7 @@ use crate::world::{Pod, World};
 use crate::{admin, require, wait};
 
 mod config;
+mod processes;
 
 /// Lines of its log that are shown when a test fails.
 const LAST_WORDS: usize = 30;
@@ -51,6 +52,7 @@ pub struct AgentBuilder<'a> {
     settings: String,
     workloads: Vec<String>,
     prefix: Vec<String>,
+    arguments: Vec<String>,
 }
 
 /// A running agent, stopped when dropped.
@@ -60,6 +62,7 @@ pub struct Agent {
     pub dir: PathBuf,
     mode: String,
     prefix: Vec<String>,
+    arguments: Vec<String>,
     settings: String,
 }
 
@@ -71,6 +74,7 @@ impl<'a> AgentBuilder<'a> {
             settings: String::new(),
             workloads: Vec::new(),
             prefix: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -136,6 +140,13 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A further word on its command line.
+    #[must_use]
+    pub fn argument(mut self, word: &str) -> Self {
+        self.arguments.push(word.to_owned());
+        self
+    }
+
     /// Enrols a pod; `more` are further fields as in the YAML flow mapping, such as `on_failure: closed`.
     #[must_use]
     pub fn enrol(mut self, name: &str, pod: &Pod, more: &str) -> Self {
@@ -158,10 +169,11 @@ impl<'a> AgentBuilder<'a> {
         )
         .expect("written");
         let mut agent = Agent {
-            child: spawn(&dir, &self.prefix),
+            child: spawn(&dir, &self.prefix, &self.arguments),
             dir,
             mode: self.mode,
             prefix: self.prefix,
+            arguments: self.arguments,
             settings: self.settings,
         };
         agent.wait_until_ready();
@@ -175,7 +187,7 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-fn spawn(dir: &Path, prefix: &[String]) -> Child {
+fn spawn(dir: &Path, prefix: &[String], arguments: &[String]) -> Child {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -184,6 +196,7 @@ fn spawn(dir: &Path, prefix: &[String]) -> Child {
     require::prefixed(prefix, &binary())
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -207,7 +220,7 @@ impl Agent {
     /// It does not become ready.
     pub fn restart(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.dir, &self.prefix);
+        self.child = spawn(&self.dir, &self.prefix, &self.arguments);
         self.wait_until_ready();
     }
 
@@ -278,26 +291,6 @@ impl Agent {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// The data plane's process, `None` while there is none.
-    pub fn worker_pid(&self) -> Option<u32> {
-        self.child_called("worker")
-    }
-
-    /// The process that watches the Kubernetes API, where there is one.
-    pub fn watcher_pid(&self) -> Option<u32> {
-        self.child_called("pods")
-    }
-
-    fn child_called(&self, verb: &str) -> Option<u32> {
-        let pid = self.pid();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        let is = |child: &&str| {
-            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes())
-        };
-        children.split_whitespace().find(is)?.parse().ok()
     }
 
     /// Replaces the list of workloads in the configuration file.

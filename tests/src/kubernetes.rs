@@ -1,5 +1,6 @@
 //! Pods as a kubelet leaves them on a node, and an API server that tells of them.
 
+mod answer;
 mod api;
 mod objects;
 
@@ -112,6 +113,21 @@ impl Sandbox {
         });
     }
 
+    /// Another container of the pod: what runs in this is there.
+    ///
+    /// # Panics
+    /// The host does not allow it.
+    pub fn container(&self, name: &str) -> Pod {
+        let cgroup = self.top.join(name);
+        fs::create_dir_all(&cgroup).expect("a cgroup");
+        Pod {
+            netns: self.pod.netns.clone(),
+            v4: self.pod.v4.clone(),
+            v6: self.pod.v6.clone(),
+            cgroup,
+        }
+    }
+
     /// Its processes end; its network and cgroups stay as long as the kubelet likes.
     pub fn end(&mut self) {
         self.pause = None;
@@ -134,9 +150,10 @@ impl Drop for Sandbox {
         self.end();
         let _ = fs::write(self.top.join("cgroup.kill"), "1");
         let remove = || {
-            for cgroup in [&self.sandbox, &self.pod.cgroup, &self.top] {
-                let _ = fs::remove_dir(cgroup);
+            for cgroup in fs::read_dir(&self.top).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(cgroup.path());
             }
+            let _ = fs::remove_dir(&self.top);
             !self.top.exists()
         };
         for _ in 0..200 {

@@ -336,7 +336,7 @@ impl Drop for Running {
 ///
 /// # Panics
 /// It fails.
-pub(crate) fn ip(args: &str) {
+pub fn ip(args: &str) {
     let output = Command::new("ip")
         .args(args.split(' '))
         .output()

@@ -26,6 +26,24 @@ pub struct AgentStatus {
     /// By worker thread: the number of the one that it has seen.
     #[serde(default)]
     pub worker_generations: Vec<u64>,
+    /// None where pods are not looked for.
+    #[serde(default)]
+    pub pods: Option<PodsStatus>,
+}
+
+/// Of the pods that the Kubernetes API wants enrolled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodsStatus {
+    /// This node's name in the API.
+    pub node: String,
+    /// The API has told of all pods since the agent began; else they are those that an earlier agent knew.
+    pub listed: bool,
+    /// Why the API cannot be had, while it cannot.
+    pub outage: Option<String>,
+    /// How many are to be enrolled.
+    pub wished: usize,
+    /// Some of those that have no process here.
+    pub not_found: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

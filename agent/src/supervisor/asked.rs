@@ -25,7 +25,7 @@ impl Supervisor {
         }
         let name = spec.name.clone();
         self.desire(spec);
-        self.fulfil(&name);
+        self.pod_put_in(&name);
         Ok(name)
     }
 

@@ -12,7 +12,7 @@ use shunt_intercept::netns::Netns;
 use tokio::process::{Child, Command};
 
 use crate::heartbeat::Heartbeats;
-use crate::ipc::{self, Channel, ChannelError, ToSupervisor, ToWorker, WorkloadInfo};
+use crate::ipc::{self, Channel, ChannelError, States, ToSupervisor, ToWorker};
 
 /// A data plane that lived shorter than this is started again only after [`PAUSE`].
 const SHORT_LIFE: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ pub(super) struct DataPlane {
     running: Option<Running>,
     start_at: Option<Instant>,
     last_alive: Instant,
-    published_states: Option<Vec<WorkloadInfo>>,
+    published_states: Option<States>,
     published_counters: Option<(BTreeMap<String, u64>, BTreeMap<String, u64>)>,
 }
 
@@ -219,7 +219,7 @@ impl DataPlane {
         }
     }
 
-    pub(super) fn publish_states(&mut self, states: Vec<WorkloadInfo>) {
+    pub(super) fn publish_states(&mut self, states: States) {
         if self.published_states.as_ref() != Some(&states) {
             self.tell(&ToWorker::States(states.clone()), Vec::new());
             self.published_states = Some(states);

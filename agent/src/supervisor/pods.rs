@@ -7,6 +7,7 @@
 //! ```
 //! What the API does not say any more because it cannot be had stays as it is.
 
+mod fulfil;
 mod place;
 mod state;
 mod watcher;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use shunt_core::config::{Config, file};
-use shunt_core::status::{StatusMode, WorkloadState};
+use shunt_core::status::PodsStatus;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::cgroup;
 use shunt_workload::{Discovered, PodUid, PodWish, Verdict, processes};
@@ -26,8 +27,6 @@ use self::place::Place;
 use self::state::StateFile;
 use self::watcher::Watcher;
 use super::Supervisor;
-use super::lifecycle::Workload;
-use crate::ipc::WorkloadInfo;
 
 /// Whose a workload is: the pod's uid.
 const POD: &str = "shunt.io/pod-uid";
@@ -36,6 +35,8 @@ const CNI: &str = "shunt.io/cni-container";
 const CNI_LABELS: &str = "shunt.io/cni-";
 /// More than a node can have.
 const MAX_PODS: usize = 4096;
+/// Names of pods that `status` shows where there may be many.
+const MAX_TOLD: usize = 20;
 /// Between two looks for a pod without processes.
 const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 /// Between two looks whether a pod's oldest process lives.
@@ -48,6 +49,8 @@ pub(super) struct Pods {
     pub(super) watcher: Option<Watcher>,
     pods: BTreeMap<WorkloadName, Pod>,
     state: StateFile,
+    /// The API has told of all pods since this agent began.
+    listed: bool,
     /// Why the API cannot be had, while it cannot.
     outage: Option<String>,
     checked: Instant,
@@ -122,6 +125,7 @@ impl Pods {
             watcher: Watcher::new(config)?,
             pods: BTreeMap::new(),
             state,
+            listed: false,
             outage: None,
             checked: Instant::now(),
             cgroups: cgroup::mount_point().ok(),
@@ -147,6 +151,25 @@ impl Pods {
                 Verdict::Enrol(spec) => Some(pod.place.as_ref()?.given(spec)),
                 _ => None,
             })
+    }
+
+    /// `None`: pods are not looked for.
+    pub(super) fn status(&self) -> Option<PodsStatus> {
+        let node = self.watcher.as_ref()?.node().to_owned();
+        let unfound = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.enrols() && pod.place.is_none());
+        Some(PodsStatus {
+            node,
+            listed: self.listed,
+            outage: self.outage.clone(),
+            wished: self.pods.values().filter(|pod| pod.enrols()).count(),
+            not_found: unfound
+                .map(|(name, _)| name.to_string())
+                .take(MAX_TOLD)
+                .collect(),
+        })
     }
 
     /// For ever, where pods are not looked for.
@@ -188,9 +211,9 @@ impl Pods {
                     match &mut pod.place {
                         // Its containers were started anew, its network is the same.
                         Some(old) if old.is_same(&place) => old.led_by(place),
-                        _ => {
-                            pod.taken_out = false;
-                            pod.place = Some(place);
+                        old => {
+                            pod.taken_out &= old.is_none();
+                            *old = Some(place);
                         }
                     }
                     moved.push(name.clone());
@@ -257,7 +280,7 @@ impl Supervisor {
                 let unnamed = self.pods.pods.iter().filter(|(_, pod)| !pod.named);
                 let unnamed: Vec<WorkloadName> = unnamed.map(|(name, _)| name.clone()).collect();
                 unnamed.iter().for_each(|name| self.forget_pod(name));
-                self.pods.outage = None;
+                (self.pods.outage, self.pods.listed) = (None, true);
                 tracing::info!(
                     pods = self.pods.pods.len(),
                     "the Kubernetes API told of all pods"
@@ -267,7 +290,12 @@ impl Supervisor {
                 self.pods.outage = None;
                 tracing::info!("the Kubernetes API answers again");
             }
-            Ok(Discovered::Outage(reason)) | Err(reason) => {
+            Err(reason) => {
+                *self.repairs.entry("pods_watcher".into()).or_default() += 1;
+                tracing::warn!(reason, "the watcher of pods is started anew");
+                self.pods.outage = Some(reason);
+            }
+            Ok(Discovered::Outage(reason)) => {
                 tracing::warn!(
                     reason,
                     "the Kubernetes API cannot be had; who is enrolled stays so"
@@ -346,116 +374,6 @@ impl Supervisor {
         if self.pods.state.is_old && self.pods.watcher.is_some() {
             let Pods { pods, state, .. } = &mut self.pods;
             state.write(pods.values().map(|pod| &pod.wish));
-        }
-    }
-
-    /// Makes the pod's wish its workload's, where it can be.
-    pub(super) fn fulfil(&mut self, name: &WorkloadName) {
-        let in_file = self.is_in_file(name);
-        let Some(pod) = self.pods.pods.get(name) else {
-            return;
-        };
-        let Verdict::Enrol(wished) = &pod.wish.verdict else {
-            return;
-        };
-        let existing = self.workloads.get(name).map(|workload| &workload.spec);
-        let of_cni = existing.filter(|spec| spec.labels.contains_key(CNI));
-        let mut spec = match (&pod.place, of_cni) {
-            // The plugin knows the namespace before there is a process in it.
-            (place, Some(by_cni)) => {
-                let mut spec = WorkloadSpec {
-                    netns: by_cni.netns.clone(),
-                    cgroup: by_cni
-                        .cgroup
-                        .clone()
-                        .or_else(|| place.as_ref()?.cgroup.clone()),
-                    ..wished.as_ref().clone()
-                };
-                let whose = by_cni
-                    .labels
-                    .iter()
-                    .filter(|(key, _)| key.starts_with(CNI_LABELS));
-                spec.labels
-                    .extend(whose.map(|(key, value)| (key.clone(), value.clone())));
-                spec
-            }
-            (Some(place), None) => place.given(wished),
-            (None, None) => return,
-        };
-        spec.labels.insert(POD.into(), pod.wish.uid.to_string());
-        let others = |(other, workload): &(&WorkloadName, &Workload)| {
-            let inode = pod.place.as_ref().map(Place::inode);
-            *other != name
-                && workload
-                    .serving()
-                    .map(|serving| serving.enrolment.netns.inode())
-                    == inode
-                && inode.is_some()
-        };
-        let strange =
-            |spec: &WorkloadSpec| !spec.labels.contains_key(POD) && !spec.labels.contains_key(CNI);
-        let trouble = if in_file {
-            "the configuration file says what becomes of it".to_owned()
-        } else if existing.is_some_and(strange) {
-            "somebody enrolled it over the admin API".to_owned()
-        } else if let Some((other, _)) = self.workloads.iter().find(others) {
-            format!("its network namespace is enrolled as {other}")
-        } else {
-            String::new()
-        };
-        let go = trouble.is_empty() && !pod.taken_out && existing != Some(&spec);
-        if let Some(pod) = self.pods.pods.get_mut(name) {
-            pod.trouble = trouble;
-        }
-        if go {
-            self.desire(spec);
-            self.changed = true;
-        }
-    }
-
-    /// Somebody withdrew it over the admin API: the CNI plugin, as its sandbox ends.
-    pub(super) fn pod_taken_out(&mut self, name: &WorkloadName) {
-        if let Some(pod) = self.pods.pods.get_mut(name) {
-            pod.taken_out = true;
-        }
-    }
-
-    fn is_in_file(&self, name: &WorkloadName) -> bool {
-        self.config.workloads.iter().any(|spec| spec.name == *name)
-    }
-
-    /// What `status` shows of pods that are no workloads.
-    pub(super) fn pods_not_enrolled(&self) -> impl Iterator<Item = WorkloadInfo> {
-        let mut troubled = Vec::new();
-        for (name, pod) in &self.pods.pods {
-            if let Some(reason) = self
-                .pod_trouble(name)
-                .filter(|_| !self.workloads.contains_key(name))
-            {
-                let labels = BTreeMap::from([(POD.to_owned(), pod.wish.uid.to_string())]);
-                troubled.push(WorkloadInfo {
-                    name: name.clone(),
-                    netns: String::new(),
-                    labels,
-                    mode: StatusMode::Off,
-                    mode_reason: reason.to_owned(),
-                    state: WorkloadState::Failed,
-                    state_reason: reason.to_owned(),
-                    notes: Vec::new(),
-                    listeners: Vec::new(),
-                    acceleration: BTreeMap::new(),
-                });
-            }
-        }
-        troubled.into_iter()
-    }
-
-    /// Why a pod is not enrolled as it wishes.
-    pub(super) fn pod_trouble(&self, name: &WorkloadName) -> Option<&str> {
-        let pod = self.pods.pods.get(name)?;
-        match &pod.wish.verdict {
-            Verdict::Wrong(reason) => Some(reason),
-            _ => Some(pod.trouble.as_str()).filter(|trouble| !trouble.is_empty()),
         }
     }
 }

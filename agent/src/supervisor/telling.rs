@@ -10,7 +10,7 @@ use shunt_core::workload::{Mode, WorkloadId};
 use super::Supervisor;
 use super::enrolment::Serving;
 use super::lifecycle::{Phase, Workload};
-use crate::ipc::{MAX_FDS, ToWorker, WorkloadInfo};
+use crate::ipc::{MAX_FDS, States, ToWorker, WorkloadInfo};
 
 /// Sockets per worker and kind that a fresh workload gets; busy ones ask for more.
 const FIRST_STOCK: usize = 4;
@@ -154,10 +154,11 @@ impl Supervisor {
 
     /// Sends what `status` and the metrics show, where it differs from what was sent last.
     pub(super) fn publish(&mut self) {
-        let states = self.workloads.values();
-        let states = states.map(|workload| self.info(workload));
-        let states = states.chain(self.pods_not_enrolled()).collect();
-        self.data_plane.publish_states(states);
+        let workloads = self.workloads.values();
+        let workloads = workloads.map(|workload| self.info(workload));
+        let workloads = workloads.chain(self.pods_not_enrolled()).collect();
+        let pods = self.pods.status();
+        self.data_plane.publish_states(States { workloads, pods });
         self.publish_counters();
     }
 

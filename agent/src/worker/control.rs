@@ -280,8 +280,8 @@ impl Control {
                 self.leaving.push(Leaving { id, closed: false });
             }
             ToWorker::Captures => self.view.borrow_mut().captures = true,
-            ToWorker::States(infos) => {
-                self.view.borrow_mut().told(infos);
+            ToWorker::States(states) => {
+                self.view.borrow_mut().told(states);
             }
             ToWorker::Settings {
                 timeouts,

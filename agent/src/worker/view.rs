@@ -13,7 +13,9 @@ use shunt_core::flow::DataPath;
 use shunt_core::policy::Policy;
 use shunt_core::service::Services;
 use shunt_core::snapshot::{Enrolled, Snapshot};
-use shunt_core::status::{AgentStatus, BytesByPath, Connections, StatusReport, WorkloadStatus};
+use shunt_core::status::{
+    AgentStatus, BytesByPath, Connections, PodsStatus, StatusReport, WorkloadStatus,
+};
 use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
@@ -21,7 +23,7 @@ use shunt_proxy::FlowSink;
 use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
-use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
+use crate::ipc::{EnrolledView, States, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ pub(super) struct View {
     pub(super) generations: Arc<[AtomicU64]>,
     pub(super) counters: Arc<AgentCounters>,
     pub(super) infos: Vec<WorkloadInfo>,
+    pods: Option<PodsStatus>,
     /// The supervisor has said who is enrolled.
     pub(super) told: bool,
     /// It has also closed the gates.
@@ -68,6 +71,7 @@ impl View {
             snapshot: Arc::default(),
             counters: Arc::default(),
             infos: Vec::new(),
+            pods: None,
             told: false,
             captures: false,
             kernel_events: BTreeMap::new(),
@@ -186,8 +190,8 @@ impl View {
     }
 
     /// Who is enrolled, as the supervisor sees it.
-    pub(super) fn told(&mut self, infos: Vec<WorkloadInfo>) {
-        (self.infos, self.told) = (infos, true);
+    pub(super) fn told(&mut self, states: States) {
+        (self.infos, self.pods, self.told) = (states.workloads, states.pods, true);
         self.forget_numbers();
     }
 
@@ -234,6 +238,7 @@ impl View {
                     .iter()
                     .map(|of| of.load(Ordering::Relaxed))
                     .collect(),
+                pods: self.pods.clone(),
             },
             workloads: self
                 .infos
@@ -318,10 +323,17 @@ mod tests {
         }
     }
 
+    fn states(workloads: Vec<WorkloadInfo>) -> States {
+        States {
+            workloads,
+            pods: None,
+        }
+    }
+
     #[test]
     fn numbers_survive_a_new_enrolment_and_go_with_the_name() {
         let mut view = View::new(Config::default(), 1, Duration::ZERO);
-        view.told(vec![info("pod")]);
+        view.told(states(vec![info("pod")]));
         view.enrol(enrolled(1, "pod"));
         let first = Arc::clone(&view.enrolled[&WorkloadId(1)].counters);
         view.withdraw(WorkloadId(1));
@@ -329,7 +341,7 @@ mod tests {
         view.enrol(enrolled(2, "pod"));
         assert!(Arc::ptr_eq(&first, &view.enrolled[&WorkloadId(2)].counters));
         // Its name goes first, its last flow later.
-        view.told(Vec::new());
+        view.told(states(Vec::new()));
         assert_eq!(view.workload_counters.len(), 1);
         view.forget(WorkloadId(2));
         assert!(view.workload_counters.is_empty());

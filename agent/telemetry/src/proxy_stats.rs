@@ -298,10 +298,10 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-fn histograms<'a, T, const N: usize>(
-    counts: &'a PerWorker<T>,
+fn histograms<T, const N: usize>(
+    counts: &PerWorker<T>,
     which: fn(&T) -> &Histogram<N>,
-) -> impl Iterator<Item = &'a Histogram<N>> + Clone {
+) -> impl Iterator<Item = &Histogram<N>> + Clone {
     let all: Vec<_> = counts.all().map(which).collect();
     all.into_iter()
 }

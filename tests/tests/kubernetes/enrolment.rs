@@ -98,6 +98,36 @@ fn each_driver_of_cgroups() {
     assert!(is_intercepted(&agent, &systemd, &cgroupfs));
 }
 
+/// The first version of cgroups alone has no place for hooks but the root.
+#[test]
+fn pods_in_the_first_version_of_cgroups() {
+    require::everything();
+    let hierarchy = std::path::Path::new("/sys/fs/cgroup/systemd");
+    if !hierarchy.join("cgroup.procs").exists() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "SKIPPED: {hierarchy:?} is not here"
+        );
+        return;
+    }
+    let world = World::new();
+    let root = hierarchy.join(world.label());
+    let server = Sandbox::run(&world, Driver::Systemd);
+    let _nginx = server.pod.nginx(&world);
+    {
+        let mut client = Sandbox::prepare(root.clone(), &uid(), Driver::Cgroupfs, world.pod());
+        client.start();
+        let (api, agent) = scene(&world, "ebpf", "");
+        api.put(shown("client", &client, Some("enabled")));
+        let agent = agent.start();
+        wait_for(&agent, &["client"]);
+        let reason = agent.workload("client")["mode_reason"].clone();
+        assert!(reason.to_string().contains("cgroup2 root"), "{reason}");
+        assert!(is_intercepted(&agent, &client, &server));
+    }
+    let _ = std::fs::remove_dir(root);
+}
+
 #[test]
 fn a_sandbox_that_comes_later_and_again_elsewhere() {
     require::everything();

@@ -1,6 +1,7 @@
 //! Pods that are enrolled by what the Kubernetes API says of them.
 
 mod enrolment;
+mod life;
 mod outage;
 
 use std::time::Duration;

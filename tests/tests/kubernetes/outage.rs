@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use shunt_tests::kubernetes::{Driver, Failing, Sandbox};
 use shunt_tests::{World, in_both_modes, require, wait};
 
@@ -34,6 +35,10 @@ fn an_agent_that_starts_during_an_outage_knows_its_pods(mode: &str) {
             .then_some(())
     });
     wait_for(&agent, &["client", "gone"]);
+    let pods = || agent.status()["agent"]["pods"].clone();
+    wait::until("status tells it", Duration::from_secs(5), || {
+        (!pods()["outage"].is_null()).then_some(())
+    });
     assert!(is_intercepted(&agent, &client, &server));
     api.delete(&of_gone);
 
@@ -41,9 +46,19 @@ fn an_agent_that_starts_during_an_outage_knows_its_pods(mode: &str) {
     agent.restart();
     wait_for(&agent, &["client", "gone"]);
     assert!(is_intercepted(&agent, &client, &server), "without the API");
+    let pods = agent.status()["agent"]["pods"].clone();
+    assert_eq!(
+        (&pods["listed"], &pods["wished"]),
+        (&json!(false), &json!(2)),
+        "{pods}"
+    );
 
     api.fail(Failing::Not);
     wait_for(&agent, &["client"]);
+    wait::until("status tells it", Duration::from_secs(5), || {
+        let pods = agent.status()["agent"]["pods"].clone();
+        (pods["listed"] == true && pods["outage"].is_null()).then_some(())
+    });
     assert!(is_intercepted(&agent, &client, &server));
 }
 

@@ -106,13 +106,13 @@ impl Reading {
 
     /// The first operator or literal of a text; the rest of it.
     fn piece<'t>(&mut self, text: &'t str) -> Result<&'t str, String> {
-        if text.starts_with('*') {
+        if let Some(after_one) = text.strip_prefix('*') {
             if self.is_last {
                 return Err("nothing may match anything after `**`".to_owned());
             }
-            let (pattern, rest) = match text.strip_prefix("**") {
+            let (pattern, rest) = match after_one.strip_prefix('*') {
                 Some(rest) => (ANYTHING, rest),
-                None => (SEGMENT, &text[1..]),
+                None => (SEGMENT, after_one),
             };
             self.is_last = pattern == ANYTHING;
             self.pattern += pattern;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use shunt_core::config::Config;
+use shunt_core::config::{Config, Log};
 use shunt_workload::{Discovered, Rules};
 use tokio::process::{Child, Command};
 
@@ -56,7 +56,11 @@ impl Watcher {
         let begin = Begin {
             rules,
             node,
-            log: config.log.clone(),
+            // Its client shouts at each failure; what of it matters is told to us.
+            log: Log {
+                level: format!("kube_client=off,{}", config.log.level),
+                ..config.log.clone()
+            },
         };
         Ok(Some(Self {
             begin,
@@ -64,6 +68,10 @@ impl Watcher {
             start_at: Instant::now(),
             pause: PAUSES[0],
         }))
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.begin.node
     }
 
     /// What it says next; the error is the end of it, after which it is started anew. Cancel safe.

@@ -1,0 +1,27 @@
+//! The agent's other processes.
+
+use std::fs;
+
+use super::Agent;
+
+impl Agent {
+    /// The data plane's process, `None` while there is none.
+    pub fn worker_pid(&self) -> Option<u32> {
+        self.child_called("worker")
+    }
+
+    /// The process that watches the Kubernetes API, where there is one.
+    pub fn watcher_pid(&self) -> Option<u32> {
+        self.child_called("pods")
+    }
+
+    fn child_called(&self, verb: &str) -> Option<u32> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let is = |child: &&str| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes())
+        };
+        children.split_whitespace().find(is)?.parse().ok()
+    }
+}
