@@ -16,7 +16,7 @@ use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
 use super::Client;
 use super::body::{RequestBody, ResponseBody, Upstream};
-use super::pool::Link;
+use super::pool::{Link, NoLink};
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
@@ -25,6 +25,8 @@ use crate::connect::ConnectError;
 use crate::worker::Local;
 
 const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     local: &'a Local<S, O>,
@@ -38,7 +40,7 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
 
 /// What went wrong with an upstream before its response began, as Envoy words it.
 enum Failure {
-    Connect(ConnectError),
+    NoLink(NoLink),
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
     Expired(Expired),
@@ -57,6 +59,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let most = client.chain.manager.limits.requests_per_connection;
         // Who stays connected for long must not be served by an old configuration for as long.
         let now = local.context.snapshot.load();
+        local.follow(&now);
         let is_replaced = !Arc::ptr_eq(&now.proxy, &client.snapshot.proxy);
         Self {
             local,
@@ -207,7 +210,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
             }
-            Err(failure) => Err(failed(&failure)),
+            Err(failure) => Err(failed(&failure, self.chain.manager.suppress_envoy_headers)),
         }
     }
 
@@ -215,14 +218,14 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         &self,
         head: &Head,
         body: Incoming,
-        (cluster, endpoint): (&Cluster, SocketAddr),
+        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<(Response<Incoming>, Link), Failure> {
         let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let supply = &self.local.context.supply;
             let taken = self.local.upstreams.take(supply, cluster, endpoint);
-            let mut link = self.in_time(taken).await?.map_err(Failure::Connect)?;
+            let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
             self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
@@ -289,7 +292,8 @@ fn expects_body(method: &Method) -> bool {
     ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
 }
 
-fn failed(failure: &Failure) -> Response<ResponseBody> {
+/// `quiet`: nothing is told in `x-envoy-` headers.
+fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     match failure {
         Failure::Expired(expired) => match expired {
@@ -300,10 +304,20 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
             }
         },
         Failure::NoPath => reply::local(500, "the rewritten path is no path"),
-        Failure::Connect(ConnectError::Timeout(_)) => {
+        Failure::NoLink(NoLink::Connect(ConnectError::Timeout(_))) => {
             reply::local(503, format!("{BEFORE} connection timeout"))
         }
-        Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
+        Failure::NoLink(NoLink::Connect(_)) => {
+            reply::local(503, format!("{BEFORE} remote connection failure"))
+        }
+        Failure::NoLink(NoLink::Overflow) => {
+            let mut response = reply::local(503, format!("{BEFORE} overflow"));
+            if !quiet {
+                let yes = HeaderValue::from_static("true");
+                response.headers_mut().insert(X_ENVOY_OVERLOADED, yes);
+            }
+            response
+        }
         Failure::Reset(error) if error.is_parse() => {
             reply::local(502, format!("{BEFORE} protocol error"))
         }
