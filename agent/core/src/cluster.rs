@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::statistics::{ClusterCounts, PerWorker};
+
 /// Of type STATIC: the endpoints are known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -24,6 +26,8 @@ pub struct Cluster {
     pub limits: ClusterLimits,
     #[serde(skip)]
     pub in_use: InUse,
+    #[serde(skip)]
+    pub counts: PerWorker<ClusterCounts>,
 }
 
 /// `circuit_breakers`: what all workers together may have of a cluster at once.

@@ -123,6 +123,7 @@ mod tests {
             max_connection_duration: None,
             limits: ClusterLimits::default(),
             in_use: InUse::default(),
+            counts: Default::default(),
         })
     }
 

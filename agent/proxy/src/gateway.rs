@@ -49,12 +49,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 read,
                 from: canonical(from),
                 listener: to,
+                bound: addr,
                 snapshot,
                 closing,
             };
             match &*chain {
                 Chain::Tcp(tcp) => tcp_proxy::serve(&local, tcp, connection, &mut account).await,
-                Chain::Http(http) => http::serve(&local, http, connection, &mut account).await,
+                Chain::Http(http) => {
+                    http::serve(&local, &chain, http, connection, &mut account).await
+                }
             }
         }
     };
@@ -69,6 +72,8 @@ pub(crate) struct Connection {
     pub(crate) from: SocketAddr,
     /// Where it was made to: an address of this host, also where the listener is bound to all of them.
     pub(crate) listener: SocketAddr,
+    /// The listener's address as it was configured.
+    pub(crate) bound: SocketAddr,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener is going away.
     pub(crate) closing: watch::Receiver<bool>,

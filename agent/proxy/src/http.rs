@@ -1,12 +1,16 @@
 //! HTTP/1.1: the connection manager of one client's connection. Framing is hyper's business, what is in the frames ours.
 //!
 //! ```text
-//!  Wire (counts bytes) -> hyper server -> exchange: received -> routed -> prepared -> sent -> answered
-//!                                                              '-> redirect, direct response, local reply
+//!  Wire (counts bytes) -> hyper server -> exchange: received -> filters -> routed -> prepared -> sent -> answered
+//!                                                               |            '-> redirect, direct response, local reply
+//!                                                               '-> a filter's own reply
 //! ```
 
 mod body;
+mod books;
 mod exchange;
+mod filters;
+mod local_reply;
 mod pool;
 mod received;
 mod reply;
@@ -14,22 +18,24 @@ mod sent;
 mod talk;
 mod wire;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use shunt_core::bootstrap::HttpChain;
+use shunt_core::bootstrap::{Chain, HttpChain};
 use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
 
+use self::books::Books;
 use self::exchange::Exchange;
 pub(crate) use self::pool::Upstreams;
 use self::talk::{Clock, Rung, Talk};
@@ -45,8 +51,34 @@ pub(crate) struct Client<'a> {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) addr: SocketAddr,
     pub(crate) listener: SocketAddr,
-    /// The listener is going away: this request is the connection's last.
-    pub(crate) closing: watch::Receiver<bool>,
+    /// The listener is going away, or serves others in another way: this request is the connection's last.
+    pub(crate) is_last: bool,
+}
+
+/// The configuration in force. A request sees one from its beginning to its end.
+#[derive(Clone)]
+struct Current {
+    snapshot: Arc<Snapshot>,
+    chain: Arc<Chain>,
+    /// New connections are served in another way. This one is served in the old one, which it leaves soon.
+    is_replaced: bool,
+}
+
+impl Current {
+    fn refresh(&mut self, now: &ArcSwap<Snapshot>, bound: SocketAddr) {
+        let now = now.load();
+        if self.is_replaced || Arc::ptr_eq(&now.proxy, &self.snapshot.proxy) {
+            return;
+        }
+        let served = now.proxy.listener(bound);
+        match served.and_then(|served| served.successor(&self.chain)) {
+            Some(chain) => {
+                self.chain = Arc::clone(chain);
+                self.snapshot = Arc::clone(&now);
+            }
+            None => self.is_replaced = true,
+        }
+    }
 }
 
 /// Of hyper's buffers, bytes: they grow with what is in them, to so much, or to the largest head that is taken.
@@ -55,7 +87,8 @@ const LEAST_BUFFER: usize = 64 << 10;
 /// How the connection ended.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
-    chain: &HttpChain,
+    begun_with: &Arc<Chain>,
+    first: &HttpChain,
     connection: Connection,
     account: &mut Account,
 ) -> Refused {
@@ -64,28 +97,58 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         read,
         from,
         listener,
+        bound,
         snapshot,
         mut closing,
     } = connection;
-    let manager = &chain.manager;
-    let client_of = Client {
-        chain,
+    let manager = &first.manager;
+    let current = RefCell::new(Current {
         snapshot,
-        addr: from,
-        listener,
-        closing: closing.clone(),
-    };
+        chain: Arc::clone(begun_with),
+        is_replaced: false,
+    });
+    let told_to_close = closing.clone();
     let carried = Cell::new(0_u32);
+    let books = Books::open(
+        first,
+        Arc::clone(&local.context.flows),
+        account.workload().clone(),
+        from,
+        listener,
+    );
     let talk = Talk::new(manager.timeouts);
+    let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        let exchange = Exchange::new(local, &client_of, carried.get(), talk.begin());
+        local.follow(&local.context.snapshot.load());
+        let mut current = current.borrow_mut();
+        current.refresh(&local.context.snapshot, bound);
+        let Current {
+            snapshot,
+            chain,
+            is_replaced,
+        } = current.clone();
+        let (number, is_last) = (carried.get(), is_replaced || *told_to_close.borrow());
+        let entry = books.begin();
+        let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
         async move {
+            let client = Client {
+                chain: match &*chain {
+                    Chain::Http(chain) => chain,
+                    // A successor is of the same kind.
+                    Chain::Tcp(_) => first,
+                },
+                snapshot,
+                addr: from,
+                listener,
+                is_last,
+            };
+            let exchange = Exchange::new(local, &client, number, progress);
             let answered = exchange.run(request).await;
             talk.answering();
-            answered.map(|response| response.map(|body| Answering::new(body, talk)))
+            answered.map(|response| response.map(|body| Answering::new(body, talk, entry)))
         }
     });
     let mut serving = http1::Builder::new()
@@ -100,7 +163,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let ended = loop {
         let served = poll_fn(|cx| {
             let served = Pin::new(&mut serving).poll(cx);
-            talk.tell(account);
+            books.moved(talk.tell(account));
             served
         });
         tokio::select! {
@@ -113,7 +176,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             rung = poll_fn(|cx| clock.poll(cx, &talk)) => match rung {
                 Rung::Told => {}
                 Rung::Drained => Pin::new(&mut serving).graceful_shutdown(),
-                rung => break Ended::Late(rung),
+                rung => {
+                    if rung == Rung::Stuck {
+                        talk.stuck();
+                    }
+                    break Ended::Late(rung);
+                }
             },
         }
     };
@@ -127,7 +195,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
         Ended::Served(Err(_)) | Ended::Late(_) => drop(wire),
     }
-    talk.tell(account);
+    books.moved(talk.tell(account));
     match ended {
         Ended::Served(Ok(())) => (CloseReason::Finished, None),
         Ended::Served(Err(error)) if error.is_user() => {
@@ -140,6 +208,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             (CloseReason::IdleTimeout, Some(text))
         }
         Ended::Late(_) => (CloseReason::IdleTimeout, None),
+    }
+}
+
+/// Ends the talk, also where its connection is dropped in the middle.
+struct Over(Rc<Talk>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.over();
     }
 }
 

@@ -3,4 +3,6 @@
 pub mod access_log;
 pub mod logging;
 pub mod metrics;
-pub mod timestamp;
+pub mod proxy_stats;
+
+pub use shunt_core::timestamp;

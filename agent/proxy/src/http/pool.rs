@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use shunt_core::cluster::{Cluster, Held, Resource};
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::SocketSupply;
+use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -68,6 +69,8 @@ pub(super) struct Link {
     born: Instant,
     place: Place,
     request: Option<Held>,
+    /// A request is under way.
+    is_busy: bool,
 }
 
 /// One of a pool's connections, until it is dropped.
@@ -166,7 +169,7 @@ impl Upstreams {
 
     /// Its exchange has ended in order.
     pub(super) fn give_back(&self, mut link: Link) {
-        link.request = None;
+        link.rest();
         let Some(pool) = link.place.pool.upgrade() else {
             return;
         };
@@ -213,6 +216,14 @@ impl Pool {
             if let Some(place) = self.place(cluster) {
                 let longest = cluster.connect_timeout;
                 let stream = connect::from_node(supply, endpoint, longest).await;
+                let stream = stream.inspect_err(|error| {
+                    let counts = cluster.counts.mine();
+                    counts.cx_total.increase();
+                    counts.cx_connect_fail.increase();
+                    if matches!(error, ConnectError::Timeout(_)) {
+                        counts.cx_connect_timeout.increase();
+                    }
+                });
                 let link = Link::begin(stream.map_err(NoLink::Connect)?, cluster, place).await;
                 return link.map_err(NoLink::Connect);
             }
@@ -297,8 +308,10 @@ impl Link {
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let pool = place.pool.clone();
+        let alive = Alive::new(&cluster.counts);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
+            let _alive = alive;
             let mut look = born + longest.min(oldest);
             let in_order = loop {
                 tokio::select! {
@@ -334,6 +347,7 @@ impl Link {
             born,
             place,
             request: None,
+            is_busy: false,
         })
     }
 
@@ -343,6 +357,14 @@ impl Link {
         let oldest = self.cluster.max_connection_duration;
         most > 0 && self.carried >= most
             || oldest.is_some_and(|oldest| self.born + oldest <= Instant::now())
+    }
+
+    /// No request is under way any more.
+    fn rest(&mut self) {
+        self.request = None;
+        if std::mem::take(&mut self.is_busy) {
+            self.cluster.counts.mine().rq_active.decrease();
+        }
     }
 
     /// Was it used before? Then the upstream may have closed it while the request was on its way.
@@ -357,6 +379,34 @@ impl Link {
 
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        let counts = self.cluster.counts.mine();
+        counts.rq_total.increase();
+        if !std::mem::replace(&mut self.is_busy, true) {
+            counts.rq_active.increase();
+        }
         &mut self.sender
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Alive(PerWorker<ClusterCounts>);
+
+impl Alive {
+    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+        counts.mine().cx_total.increase();
+        counts.mine().cx_active.increase();
+        Self(counts.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.mine().cx_active.decrease();
     }
 }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse};
+use shunt_core::statistics::PerWorker;
 
+use super::sources;
 use super::values::{address, plain_transport};
+use crate::files::Kind;
 use crate::reader::Reader;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,9 +22,20 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     if name.is_empty() {
         reader.fault("name", "is required");
     }
-    if reader.choice("type") != "STATIC" {
-        reader.fault("type", "only STATIC is supported");
-    }
+    let endpoints = match reader.choice("type").as_str() {
+        "STATIC" => {
+            if reader.has("eds_cluster_config") {
+                reader.fault("eds_cluster_config", "is for clusters of type EDS");
+            }
+            let assignment = reader.message("load_assignment");
+            assignment.map(|assignment| endpoints(&assignment))
+        }
+        "EDS" => by_eds(reader, &name),
+        _ => {
+            reader.fault("type", "only STATIC and EDS are supported");
+            None
+        }
+    };
     let balance = match reader.choice("lb_policy").as_str() {
         "ROUND_ROBIN" => Balance::RoundRobin,
         "RANDOM" => Balance::Random,
@@ -53,7 +67,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     }
     Some(Cluster {
         name,
-        endpoints: endpoints(reader),
+        endpoints: endpoints.unwrap_or_default(),
         balance,
         connect_timeout,
         idle_timeout: Some(idle.unwrap_or(IDLE_TIMEOUT)).filter(|timeout| !timeout.is_zero()),
@@ -65,6 +79,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
             .filter(|longest| !longest.is_zero()),
         limits: limits(reader),
         in_use: InUse::default(),
+        counts: PerWorker::default(),
     })
 }
 
@@ -109,11 +124,27 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
     found
 }
 
-/// Those that are chosen from.
-fn endpoints(reader: &Reader<'_>) -> Vec<Endpoint> {
-    let Some(assignment) = reader.message("load_assignment") else {
-        return Vec::new();
+/// `None`, as long as no file with them was right: there is no healthy upstream then.
+fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Endpoint>> {
+    if reader.has("load_assignment") {
+        reader.fault("load_assignment", "is for clusters of type STATIC");
+    }
+    let eds = reader.required("eds_cluster_config", reader.message("eds_cluster_config"))?;
+    let source = eds.required("eds_config", eds.message("eds_config"))?;
+    let service = eds.text("service_name");
+    let name = if service.is_empty() {
+        cluster
+    } else {
+        &service
     };
+    let found = sources::read(&source, Kind::Endpoints, name, |readers| {
+        sources::only(readers, "cluster_name", name).map(|reader| endpoints(&reader))
+    });
+    found.flatten()
+}
+
+/// Those that are chosen from.
+fn endpoints(assignment: &Reader<'_>) -> Vec<Endpoint> {
     if assignment.text("cluster_name").is_empty() {
         assignment.fault("cluster_name", "is required");
     }

@@ -7,7 +7,8 @@ use shunt_core::http::{
 };
 use shunt_core::route::RouteConfiguration;
 
-use super::route;
+use super::{filters, local_reply, route, sources};
+use crate::files::Kind;
 use crate::reader::Reader;
 
 /// Envoy's defaults.
@@ -16,8 +17,6 @@ const HEADERS: u32 = 100;
 const IDLE: Duration = Duration::from_secs(3600);
 const STREAM_IDLE: Duration = Duration::from_secs(300);
 const DRAIN: Duration = Duration::from_secs(5);
-
-const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     let codec = reader.choice("codec_type");
@@ -30,11 +29,18 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     if reader.u32("xff_num_trusted_hops").unwrap_or_default() != 0 {
         reader.fault("xff_num_trusted_hops", "only 0 is supported");
     }
-    let routes = match reader.required("route_config", reader.message("route_config")) {
-        Some(routes) => route::configuration(&routes),
-        None => RouteConfiguration::default(),
+    let rds = reader.message("rds");
+    let routes = match &rds {
+        Some(rds) => by_rds(rds),
+        None => match reader.required("route_config", reader.message("route_config")) {
+            Some(routes) => {
+                routes.note_routes();
+                route::configuration(&routes)
+            }
+            None => RouteConfiguration::default(),
+        },
     };
-    let suppress_envoy_headers = filters(reader);
+    let (filters, suppress_envoy_headers) = filters::chain(reader);
     let http1 = reader.message("http_protocol_options");
     let http1 = http1.as_ref();
     let flag = |name| http1.is_some_and(|options| options.is(name));
@@ -48,6 +54,9 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
         );
     }
     Some(HttpConnectionManager {
+        stat_prefix: Some(reader.text("stat_prefix"))
+            .filter(|prefix| !prefix.is_empty())
+            .unwrap_or_else(|| "http".to_owned()),
         server_name: Some(reader.text("server_name"))
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "envoy".to_owned()),
@@ -81,8 +90,26 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             _ => StripPort::Never,
         },
         suppress_envoy_headers,
+        filters,
+        local_replies: local_reply::replies(reader),
         routes,
+        rds: rds.is_some(),
     })
+}
+
+/// None, as long as no file with them was right: every request is answered with 404 then.
+fn by_rds(rds: &Reader<'_>) -> RouteConfiguration {
+    let name = rds.text("route_config_name");
+    if name.is_empty() {
+        rds.fault("route_config_name", "is required");
+    }
+    let Some(source) = rds.required("config_source", rds.message("config_source")) else {
+        return RouteConfiguration::default();
+    };
+    let found = sources::read(&source, Kind::Routes, &name, |readers| {
+        sources::only(readers, "name", &name).map(|reader| route::configuration(&reader))
+    });
+    found.flatten().unwrap_or_default()
 }
 
 fn limits(reader: &Reader<'_>) -> HttpLimits {
@@ -120,30 +147,4 @@ fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
         connection: common("max_connection_duration").unwrap_or_default(),
         drain: reader.duration("drain_timeout").unwrap_or(DRAIN),
     }
-}
-
-/// There is one, at the end of every chain. Does it say nothing in `x-envoy-` headers?
-fn filters(reader: &Reader<'_>) -> bool {
-    let filters = reader.list("http_filters");
-    let mut suppress = false;
-    for (at, filter) in filters.iter().enumerate() {
-        let Some(inner) = filter
-            .message("typed_config")
-            .and_then(|any| any.unpacked())
-        else {
-            filter.fault("typed_config", "is required");
-            continue;
-        };
-        if inner.type_name() != ROUTER {
-            filter.fault("typed_config", "only the router is supported");
-        } else if at + 1 < filters.len() {
-            filter.fault("", "the router must be the last filter");
-        } else {
-            suppress = inner.is("suppress_envoy_headers");
-        }
-    }
-    if filters.is_empty() {
-        reader.fault("http_filters", "the router is required");
-    }
-    suppress
 }
