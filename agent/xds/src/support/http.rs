@@ -71,7 +71,10 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.extensions.filters.http.router.v3.Router",
         fields: &[
             honoured("suppress_envoy_headers"),
-            no_effect("dynamic_stats", "statistics have names of their own"),
+            no_effect(
+                "dynamic_stats",
+                "the statistics that there are, are always there",
+            ),
         ],
     },
     Row {
@@ -149,7 +152,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("request_headers_to_remove"),
             honoured("response_headers_to_add"),
             honoured("response_headers_to_remove"),
-            no_effect("stat_prefix", "statistics have names of their own"),
+            no_effect("stat_prefix", "there are no statistics of single routes"),
             no_effect("decorator", "nothing is traced"),
             no_effect("metadata", "nothing reads it"),
         ],
