@@ -1,6 +1,8 @@
 //! Upstream clusters: endpoints, and how one of them is chosen.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +21,108 @@ pub struct Cluster {
     pub idle_timeout: Option<Duration>,
     /// Requests that one upstream HTTP connection carries; 0: any number.
     pub max_requests_per_connection: u32,
+    /// An upstream HTTP connection that is older takes no more requests; `None`: as old as it likes.
+    pub max_connection_duration: Option<Duration>,
+    pub limits: ClusterLimits,
+    #[serde(skip)]
+    pub in_use: InUse,
     #[serde(skip)]
     pub counts: PerWorker<ClusterCounts>,
+}
+
+/// `circuit_breakers`: what all workers together may have of a cluster at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterLimits {
+    /// Every worker may have one to each endpoint beyond it: nobody's requests wait for ever.
+    pub connections: u32,
+    /// Requests that wait for a connection.
+    pub pending: u32,
+    /// Requests under way.
+    pub requests: u32,
+}
+
+/// Envoy's.
+impl Default for ClusterLimits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            pending: 1024,
+            requests: 1024,
+        }
+    }
+}
+
+/// What there is of a cluster now. It is no part of what the cluster is: all are equal, and a copy begins at none.
+#[derive(Debug, Default)]
+pub struct InUse([AtomicU32; 3]);
+
+impl Clone for InUse {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for InUse {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    Connection,
+    Pending,
+    Request,
+}
+
+/// Counts as in use until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    cluster: Arc<Cluster>,
+    what: Resource,
+}
+
+impl Cluster {
+    /// One more, unless there are as many as there may be.
+    pub fn hold(self: &Arc<Self>, what: Resource) -> Option<Held> {
+        let most = match what {
+            Resource::Connection => self.limits.connections,
+            Resource::Pending => self.limits.pending,
+            Resource::Request => self.limits.requests,
+        };
+        let one_more = |held| (held < most).then_some(held + 1);
+        let held = self.in_use.0[what as usize].fetch_update(Relaxed, Relaxed, one_more);
+        held.ok().map(|_| self.held(what))
+    }
+
+    /// One more in any case.
+    pub fn hold_anyway(self: &Arc<Self>, what: Resource) -> Held {
+        self.in_use.0[what as usize].fetch_add(1, Relaxed);
+        self.held(what)
+    }
+
+    fn held(self: &Arc<Self>, what: Resource) -> Held {
+        Held {
+            cluster: Arc::clone(self),
+            what,
+        }
+    }
+
+    /// Is a connection of one the same as of the other, whomever it is to?
+    pub fn connects_as(&self, other: &Self) -> bool {
+        let alike = |cluster: &Self| Self {
+            endpoints: Vec::new(),
+            ..cluster.clone()
+        };
+        alike(self) == alike(other)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cluster.in_use.0[self.what as usize].fetch_sub(1, Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

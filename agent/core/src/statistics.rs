@@ -223,6 +223,8 @@ pub struct ClusterCounts {
     pub rq_active: Count,
     pub rq: Classes,
     pub rq_timeout: Count,
+    /// Refused by one of the cluster's limits.
+    pub rq_pending_overflow: Count,
     pub rq_rx_reset: Count,
     pub rq_time: Histogram<18>,
 }

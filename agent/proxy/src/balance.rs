@@ -1,110 +1,133 @@
 //! Which endpoint of a cluster: round robin with weights, or by chance. A worker has turns of its own.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use shunt_core::cluster::{Balance, Cluster, Endpoint};
+use shunt_core::snapshot::Snapshot;
 
-/// Whose turn it is, by cluster.
+/// Whose turn it is. Clusters are known by where they are in memory, which is theirs while they are kept here.
 #[derive(Debug, Default)]
-pub(crate) struct RoundRobin(RefCell<HashMap<String, Turns>>);
+pub(crate) struct RoundRobin(RefCell<HashMap<*const Cluster, (Arc<Cluster>, Turns)>>);
 
 #[derive(Debug)]
-struct Turns {
-    endpoints: Vec<Endpoint>,
-    /// Smooth weighted round robin: each turn everybody gains their weight, and the richest pays what all have gained.
-    credit: Vec<i64>,
+enum Turns {
+    /// All have the same weight: the next one.
+    Equal(usize),
+    /// Each is due again after the inverse of its weight: the earliest, and of several the first.
+    Weighted(BinaryHeap<Reverse<(u128, usize)>>),
+    /// By chance: the sums of the weights so far.
+    Chance(Vec<u64>),
 }
+
+/// Of a [`Turns::Weighted`] clock, between two turns of an endpoint of weight 1.
+const LAP: u128 = 1 << 64;
 
 impl RoundRobin {
     /// `None`: the cluster has nobody.
-    pub(crate) fn choose(&self, cluster: &Cluster) -> Option<SocketAddr> {
-        match (cluster.endpoints.as_slice(), cluster.balance) {
-            ([], _) => None,
-            ([only], _) => Some(only.addr),
-            (endpoints, Balance::Random) => {
-                let total: u64 = endpoints
-                    .iter()
-                    .map(|endpoint| u64::from(endpoint.weight))
-                    .sum();
-                let mut left = fastrand::u64(..total);
-                let chosen = endpoints.iter().find(|endpoint| {
-                    let weight = u64::from(endpoint.weight);
-                    let found = left < weight;
-                    left = left.saturating_sub(weight);
-                    found
-                });
-                chosen.map(|endpoint| endpoint.addr)
-            }
-            (endpoints, Balance::RoundRobin) => {
+    pub(crate) fn choose(&self, cluster: &Arc<Cluster>) -> Option<SocketAddr> {
+        match cluster.endpoints.as_slice() {
+            [] => None,
+            [only] => Some(only.addr),
+            endpoints => {
                 let mut all = self.0.borrow_mut();
-                match all.get_mut(&cluster.name) {
-                    Some(turns) if turns.endpoints == endpoints => turns.next(),
-                    _ => {
-                        let turns = Turns::new(endpoints);
-                        all.entry(cluster.name.clone())
-                            .insert_entry(turns)
-                            .get_mut()
-                            .next()
-                    }
-                }
+                let (_, turns) = all.entry(Arc::as_ptr(cluster)).or_insert_with(|| {
+                    (Arc::clone(cluster), Turns::new(endpoints, cluster.balance))
+                });
+                endpoints.get(turns.next(endpoints)).map(|next| next.addr)
             }
         }
+    }
+
+    /// Forgets the clusters that are not in force any more.
+    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+        self.0.borrow_mut().retain(|_, (cluster, _)| {
+            let now = snapshot.proxy.cluster(&cluster.name);
+            now.is_some_and(|now| Arc::ptr_eq(now, cluster))
+        });
     }
 }
 
 impl Turns {
     /// Workers begin in different places, or the first endpoint would get the first request of each.
-    fn new(endpoints: &[Endpoint]) -> Self {
-        let mut turns = Self {
-            endpoints: endpoints.to_vec(),
-            credit: vec![0; endpoints.len()],
-        };
-        for _ in 0..fastrand::usize(..endpoints.len()) {
-            turns.next();
+    fn new(endpoints: &[Endpoint], balance: Balance) -> Self {
+        let begin = fastrand::usize(..endpoints.len());
+        let first = endpoints[0].weight;
+        if balance == Balance::Random {
+            let mut sum = 0;
+            let sums = endpoints.iter().map(|endpoint| {
+                sum += u64::from(endpoint.weight);
+                sum
+            });
+            return Self::Chance(sums.collect());
         }
+        if endpoints.iter().all(|endpoint| endpoint.weight == first) {
+            return Self::Equal(begin);
+        }
+        let due = endpoints.iter().enumerate();
+        let due = due.map(|(at, endpoint)| Reverse((lap(endpoint), at)));
+        let mut turns = Self::Weighted(due.collect());
+        (0..begin).for_each(|_| {
+            turns.next(endpoints);
+        });
         turns
     }
 
-    fn next(&mut self) -> Option<SocketAddr> {
-        let mut total = 0;
-        let mut best = 0;
-        for (at, endpoint) in self.endpoints.iter().enumerate() {
-            self.credit[at] += i64::from(endpoint.weight);
-            total += i64::from(endpoint.weight);
-            if self.credit[at] > self.credit[best] {
-                best = at;
+    fn next(&mut self, endpoints: &[Endpoint]) -> usize {
+        match self {
+            Self::Equal(next) => std::mem::replace(next, (*next + 1) % endpoints.len()),
+            Self::Weighted(due) => {
+                let Some(mut earliest) = due.peek_mut() else {
+                    return 0;
+                };
+                let (_, at) = earliest.0;
+                earliest.0.0 += lap(&endpoints[at]);
+                at
+            }
+            Self::Chance(sums) => {
+                let total = sums.last().copied().unwrap_or(1);
+                let point = fastrand::u64(..total);
+                sums.partition_point(|sum| *sum <= point)
             }
         }
-        self.credit[best] -= total;
-        self.endpoints.get(best).map(|endpoint| endpoint.addr)
     }
+}
+
+fn lap(endpoint: &Endpoint) -> u128 {
+    LAP / u128::from(endpoint.weight.max(1))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use shunt_core::cluster::{ClusterLimits, InUse};
+
     use super::*;
 
-    fn cluster(balance: Balance, weights: &[u32]) -> Cluster {
+    fn cluster(balance: Balance, weights: &[u32]) -> Arc<Cluster> {
         let endpoint = |(port, weight): (u16, &u32)| Endpoint {
             addr: SocketAddr::from(([10, 0, 0, 1], port)),
             weight: *weight,
         };
-        Cluster {
+        Arc::new(Cluster {
             name: "c".into(),
             endpoints: (1..).zip(weights).map(endpoint).collect(),
             balance,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
             max_requests_per_connection: 0,
+            max_connection_duration: None,
+            limits: ClusterLimits::default(),
+            in_use: InUse::default(),
             counts: Default::default(),
-        }
+        })
     }
 
-    fn counts(cluster: &Cluster, turns: &RoundRobin, rounds: usize) -> Vec<usize> {
+    fn counts(cluster: &Arc<Cluster>, turns: &RoundRobin, rounds: usize) -> Vec<usize> {
         let mut counts = vec![0; cluster.endpoints.len()];
         for _ in 0..rounds {
             let chosen = turns.choose(cluster).expect("an endpoint");
@@ -122,6 +145,9 @@ mod tests {
         let equal = cluster(Balance::RoundRobin, &[1, 1]);
         assert_eq!(counts(&equal, &turns, 10), [5, 5]);
         assert_eq!(turns.choose(&cluster(Balance::RoundRobin, &[])), None);
+        assert_eq!(turns.0.borrow().len(), 2);
+        turns.follow(&Snapshot::default());
+        assert!(turns.0.borrow().is_empty());
     }
 
     #[test]

@@ -121,6 +121,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
+        local.follow(&local.context.snapshot.load());
         let mut current = current.borrow_mut();
         current.refresh(&local.context.snapshot, bound);
         let Current {

@@ -1,5 +1,6 @@
 //! The TCP proxy filter: one connection to an endpoint of a cluster, and bytes both ways.
 
+use shunt_core::cluster::Resource;
 use shunt_core::config::Timeouts;
 use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::listener::TcpProxy;
@@ -33,6 +34,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             CloseReason::ConnectFailed,
             Some(format!("no cluster `{name}`")),
         );
+    };
+    let Some(_held) = cluster.hold(Resource::Connection) else {
+        let detail = format!("cluster `{name}` has as many connections as it may have");
+        return (CloseReason::Limit, Some(detail));
     };
     let mut refused = (
         CloseReason::ConnectFailed,

@@ -229,10 +229,11 @@ async fn beat(heartbeat: Arc<dyn Fn() + Send + Sync>) {
     }
 }
 
-/// Flows that are busy past the agent are told of while they live.
+/// Flows that are busy past the agent are told of while they live, and what a new configuration has no use for is let go.
 async fn count<S: SocketSupply, O: OriginalDstSource>(local: Rc<Local<S, O>>) {
     loop {
         sleep(COUNT).await;
+        local.follow(&local.context.snapshot.load());
         if let Some(kernel) = local.context.shortcuts.get() {
             local.pools.counting.look(kernel.as_ref());
         }
@@ -299,6 +300,13 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
         });
         let accepting = listener::accept(Rc::clone(self), entrance, listener, closing);
         tokio::task::spawn_local(accepting);
+    }
+
+    /// Lets go of what is only of use to an earlier configuration; costs little when there is nothing new.
+    pub(crate) fn follow(&self, now: &Arc<Snapshot>) {
+        if self.upstreams.follow(now) {
+            self.balance.follow(now);
+        }
     }
 
     fn close(&self, which: impl Fn(&Entrance) -> bool) {

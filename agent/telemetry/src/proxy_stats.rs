@@ -43,7 +43,7 @@ const MANAGER: [Row<ManagerCounts>; 8] = [
     }),
 ];
 
-const CLUSTER: [Row<ClusterCounts>; 9] = [
+const CLUSTER: [Row<ClusterCounts>; 10] = [
     ("upstream_cx_total", Kind::Counter, |counts| {
         &counts.cx_total
     }),
@@ -64,6 +64,9 @@ const CLUSTER: [Row<ClusterCounts>; 9] = [
     }),
     ("upstream_rq_active", Kind::Gauge, |counts| {
         &counts.rq_active
+    }),
+    ("upstream_rq_pending_overflow", Kind::Counter, |counts| {
+        &counts.rq_pending_overflow
     }),
     ("upstream_rq_timeout", Kind::Counter, |counts| {
         &counts.rq_timeout
@@ -322,7 +325,7 @@ mod tests {
     use std::time::Duration;
 
     use shunt_core::bootstrap::Bootstrap;
-    use shunt_core::cluster::{Balance, Cluster};
+    use shunt_core::cluster::{Balance, Cluster, ClusterLimits, InUse};
 
     use super::*;
 
@@ -334,6 +337,9 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
             max_requests_per_connection: 0,
+            max_connection_duration: None,
+            limits: ClusterLimits::default(),
+            in_use: InUse::default(),
             counts: PerWorker::default(),
         };
         let counts = cluster.counts.clone();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -13,7 +14,7 @@ use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
 use super::body::{RequestBody, ResponseBody, Upstream};
 use super::filters::{Asked, Filters, Found};
-use super::pool::Link;
+use super::pool::{Link, NoLink};
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply::{self, Told};
 use super::sent::Matched;
@@ -23,6 +24,8 @@ use crate::connect::ConnectError;
 use crate::worker::Local;
 
 const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     local: &'a Local<S, O>,
@@ -36,7 +39,7 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
 
 /// What went wrong with an upstream before its response began, as Envoy words it.
 enum Failure {
-    Connect(ConnectError),
+    NoLink(NoLink),
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
     Expired(Expired),
@@ -258,7 +261,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
             }
             Err(failure) => {
-                let reply = failed(&failure);
+                let reply = failed(&failure, self.chain.manager.suppress_envoy_headers);
                 let counts = cluster.counts.mine();
                 counts.rq.answered(reply.status().as_u16());
                 match failure {
@@ -269,6 +272,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                             entry.timed_out();
                         }
                     }
+                    Failure::NoLink(NoLink::Overflow) => counts.rq_pending_overflow.increase(),
                     Failure::Reset(_) => counts.rq_rx_reset.increase(),
                     _ => {}
                 }
@@ -281,13 +285,13 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         &self,
         head: &Head,
         body: RequestBody,
-        (cluster, endpoint): (&Cluster, SocketAddr),
+        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<(Response<Incoming>, Link), Failure> {
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let supply = &self.local.context.supply;
             let taken = self.local.upstreams.take(supply, cluster, endpoint);
-            let mut link = self.in_time(taken).await?.map_err(Failure::Connect)?;
+            let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
             self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
@@ -350,7 +354,8 @@ fn expects_body(method: &Method) -> bool {
 
 const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
 
-fn failed(failure: &Failure) -> Response<ResponseBody> {
+/// `quiet`: nothing is told in `x-envoy-` headers.
+fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     let reset = |status, reason: &str, flags, details| {
         reply::because(
@@ -365,13 +370,13 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
             let reply = reply::local(500, "the rewritten path is no path");
             reply::because(reply, "", "no_path")
         }
-        Failure::Connect(ConnectError::Timeout(_)) => reset(
+        Failure::NoLink(NoLink::Connect(ConnectError::Timeout(_))) => reset(
             503,
             "connection timeout",
             "UF",
             "upstream_reset_before_response_started{connection_timeout}",
         ),
-        Failure::Connect(error) => reset(
+        Failure::NoLink(NoLink::Connect(error)) => reset(
             503,
             "remote connection failure",
             "UF",
@@ -380,6 +385,15 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
                 false => "upstream_reset_before_response_started{remote_connection_failure}",
             },
         ),
+        Failure::NoLink(NoLink::Overflow) => {
+            let details = "upstream_reset_before_response_started{overflow}";
+            let mut reply = reset(503, "overflow", "UO", details);
+            if !quiet {
+                let yes = HeaderValue::from_static("true");
+                reply.headers_mut().insert(X_ENVOY_OVERLOADED, yes);
+            }
+            reply
+        }
         Failure::Reset(error) if error.is_parse() => reset(
             502,
             "protocol error",

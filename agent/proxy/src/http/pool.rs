@@ -3,16 +3,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use shunt_core::cluster::Cluster;
+use shunt_core::cluster::{Cluster, Held, Resource};
+use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::SocketSupply;
 use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::body::RequestBody;
@@ -26,13 +29,35 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// By cluster and endpoint; the one used last is used next, so that those which are not needed grow old.
 #[derive(Clone, Default)]
-pub(crate) struct Upstreams {
-    idle: Rc<RefCell<Idle>>,
+pub(crate) struct Upstreams(Rc<All>);
+
+#[derive(Default)]
+struct All {
+    /// By where they are in memory, which is theirs while they are kept here.
+    clusters: RefCell<HashMap<*const Cluster, Known>>,
+    /// Whose clusters these are.
+    snapshot: RefCell<Option<Arc<Snapshot>>>,
     /// Nothing is kept any more.
-    closed: Rc<Cell<bool>>,
+    closed: Cell<bool>,
 }
 
-type Idle = HashMap<String, HashMap<SocketAddr, Vec<Link>>>;
+struct Known {
+    cluster: Arc<Cluster>,
+    pools: HashMap<SocketAddr, Rc<Pool>>,
+}
+
+/// Of one endpoint.
+#[derive(Default)]
+struct Pool {
+    idle: RefCell<Vec<Link>>,
+    /// All that there are.
+    open: Cell<usize>,
+    /// Requests that wait for one of them.
+    waiting: Cell<usize>,
+    freed: Notify,
+    /// Its cluster or endpoint is gone: nothing is kept.
+    retired: Cell<bool>,
+}
 
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
@@ -40,83 +65,235 @@ pub(super) struct Link {
     idle_since: Rc<Cell<Option<Instant>>>,
     carried: u32,
     local: Option<SocketAddr>,
-    cluster: String,
-    endpoint: SocketAddr,
-    most: u32,
-    counts: PerWorker<ClusterCounts>,
+    cluster: Arc<Cluster>,
+    born: Instant,
+    place: Place,
+    request: Option<Held>,
     /// A request is under way.
     is_busy: bool,
 }
 
+/// One of a pool's connections, until it is dropped.
+struct Place {
+    pool: Weak<Pool>,
+    _held: Held,
+}
+
+/// Why a request gets no connection.
+#[derive(Debug)]
+pub(super) enum NoLink {
+    Connect(ConnectError),
+    /// One of the cluster's limits.
+    Overflow,
+}
+
 impl Upstreams {
-    /// One that waits, or a new one.
+    /// One that waits, or a new one, or the next that others leave.
     ///
     /// # Errors
-    /// The endpoint cannot be connected to.
+    /// The endpoint cannot be connected to, or one of the cluster's limits is reached.
     pub(super) async fn take(
         &self,
         supply: &impl SocketSupply,
-        cluster: &Cluster,
+        cluster: &Arc<Cluster>,
         endpoint: SocketAddr,
-    ) -> Result<Link, ConnectError> {
-        while let Some(mut link) = self.waiting(&cluster.name, endpoint) {
-            link.idle_since.set(None);
-            if !link.sender.is_closed() && link.sender.ready().await.is_ok() {
-                return Ok(link);
+    ) -> Result<Link, NoLink> {
+        let pool = self.pool(cluster, endpoint);
+        let mut link = match pool.ready().await {
+            Some(link) => link,
+            None => pool.wait(supply, cluster, endpoint).await?,
+        };
+        match cluster.hold(Resource::Request) {
+            Some(held) => link.request = Some(held),
+            None => {
+                self.give_back(link);
+                return Err(NoLink::Overflow);
             }
         }
-        let stream = connect::from_node(supply, endpoint, cluster.connect_timeout).await;
-        let stream = stream.inspect_err(|error| {
-            let counts = cluster.counts.mine();
-            counts.cx_total.increase();
-            counts.cx_connect_fail.increase();
-            if matches!(error, ConnectError::Timeout(_)) {
-                counts.cx_connect_timeout.increase();
+        Ok(link)
+    }
+
+    fn pool(&self, cluster: &Arc<Cluster>, endpoint: SocketAddr) -> Rc<Pool> {
+        let mut all = self.0.clusters.borrow_mut();
+        let key = Arc::as_ptr(cluster);
+        if !all.contains_key(&key) {
+            let snapshot = self.0.snapshot.borrow();
+            let is_old = snapshot.as_ref().is_some_and(|now| !is_in(now, cluster));
+            if is_old || self.0.closed.get() {
+                // The last request of a connection that began before: nobody comes after it.
+                let pool = Pool::default();
+                pool.retired.set(true);
+                return Rc::new(pool);
             }
-        })?;
-        Link::begin(stream, cluster, endpoint).await
+        }
+        let known = all.entry(key).or_insert_with(|| Known {
+            cluster: Arc::clone(cluster),
+            pools: HashMap::new(),
+        });
+        Rc::clone(known.pools.entry(endpoint).or_default())
+    }
+
+    /// Lets go of the connections to clusters and endpoints that are not in force any more. Was anything changed?
+    pub(crate) fn follow(&self, snapshot: &Arc<Snapshot>) -> bool {
+        let is_same = |seen: &Arc<Snapshot>| Arc::ptr_eq(&seen.proxy, &snapshot.proxy);
+        if self.0.snapshot.borrow().as_ref().is_some_and(is_same) {
+            return false;
+        }
+        self.0.snapshot.replace(Some(Arc::clone(snapshot)));
+        let mut all = self.0.clusters.borrow_mut();
+        for (_, mut known) in std::mem::take(&mut *all) {
+            let now = snapshot.proxy.cluster(&known.cluster.name);
+            let now = now.filter(|now| now.connects_as(&known.cluster));
+            known.pools.retain(|addr, pool| {
+                let stays = now.is_some_and(|now| now.endpoints.iter().any(|of| of.addr == *addr));
+                if !stays {
+                    pool.retire();
+                }
+                stays
+            });
+            if let Some(now) = now {
+                known.cluster = Arc::clone(now);
+                all.insert(Arc::as_ptr(now), known);
+            }
+        }
+        true
     }
 
     /// Ends those that wait, in order, and keeps none from now on.
     pub(crate) fn close(&self) {
-        self.closed.set(true);
-        self.idle.borrow_mut().clear();
-    }
-
-    fn waiting(&self, cluster: &str, endpoint: SocketAddr) -> Option<Link> {
-        self.idle
-            .borrow_mut()
-            .get_mut(cluster)?
-            .get_mut(&endpoint)?
-            .pop()
+        self.0.closed.set(true);
+        for (_, known) in self.0.clusters.take() {
+            known.pools.values().for_each(|pool| pool.retire());
+        }
     }
 
     /// Its exchange has ended in order.
     pub(super) fn give_back(&self, mut link: Link) {
         link.rest();
-        let is_worn = link.most > 0 && link.carried >= link.most;
-        if self.closed.get() || link.sender.is_closed() || is_worn {
+        let Some(pool) = link.place.pool.upgrade() else {
             return;
+        };
+        if !pool.retired.get() && !link.sender.is_closed() && !link.is_worn() {
+            link.idle_since.set(Some(Instant::now()));
+            pool.idle.borrow_mut().push(link);
+            pool.freed.notify_one();
         }
-        link.idle_since.set(Some(Instant::now()));
-        let mut all = self.idle.borrow_mut();
-        if !all.contains_key(&link.cluster) {
-            all.insert(link.cluster.clone(), HashMap::new());
+    }
+}
+
+fn is_in(snapshot: &Snapshot, cluster: &Arc<Cluster>) -> bool {
+    let now = snapshot.proxy.cluster(&cluster.name);
+    now.is_some_and(|now| Arc::ptr_eq(now, cluster))
+}
+
+impl Pool {
+    /// One that waits; nothing while others wait for it.
+    async fn ready(&self) -> Option<Link> {
+        match self.waiting.get() {
+            0 => self.next().await,
+            _ => None,
         }
-        if let Some(endpoints) = all.get_mut(&link.cluster) {
-            let links = endpoints.entry(link.endpoint).or_default();
-            // Those that were closed meanwhile.
-            links.retain(|link| !link.sender.is_closed());
-            links.push(link);
+    }
+
+    async fn next(&self) -> Option<Link> {
+        loop {
+            let mut link = self.idle.borrow_mut().pop()?;
+            link.idle_since.set(None);
+            if !link.is_worn() && !link.sender.is_closed() && link.sender.ready().await.is_ok() {
+                return Some(link);
+            }
         }
+    }
+
+    async fn wait(
+        self: &Rc<Self>,
+        supply: &impl SocketSupply,
+        cluster: &Arc<Cluster>,
+        endpoint: SocketAddr,
+    ) -> Result<Link, NoLink> {
+        let _pending = cluster.hold(Resource::Pending).ok_or(NoLink::Overflow)?;
+        loop {
+            if let Some(place) = self.place(cluster) {
+                let longest = cluster.connect_timeout;
+                let stream = connect::from_node(supply, endpoint, longest).await;
+                let stream = stream.inspect_err(|error| {
+                    let counts = cluster.counts.mine();
+                    counts.cx_total.increase();
+                    counts.cx_connect_fail.increase();
+                    if matches!(error, ConnectError::Timeout(_)) {
+                        counts.cx_connect_timeout.increase();
+                    }
+                });
+                let link = Link::begin(stream.map_err(NoLink::Connect)?, cluster, place).await;
+                return link.map_err(NoLink::Connect);
+            }
+            let _waits = Waits::new(self);
+            self.freed.notified().await;
+            if let Some(link) = self.next().await {
+                return Ok(link);
+            }
+        }
+    }
+
+    /// Room for one more connection: within the limit, or the first.
+    fn place(self: &Rc<Self>, cluster: &Arc<Cluster>) -> Option<Place> {
+        let held = match self.open.get() {
+            0 => cluster.hold_anyway(Resource::Connection),
+            _ => cluster.hold(Resource::Connection)?,
+        };
+        self.open.set(self.open.get() + 1);
+        Some(Place {
+            pool: Rc::downgrade(self),
+            _held: held,
+        })
+    }
+
+    /// Takes out those that have ended.
+    fn sweep(&self) {
+        let ended: Vec<Link> = {
+            let mut idle = self.idle.borrow_mut();
+            idle.extract_if(.., |link| link.sender.is_closed())
+                .collect()
+        };
+        drop(ended);
+    }
+
+    fn retire(&self) {
+        self.retired.set(true);
+        drop(self.idle.take());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.open.set(pool.open.get() - 1);
+            pool.freed.notify_one();
+        }
+    }
+}
+
+/// Counts a request that waits.
+struct Waits<'a>(&'a Pool);
+
+impl<'a> Waits<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        pool.waiting.set(pool.waiting.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
     }
 }
 
 impl Link {
     async fn begin(
         stream: TcpStream,
-        cluster: &Cluster,
-        endpoint: SocketAddr,
+        cluster: &Arc<Cluster>,
+        place: Place,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
         let (sender, mut connection) = http1::Builder::new()
@@ -125,34 +302,40 @@ impl Link {
             .handshake::<_, RequestBody>(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
-        let idle_since = Rc::new(Cell::new(None));
+        let idle_since = Rc::new(Cell::new(None::<Instant>));
         let idle = Rc::clone(&idle_since);
         let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
+        let born = Instant::now();
+        let pool = place.pool.clone();
         let alive = Alive::new(&cluster.counts);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
             let _alive = alive;
-            let mut look = Instant::now() + longest;
-            loop {
+            let mut look = born + longest.min(oldest);
+            let in_order = loop {
                 tokio::select! {
-                    ended = &mut connection => {
-                        if ended.is_ok() {
-                            let stream = connection.into_parts().io.into_inner();
-                            // It fails only for a socket that is gone.
-                            let _ = SockRef::from(&stream).set_linger(None);
+                    ended = &mut connection => break ended.is_ok(),
+                    () = sleep_until(look) => {
+                        let since: Option<Instant> = idle.get();
+                        look = match since {
+                            Some(since) => (since + longest).min(born + oldest),
+                            None => Instant::now() + longest.min(oldest),
+                        };
+                        if since.is_some() && look <= Instant::now() {
+                            break true;
                         }
-                        return;
                     }
-                    () = sleep_until(look) => match idle.get() {
-                        Some(since) if since + longest <= Instant::now() => {
-                            let stream = connection.into_parts().io.into_inner();
-                            let _ = SockRef::from(&stream).set_linger(None);
-                            return;
-                        }
-                        Some(since) => look = since + longest,
-                        None => look = Instant::now() + longest,
-                    },
                 }
+            };
+            let stream = connection.into_parts().io.into_inner();
+            if in_order {
+                // It fails only for a socket that is gone.
+                let _ = SockRef::from(&stream).set_linger(None);
+            }
+            drop(stream);
+            if let Some(pool) = pool.upgrade() {
+                pool.sweep();
             }
         });
         Ok(Self {
@@ -160,18 +343,27 @@ impl Link {
             idle_since,
             carried: 0,
             local,
-            cluster: cluster.name.clone(),
-            endpoint,
-            most: cluster.max_requests_per_connection,
-            counts: cluster.counts.clone(),
+            cluster: Arc::clone(cluster),
+            born,
+            place,
+            request: None,
             is_busy: false,
         })
     }
 
+    /// Has it carried all that it may?
+    fn is_worn(&self) -> bool {
+        let most = self.cluster.max_requests_per_connection;
+        let oldest = self.cluster.max_connection_duration;
+        most > 0 && self.carried >= most
+            || oldest.is_some_and(|oldest| self.born + oldest <= Instant::now())
+    }
+
     /// No request is under way any more.
     fn rest(&mut self) {
+        self.request = None;
         if std::mem::take(&mut self.is_busy) {
-            self.counts.mine().rq_active.decrease();
+            self.cluster.counts.mine().rq_active.decrease();
         }
     }
 
@@ -187,7 +379,7 @@ impl Link {
 
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
-        let counts = self.counts.mine();
+        let counts = self.cluster.counts.mine();
         counts.rq_total.increase();
         if !std::mem::replace(&mut self.is_busy, true) {
             counts.rq_active.increase();

@@ -172,13 +172,8 @@ impl Head {
             }
             self.headers
                 .insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-            for name in EDGE {
-                self.headers.remove(name);
-            }
         }
-        for name in INTERNAL {
-            self.headers.remove(name);
-        }
+        self.drop_internal(manager.use_remote_address);
         self.headers
             .entry(X_FORWARDED_PROTO)
             .or_insert(HeaderValue::from_static("http"));
@@ -197,6 +192,19 @@ impl Head {
         }
     }
 
+    /// Few requests have any of them, and most names are none at the first look.
+    fn drop_internal(&mut self, is_edge: bool) {
+        let is_internal = |name: &&HeaderName| {
+            let name = name.as_str();
+            name.starts_with("x-envoy-")
+                && (INTERNAL.contains(&name) || is_edge && EDGE.contains(&name))
+        };
+        let internal: Vec<HeaderName> = self.headers.keys().filter(is_internal).cloned().collect();
+        for name in internal {
+            self.headers.remove(name);
+        }
+    }
+
     fn strip_port(&mut self, rule: StripPort, own: u16) {
         let host = without_port(&self.authority);
         let port = self.authority.get(host.len() + 1..);
@@ -210,21 +218,15 @@ impl Head {
         }
     }
 
-    /// The words of `connection`.
-    fn connection(&self) -> impl Iterator<Item = &str> {
-        let lines = self.headers.get_all(header::CONNECTION).iter();
-        lines
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(',').map(str::trim))
-    }
-
     fn connection_says(&self, wanted: &str) -> bool {
-        self.connection()
-            .any(|word| word.eq_ignore_ascii_case(wanted))
+        connection(&self.headers).any(|word| word.eq_ignore_ascii_case(wanted))
     }
 
     /// Headers of which Envoy knows one line only.
     fn join_lines(&mut self) {
+        if self.headers.keys_len() == self.headers.len() {
+            return;
+        }
         for name in ONE_LINE {
             if self.headers.get_all(name).iter().nth(1).is_some() {
                 let values: Vec<&[u8]> = self
@@ -242,12 +244,6 @@ impl Head {
     }
 
     fn drop_hop_by_hop(&mut self) {
-        // What it names is about this hop too (RFC 9110, section 7.6.1), unless others rely on it.
-        let named = self.connection().filter_map(|word| word.parse().ok());
-        let named: Vec<HeaderName> = named.filter(|name| !KEPT.contains(name)).collect();
-        for name in named {
-            self.headers.remove(name);
-        }
         drop_hop_by_hop(&mut self.headers);
         self.headers.remove(header::EXPECT);
         if let Some(te) = self.headers.remove(header::TE)
@@ -333,8 +329,22 @@ pub(super) fn protocol(version: Version) -> &'static str {
     }
 }
 
+/// The words of `connection`.
+fn connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(',').map(str::trim))
+}
+
 /// What is about this hop only.
 pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    // What it names is about this hop too (RFC 9110, section 7.6.1), unless others rely on it.
+    let named = connection(headers).filter_map(|word| word.parse().ok());
+    let named: Vec<HeaderName> = named.filter(|name| !KEPT.contains(name)).collect();
+    for name in named {
+        headers.remove(name);
+    }
     for name in [
         header::CONNECTION,
         header::UPGRADE,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shunt_core::cluster::{Balance, Cluster, Endpoint};
+use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse};
 use shunt_core::statistics::PerWorker;
 
 use super::sources;
@@ -74,8 +74,34 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
         max_requests_per_connection: requests
             .or_else(|| reader.u32("max_requests_per_connection"))
             .unwrap_or_default(),
+        max_connection_duration: common
+            .and_then(|common| common.duration("max_connection_duration"))
+            .filter(|longest| !longest.is_zero()),
+        limits: limits(reader),
+        in_use: InUse::default(),
         counts: PerWorker::default(),
     })
+}
+
+fn limits(reader: &Reader<'_>) -> ClusterLimits {
+    let mut limits = ClusterLimits::default();
+    let breakers = reader.message("circuit_breakers");
+    let thresholds = breakers
+        .iter()
+        .flat_map(|breakers| breakers.list("thresholds"));
+    for of_priority in thresholds {
+        if of_priority.choice("priority") != "DEFAULT" {
+            of_priority.fault("priority", "only DEFAULT is supported");
+        }
+        for (name, limit) in [
+            ("max_connections", &mut limits.connections),
+            ("max_pending_requests", &mut limits.pending),
+            ("max_requests", &mut limits.requests),
+        ] {
+            *limit = of_priority.u32(name).unwrap_or(*limit);
+        }
+    }
+    limits
 }
 
 fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {

@@ -182,6 +182,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("load_assignment"),
             honoured("common_http_protocol_options"),
             honoured("max_requests_per_connection"),
+            honoured("circuit_breakers"),
             within(
                 "typed_extension_protocol_options",
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -195,7 +196,7 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("dns_lookup_family", "no cluster is resolved by DNS"),
             no_effect(
                 "per_connection_buffer_limit_bytes",
-                "a connection holds one buffer of the proxy's",
+                "a connection holds at most 400 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
             ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
             no_effect("cleanup_interval", "nothing is cleaned up"),
@@ -208,6 +209,21 @@ pub(super) const ROWS: &[Row] = &[
                 "nothing checks health",
             ),
             no_effect("ignore_health_on_host_removal", "nothing checks health"),
+        ],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.CircuitBreakers",
+        fields: &[within("thresholds", "of priority DEFAULT")],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.CircuitBreakers.Thresholds",
+        fields: &[
+            within("priority", "DEFAULT"),
+            honoured("max_connections"),
+            honoured("max_pending_requests"),
+            honoured("max_requests"),
+            no_effect("max_retries", "nothing is tried again"),
+            no_effect("track_remaining", "statistics have names of their own"),
         ],
     },
     Row {

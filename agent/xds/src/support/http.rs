@@ -247,7 +247,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("host_rewrite_path_regex"),
             honoured("append_x_forwarded_host"),
             honoured("timeout"),
-            no_effect("priority", "there are no circuit breakers to choose from"),
+            no_effect(
+                "priority",
+                "requests of all priorities count as DEFAULT for circuit_breakers",
+            ),
         ],
     },
     Row {
