@@ -337,6 +337,9 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
             max_requests_per_connection: 0,
+            max_connection_duration: None,
+            limits: Default::default(),
+            in_use: Default::default(),
             counts: PerWorker::default(),
         };
         let counts = cluster.counts.clone();
