@@ -140,7 +140,8 @@ fn a_bootstrap_is_served() {
     assert!(clusters.contains(&endpoint), "{clusters}");
     let (_, listeners) = agent.admin("GET", "/listeners", "");
     assert!(listeners.contains("web::"), "{listeners}");
-    let lines = agent.lines(6);
+    // Of six connections, and of five requests.
+    let lines = agent.lines(11);
     let names: Vec<_> = lines
         .iter()
         .filter_map(|line| line["workload"].as_str())

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
 use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
 use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
+use shunt_core::http::record::RequestRecord;
 use shunt_core::snapshot::Enrolled;
 use shunt_core::status::BytesByPath;
 use shunt_core::workload::WorkloadName;
@@ -20,6 +21,14 @@ pub trait FlowWitness: Send + Sync {
     fn is_attentive(&self) -> bool {
         false
     }
+
+    /// Does anybody want to know of requests?
+    fn reads_requests(&self) -> bool {
+        false
+    }
+
+    /// A request's response has ended; called only for those who want to know.
+    fn answered(&self, _record: &RequestRecord) {}
 
     /// What is known of a living flow; called only for the attentive.
     fn goes_on(&self, _moment: Moment, _record: &FlowRecord) {}
@@ -96,6 +105,10 @@ impl Account {
         }
     }
 
+    pub(crate) fn workload(&self) -> &WorkloadName {
+        &self.record.workload
+    }
+
     pub(crate) fn client(&self) -> ClientAddr {
         self.record.client
     }
@@ -119,14 +132,17 @@ impl Account {
         self.peer = Some(Arc::clone(&peer.counters));
     }
 
+    /// Of several, one after the other, the last is told of.
     pub(crate) fn upstream(&mut self, upstream: SocketAddr, local: Option<SocketAddr>) {
-        self.record.upstream = Some(UpstreamAddr(upstream));
+        let before = self.record.upstream.replace(UpstreamAddr(upstream));
         // A connect hook made the client's own address loopback; what the destination sees is what people look for.
         if let Some(local) = local.filter(|_| self.record.client.0.ip().is_loopback()) {
             self.record.client.0.set_ip(local.ip().to_canonical());
         }
         self.record.upstream_local = local;
-        self.goes_on(Moment::Opened);
+        if before.is_none() {
+            self.goes_on(Moment::Opened);
+        }
     }
 
     pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {

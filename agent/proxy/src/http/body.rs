@@ -1,73 +1,59 @@
 //! Bodies on their way through: nothing is held but the frame that moves.
 
-use std::cell::Cell;
-use std::future::Future;
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pool::{Link, Upstreams};
-
-/// What is known of an exchange while it goes on.
-#[derive(Debug)]
-pub(super) struct Progress {
-    request_ended: Cell<bool>,
-    ended: Notify,
-    /// When something moved last.
-    moved: Cell<Instant>,
-}
-
-impl Progress {
-    pub(super) fn new(request_ended: bool) -> Rc<Self> {
-        Rc::new(Self {
-            request_ended: Cell::new(request_ended),
-            ended: Notify::new(),
-            moved: Cell::new(Instant::now()),
-        })
-    }
-
-    pub(super) fn has_request_ended(&self) -> bool {
-        self.request_ended.get()
-    }
-
-    pub(super) async fn until_request_ended(&self) {
-        while !self.has_request_ended() {
-            self.ended.notified().await;
-        }
-    }
-
-    pub(super) fn moved(&self) -> Instant {
-        self.moved.get()
-    }
-
-    fn touch(&self) {
-        self.moved.set(Instant::now());
-    }
-
-    fn end_request(&self) {
-        self.request_ended.set(true);
-        self.ended.notify_waiters();
-        self.ended.notify_one();
-    }
-}
+use super::talk::Progress;
 
 /// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.
-#[derive(Debug)]
 pub(super) struct RequestBody {
-    inner: Option<Incoming>,
+    source: Source,
     progress: Rc<Progress>,
+}
+
+enum Source {
+    Nothing,
+    Client(Incoming),
+    /// A filter wanted all of it.
+    Held(VecDeque<Bytes>),
+}
+
+/// Why a body is not held.
+pub(super) enum NotHeld {
+    TooLarge,
+    BrokenOff,
 }
 
 impl RequestBody {
     pub(super) fn new(inner: Incoming, progress: Rc<Progress>) -> Self {
-        let inner = Some(inner).filter(|inner| !inner.is_end_stream());
-        Self { inner, progress }
+        let source = match inner.is_end_stream() {
+            true => Source::Nothing,
+            false => Source::Client(inner),
+        };
+        Self { source, progress }
+    }
+
+    /// Takes all of it, up to so many bytes. Says how many there are.
+    pub(super) async fn hold(&mut self, most: usize) -> Result<usize, NotHeld> {
+        let (mut held, mut bytes) = (VecDeque::new(), 0);
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
+            if let Ok(data) = frame.map_err(|_| NotHeld::BrokenOff)?.into_data() {
+                bytes += data.len();
+                if bytes > most {
+                    return Err(NotHeld::TooLarge);
+                }
+                held.push_back(data);
+            }
+        }
+        self.source = Source::Held(held);
+        Ok(bytes)
     }
 }
 
@@ -79,17 +65,24 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { inner, progress } = &mut *self;
-        let Some(inner) = inner else {
-            return Poll::Ready(None);
+        let Self { source, progress } = &mut *self;
+        let inner = match source {
+            Source::Nothing => return Poll::Ready(None),
+            Source::Held(held) => return Poll::Ready(held.pop_front().map(Frame::data).map(Ok)),
+            Source::Client(inner) => inner,
         };
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
             let is_over = frame.is_none() || inner.is_end_stream();
             let is_data = !matches!(&frame, Some(Ok(frame)) if !frame.is_data());
-            progress.touch();
+            progress.talk().touch();
             if is_over {
                 progress.end_request();
+            }
+            if let Some(Ok(frame)) = &frame
+                && let Some(data) = frame.data_ref()
+            {
+                progress.entry().received(data.len());
             }
             if is_data {
                 return Poll::Ready(frame);
@@ -98,13 +91,20 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            Source::Nothing => true,
+            Source::Client(inner) => inner.is_end_stream(),
+            Source::Held(held) => held.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.inner {
-            Some(inner) => inner.size_hint(),
-            None => SizeHint::with_exact(0),
+        match &self.source {
+            Source::Nothing => SizeHint::with_exact(0),
+            Source::Client(inner) => inner.size_hint(),
+            Source::Held(held) => {
+                SizeHint::with_exact(held.iter().map(|data| data.len() as u64).sum())
+            }
         }
     }
 }
@@ -121,10 +121,6 @@ pub(super) struct Upstream {
     pub(super) link: Option<Link>,
     pub(super) pool: Upstreams,
     pub(super) progress: Rc<Progress>,
-    /// The route's timeout counts until the response's end.
-    pub(super) deadline: Option<Instant>,
-    pub(super) stream_idle: Duration,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why a response was broken off: the client sees a reset.
@@ -132,8 +128,6 @@ pub(super) struct Upstream {
 pub(super) enum BrokenOff {
     #[error("the upstream broke off")]
     Upstream(#[source] hyper::Error),
-    #[error("the response took too long")]
-    Timeout,
 }
 
 impl Upstream {
@@ -143,23 +137,6 @@ impl Upstream {
         {
             self.pool.give_back(link);
         }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let idle = (!self.stream_idle.is_zero()).then(|| self.progress.moved() + self.stream_idle);
-        idle.into_iter().chain(self.deadline).min()
-    }
-
-    /// Ready when time is up. A timer is made only for a response that lets itself be waited for.
-    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(due) = self.due() else {
-            return Poll::Pending;
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
-        }
-        timer.as_mut().poll(cx)
     }
 }
 
@@ -176,17 +153,17 @@ impl Body for ResponseBody {
             Self::Upstream(body) => body,
         };
         loop {
-            let Poll::Ready(frame) = Pin::new(&mut body.inner).poll_frame(cx) else {
-                ready!(body.poll_due(cx));
-                return Poll::Ready(Some(Err(BrokenOff::Timeout)));
-            };
-            body.progress.touch();
+            let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
+            body.progress.talk().touch();
             match frame {
                 None => {
                     body.settle();
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(BrokenOff::Upstream(error)))),
+                Some(Err(error)) => {
+                    body.progress.entry().broken_off();
+                    return Poll::Ready(Some(Err(BrokenOff::Upstream(error))));
+                }
                 Some(Ok(frame)) => {
                     if body.inner.is_end_stream() {
                         body.settle();

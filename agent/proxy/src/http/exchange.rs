@@ -2,8 +2,6 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -12,14 +10,15 @@ use shunt_core::bootstrap::HttpChain;
 use shunt_core::cluster::Cluster;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
-use tokio::time::{Instant, sleep_until};
 
-use super::Client;
-use super::body::{Progress, RequestBody, ResponseBody, Upstream};
+use super::body::{RequestBody, ResponseBody, Upstream};
+use super::filters::{Asked, Filters, Found};
 use super::pool::Link;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
-use super::reply;
+use super::reply::{self, Told};
 use super::sent::Matched;
+use super::talk::{Expired, Progress};
+use super::{Client, local_reply};
 use crate::connect::ConnectError;
 use crate::worker::Local;
 
@@ -32,6 +31,7 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     /// One answer for every question of chance, as often as it is asked.
     random: u64,
     is_last: bool,
+    progress: Rc<Progress>,
 }
 
 /// What went wrong with an upstream before its response began, as Envoy words it.
@@ -39,21 +39,27 @@ enum Failure {
     Connect(ConnectError),
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
-    Timeout(&'static str, u16),
+    Expired(Expired),
     /// What a pattern made of the path is none.
     NoPath,
 }
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// `number`: the connection's first request is 1.
-    pub(super) fn new(local: &'a Local<S, O>, client: &'a Client<'a>, number: u32) -> Self {
+    pub(super) fn new(
+        local: &'a Local<S, O>,
+        client: &'a Client<'a>,
+        number: u32,
+        progress: Rc<Progress>,
+    ) -> Self {
         let most = client.chain.manager.limits.requests_per_connection;
         Self {
             local,
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most || client.is_last,
+            is_last: most > 0 && number >= most || progress.talk().is_old() || client.is_last,
+            progress,
         }
     }
 
@@ -66,10 +72,16 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let (parts, body) = request.into_parts();
         let manager = &self.chain.manager;
         let is_connect = parts.method == Method::CONNECT;
+        let entry = self.progress.entry();
+        if parts.method == Method::HEAD {
+            entry.head_only();
+        }
         let mut head = match Head::new(parts, manager) {
             Ok(head) => head,
             Err(why) => {
                 let mut response = reply::unfit(why);
+                local_reply::rewrite(&mut response, None, "", self.client, entry);
+                entry.answered(response.status().as_u16());
                 reply::finish(&mut response, manager, None);
                 if why != Unfit::NoPath || is_connect {
                     close(&mut response);
@@ -78,12 +90,41 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         };
         let keeps_alive = head.keeps_alive();
-        let progress = Progress::new(body.is_end_stream());
+        if body.is_end_stream() {
+            self.progress.end_request();
+        }
         let received = head.receive(manager, self.client.addr, self.client.listener);
-        let mut response = self.route(&mut head, received, body, &progress).await;
+        entry.asked(&head);
+        let found = Found::new(&self.chain.routes, &head, self.random);
+        let mut body = RequestBody::new(body, Rc::clone(&self.progress));
+        let mut filters = Filters::new(&self.chain.manager.filters, &found, self.random);
+        let asked = Asked {
+            head: &mut head,
+            body: &mut body,
+            client: self.client,
+            progress: &self.progress,
+        };
+        let mut response = match filters.ask(asked).await {
+            Some(mut own) => {
+                // In Envoy such an answer is the connection manager's.
+                if let Some(matched) = found.matched(&self.chain.routes)
+                    && entry.closes()
+                {
+                    matched.change_response(own.headers_mut(), 0, &head, self.client);
+                }
+                own
+            }
+            None => self.route(&mut head, &found, received, body).await,
+        };
+        let route = found.route.map_or("", |route| &route.name);
+        entry.routed(route);
+        local_reply::rewrite(&mut response, Some(&head), route, self.client, entry);
+        filters.answer(&mut response, &head, self.client);
+        entry.answered(response.status().as_u16());
         reply::finish(&mut response, manager, Some(&head));
         let is_upgrade = received == Received::Upgrade;
-        if self.is_last || is_upgrade || !keeps_alive || !progress.has_request_ended() {
+        let reads_on = self.progress.has_request_ended() && !entry.closes();
+        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
             close(&mut response);
         }
         Ok(response)
@@ -92,44 +133,49 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     async fn route(
         &self,
         head: &mut Head,
+        found: &Found<'_>,
         received: Received,
-        body: Incoming,
-        progress: &Rc<Progress>,
+        body: RequestBody,
     ) -> Response<ResponseBody> {
-        let Some(host) = self.chain.routes.virtual_host(&head.authority) else {
-            return reply::local(404, "");
+        let nowhere = || reply::because(reply::local(404, ""), "NR", "route_not_found");
+        let Some(host) = found.host else {
+            return nowhere();
         };
         let is_https = head
             .headers
             .get(X_FORWARDED_PROTO)
             .is_some_and(|proto| proto == "https");
         let scheme = if is_https { "https" } else { "http" };
-        if host.require_tls && !is_https {
+        if found.host.require_tls && !is_https {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }
-        let Some(route) = host.route(head, self.random) else {
-            return reply::local(404, "");
+        let Some(mut matched) = found.matched(&self.chain.routes) else {
+            return nowhere();
         };
-        let mut matched = Matched {
-            routes: self.chain.routes.configuration(),
-            host,
-            route,
-            cluster: None,
-            endpoint: None,
-        };
+        let route = matched.route;
         let mut response = match &route.action {
-            _ if received == Received::Upgrade => reply::local(403, ""),
-            Action::Respond(direct) => reply::local(direct.status, direct.body.clone()),
+            _ if received == Received::Upgrade => {
+                reply::because(reply::local(403, ""), "", "upgrade_failed")
+            }
+            Action::Respond(direct) => {
+                let text = direct.body.clone();
+                // As in Envoy; RFC 9110, section 10.2.2.
+                let reply = match direct.status {
+                    201 | 300..400 => {
+                        let location = format!("{scheme}://{}{}", head.authority, head.path);
+                        reply::located(direct.status, text, &location)
+                    }
+                    status => reply::local(status, text),
+                };
+                reply::because(reply, "", "direct_response")
+            }
             Action::Redirect(redirect) => {
                 let location = redirect.location(head, &route.matches, scheme);
                 reply::redirect(redirect.status, &location)
             }
             Action::Forward(forward) => {
-                match self
-                    .forward(head, forward, &mut matched, body, progress)
-                    .await
-                {
+                match self.forward(head, forward, &mut matched, body).await {
                     Ok(response) => return response,
                     Err(response) => response,
                 }
@@ -146,8 +192,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         head: &mut Head,
         forward: &'m Forward,
         matched: &mut Matched<'m>,
-        body: Incoming,
-        progress: &Rc<Progress>,
+        body: RequestBody,
     ) -> Result<Response<ResponseBody>, Response<ResponseBody>> {
         let named;
         let (name, choice): (&str, Option<&'m ClusterChoice>) = match &forward.target {
@@ -161,67 +206,92 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 (&named, None)
             }
         };
-        let Some(cluster) = self.client.snapshot.proxy.cluster(name).map(Arc::clone) else {
-            return Err(reply::local(forward.cluster_not_found, ""));
+        let entry = self.progress.entry();
+        let Some(cluster) = self.client.snapshot.proxy.cluster(name) else {
+            let reply = reply::local(forward.cluster_not_found, "");
+            return Err(reply::because(reply, "NC", "cluster_not_found"));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
-        let Some(endpoint) = self.local.balance.choose(&cluster) else {
-            return Err(reply::local(503, "no healthy upstream"));
+        let Some(endpoint) = self.local.balance.choose(cluster) else {
+            let counts = cluster.counts.mine();
+            counts.cx_none_healthy.increase();
+            counts.rq.answered(503);
+            entry.sent_to(&cluster.name, None);
+            let reply = reply::local(503, "no healthy upstream");
+            return Err(upstreams(
+                reply::because(reply, "UH", "no_healthy_upstream"),
+                &cluster.name,
+                None,
+            ));
         };
         matched.endpoint = Some(endpoint);
+        entry.sent_to(&cluster.name, Some(endpoint));
         let host = choice.and_then(|choice| choice.host.as_deref());
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
-        let begun = Instant::now();
-        match self
-            .send(head, body, forward, (&cluster, endpoint), progress)
-            .await
-        {
+        self.progress.limit_response(forward.timeout);
+        match self.send(head, body, (cluster, endpoint)).await {
             Ok((response, link)) => {
                 let (mut parts, inner) = response.into_parts();
-                if !self.chain.manager.suppress_envoy_headers {
-                    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                // Of a request that has not ended yet nobody can say how long it took.
+                let time = self.progress.request_ended().map(|ended| ended.elapsed());
+                let counts = cluster.counts.mine();
+                counts.answered(parts.status.as_u16(), time.unwrap_or_default());
+                entry.upstream_time(time);
+                if !self.chain.manager.suppress_envoy_headers
+                    && let Some(time) = time
+                {
+                    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                     parts
                         .headers
                         .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
                 }
                 let status = parts.status.as_u16();
                 matched.change_response(&mut parts.headers, status, &asked, self.client);
-                let deadline = (!forward.timeout.is_zero()).then(|| begun + forward.timeout);
                 let body = Upstream {
                     inner,
                     link: Some(link),
                     pool: self.local.upstreams.clone(),
-                    progress: Rc::clone(progress),
-                    deadline,
-                    stream_idle: self.chain.manager.timeouts.stream_idle,
-                    timer: None,
+                    progress: Rc::clone(&self.progress),
                 };
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
             }
-            Err(failure) => Err(failed(&failure)),
+            Err(failure) => {
+                let reply = failed(&failure);
+                let counts = cluster.counts.mine();
+                counts.rq.answered(reply.status().as_u16());
+                match failure {
+                    Failure::Expired(expired) => {
+                        if expired == Expired::Response {
+                            counts.rq_timeout.increase();
+                        } else {
+                            entry.timed_out();
+                        }
+                    }
+                    Failure::Reset(_) => counts.rq_rx_reset.increase(),
+                    _ => {}
+                }
+                Err(upstreams(reply, &cluster.name, Some(endpoint)))
+            }
         }
     }
 
     async fn send(
         &self,
         head: &Head,
-        body: Incoming,
-        forward: &Forward,
+        body: RequestBody,
         (cluster, endpoint): (&Cluster, SocketAddr),
-        progress: &Rc<Progress>,
     ) -> Result<(Response<Incoming>, Link), Failure> {
-        let body = RequestBody::new(body, Rc::clone(progress));
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let supply = &self.local.context.supply;
             let taken = self.local.upstreams.take(supply, cluster, endpoint);
-            let taken = self.in_time(taken, forward.timeout, progress).await?;
-            let mut link = taken.map_err(Failure::Connect)?;
+            let mut link = self.in_time(taken).await?.map_err(Failure::Connect)?;
+            self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
-            match self.in_time(sent, forward.timeout, progress).await? {
+            match self.in_time(sent).await? {
                 Ok(response) => return Ok((response, link)),
                 Err(mut error) => match error.take_message() {
                     // It never left: the connection was closed while it waited in the pool.
@@ -232,49 +302,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
     }
 
-    /// What `work` gives, unless one of the request's times is up.
-    async fn in_time<T>(
-        &self,
-        work: impl Future<Output = T>,
-        route: Duration,
-        progress: &Progress,
-    ) -> Result<T, Failure> {
-        let timeouts = &self.chain.manager.timeouts;
-        let begun = Instant::now();
-        let after = |limit: Duration, from: Instant| (!limit.is_zero()).then(|| from + limit);
-        let mut ended_at = progress.has_request_ended().then_some(begun);
-        tokio::pin!(work);
-        loop {
-            let idle = after(timeouts.stream_idle, progress.moved().max(begun));
-            let (own, word, status) = match ended_at {
-                Some(at) => (after(route, at), "upstream request timeout", 504),
-                None => (after(timeouts.request, begun), "request timeout", 408),
-            };
-            let due = own.into_iter().chain(idle).min();
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                () = progress.until_request_ended(), if ended_at.is_none() => {
-                    ended_at = Some(Instant::now());
-                }
-                () = until(due) => {
-                    let now = Instant::now();
-                    if own.is_some_and(|at| at <= now) {
-                        return Err(Failure::Timeout(word, status));
-                    }
-                    if after(timeouts.stream_idle, progress.moved().max(begun)).is_some_and(|at| at <= now) {
-                        let status = if ended_at.is_some() { 504 } else { 408 };
-                        return Err(Failure::Timeout("stream timeout", status));
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let done = self.progress.in_time(work).await;
+        done.map_err(Failure::Expired)
     }
 }
 
@@ -318,18 +348,74 @@ fn expects_body(method: &Method) -> bool {
     ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
 }
 
+const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
+    let reset = |status, reason: &str, flags, details| {
+        reply::because(
+            reply::local(status, format!("{BEFORE} {reason}")),
+            flags,
+            details,
+        )
+    };
     match failure {
-        Failure::Timeout(word, status) => reply::local(*status, *word),
-        Failure::NoPath => reply::local(500, "the rewritten path is no path"),
-        Failure::Connect(ConnectError::Timeout(_)) => {
-            reply::local(503, format!("{BEFORE} connection timeout"))
+        Failure::Expired(expired) => late(*expired),
+        Failure::NoPath => {
+            let reply = reply::local(500, "the rewritten path is no path");
+            reply::because(reply, "", "no_path")
         }
-        Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
-        Failure::Reset(error) if error.is_parse() => {
-            reply::local(502, format!("{BEFORE} protocol error"))
-        }
-        Failure::Reset(_) => reply::local(503, format!("{BEFORE} connection termination")),
+        Failure::Connect(ConnectError::Timeout(_)) => reset(
+            503,
+            "connection timeout",
+            "UF",
+            "upstream_reset_before_response_started{connection_timeout}",
+        ),
+        Failure::Connect(error) => reset(
+            503,
+            "remote connection failure",
+            "UF",
+            match error.is_refused() {
+                true => REFUSED,
+                false => "upstream_reset_before_response_started{remote_connection_failure}",
+            },
+        ),
+        Failure::Reset(error) if error.is_parse() => reset(
+            502,
+            "protocol error",
+            "UPE",
+            "upstream_reset_before_response_started{protocol_error}",
+        ),
+        Failure::Reset(_) => reset(
+            503,
+            "connection termination",
+            "UC",
+            "upstream_reset_before_response_started{connection_termination}",
+        ),
     }
+}
+
+/// Time was up.
+pub(super) fn late(expired: Expired) -> Response<ResponseBody> {
+    let (status, text, flags, details) = match expired {
+        Expired::Response => (504, "upstream request timeout", "UT", "response_timeout"),
+        Expired::Request => (408, "request timeout", "", "request_overall_timeout"),
+        Expired::Stream { request_ended } => {
+            let status = if request_ended { 504 } else { 408 };
+            (status, "stream timeout", "SI", "stream_idle_timeout")
+        }
+    };
+    reply::because(reply::local(status, text), flags, details)
+}
+
+/// The reply, and whose response was waited for.
+fn upstreams(
+    mut reply: Response<ResponseBody>,
+    cluster: &str,
+    upstream: Option<SocketAddr>,
+) -> Response<ResponseBody> {
+    if let Some(told) = reply.extensions_mut().get_mut::<Told>() {
+        (told.cluster, told.upstream) = (Some(cluster.to_owned()), upstream);
+    }
+    reply
 }

@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use shunt_core::cluster::Cluster;
 use shunt_core::sockets::SocketSupply;
+use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
@@ -38,9 +39,13 @@ pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     idle_since: Rc<Cell<Option<Instant>>>,
     carried: u32,
+    local: Option<SocketAddr>,
     cluster: String,
     endpoint: SocketAddr,
     most: u32,
+    counts: PerWorker<ClusterCounts>,
+    /// A request is under way.
+    is_busy: bool,
 }
 
 impl Upstreams {
@@ -60,7 +65,15 @@ impl Upstreams {
                 return Ok(link);
             }
         }
-        let stream = connect::from_node(supply, endpoint, cluster.connect_timeout).await?;
+        let stream = connect::from_node(supply, endpoint, cluster.connect_timeout).await;
+        let stream = stream.inspect_err(|error| {
+            let counts = cluster.counts.mine();
+            counts.cx_total.increase();
+            counts.cx_connect_fail.increase();
+            if matches!(error, ConnectError::Timeout(_)) {
+                counts.cx_connect_timeout.increase();
+            }
+        })?;
         Link::begin(stream, cluster, endpoint).await
     }
 
@@ -79,7 +92,8 @@ impl Upstreams {
     }
 
     /// Its exchange has ended in order.
-    pub(super) fn give_back(&self, link: Link) {
+    pub(super) fn give_back(&self, mut link: Link) {
+        link.rest();
         let is_worn = link.most > 0 && link.carried >= link.most;
         if self.closed.get() || link.sender.is_closed() || is_worn {
             return;
@@ -104,6 +118,7 @@ impl Link {
         cluster: &Cluster,
         endpoint: SocketAddr,
     ) -> Result<Self, ConnectError> {
+        let local = stream.local_addr().ok();
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
@@ -113,8 +128,10 @@ impl Link {
         let idle_since = Rc::new(Cell::new(None));
         let idle = Rc::clone(&idle_since);
         let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let alive = Alive::new(&cluster.counts);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
+            let _alive = alive;
             let mut look = Instant::now() + longest;
             loop {
                 tokio::select! {
@@ -142,10 +159,20 @@ impl Link {
             sender,
             idle_since,
             carried: 0,
+            local,
             cluster: cluster.name.clone(),
             endpoint,
             most: cluster.max_requests_per_connection,
+            counts: cluster.counts.clone(),
+            is_busy: false,
         })
+    }
+
+    /// No request is under way any more.
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.is_busy) {
+            self.counts.mine().rq_active.decrease();
+        }
     }
 
     /// Was it used before? Then the upstream may have closed it while the request was on its way.
@@ -153,8 +180,41 @@ impl Link {
         self.carried > 0
     }
 
+    /// This end's address.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        let counts = self.counts.mine();
+        counts.rq_total.increase();
+        if !std::mem::replace(&mut self.is_busy, true) {
+            counts.rq_active.increase();
+        }
         &mut self.sender
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Alive(PerWorker<ClusterCounts>);
+
+impl Alive {
+    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+        counts.mine().cx_total.increase();
+        counts.mine().cx_active.increase();
+        Self(counts.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.mine().cx_active.decrease();
     }
 }

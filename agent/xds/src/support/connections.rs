@@ -13,7 +13,10 @@ pub(super) const ROWS: &[Row] = &[
                 "admin",
                 "the agent has an admin API of its own (`admin` in its own file)",
             ),
-            no_effect("stats_config", "statistics have names of their own"),
+            no_effect(
+                "stats_config",
+                "statistics have the names that Envoy gives by default",
+            ),
             no_effect("stats_sinks", "statistics are read from the admin API"),
             no_effect(
                 "stats_flush_interval",
@@ -87,7 +90,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("listener_filters_timeout"),
             honoured("continue_on_listener_filters_timeout"),
             within("bind_to_port", "must be true"),
-            no_effect("stat_prefix", "statistics have names of their own"),
+            no_effect("stat_prefix", "of TCP there are the agent's own statistics"),
             no_effect("metadata", "nothing reads it"),
             no_effect("traffic_direction", "nothing reads it"),
             no_effect("enable_reuse_port", "every worker has a socket of its own"),
@@ -156,7 +159,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("weighted_clusters"),
             honoured("idle_timeout"),
             honoured("max_connect_attempts"),
-            no_effect("stat_prefix", "statistics have names of their own"),
+            no_effect("stat_prefix", "of TCP there are the agent's own statistics"),
             no_effect("access_log", "the agent writes its own access log"),
         ],
     },
@@ -184,7 +187,10 @@ pub(super) const ROWS: &[Row] = &[
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             ),
             within("transport_socket", "raw_buffer"),
-            no_effect("alt_stat_name", "statistics have names of their own"),
+            no_effect(
+                "alt_stat_name",
+                "statistics are called after the cluster's name",
+            ),
             no_effect("metadata", "nothing reads it"),
             no_effect("dns_lookup_family", "no cluster is resolved by DNS"),
             no_effect(
@@ -193,7 +199,10 @@ pub(super) const ROWS: &[Row] = &[
             ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
             no_effect("cleanup_interval", "nothing is cleaned up"),
-            no_effect("track_cluster_stats", "statistics have names of their own"),
+            no_effect(
+                "track_cluster_stats",
+                "the statistics that there are, are always there",
+            ),
             no_effect(
                 "close_connections_on_host_health_failure",
                 "nothing checks health",

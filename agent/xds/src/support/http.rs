@@ -22,6 +22,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("request_timeout"),
             honoured("request_headers_timeout"),
             within(
+                "drain_timeout",
+                "after max_connection_duration; of listeners, `timeouts.drain` in the agent's own file says it",
+            ),
+            within(
                 "use_remote_address",
                 "a client on loopback is called by its own address, not by this host's",
             ),
@@ -35,15 +39,12 @@ pub(super) const ROWS: &[Row] = &[
             honoured("normalize_path"),
             honoured("merge_slashes"),
             within("xff_num_trusted_hops", "must be 0"),
-            no_effect("stat_prefix", "statistics have names of their own"),
+            honoured("stat_prefix"),
+            honoured("local_reply_config"),
             no_effect("http2_protocol_options", "HTTP/2 is not spoken yet"),
             no_effect("http3_protocol_options", "HTTP/3 is not spoken"),
             no_effect("access_log", "the agent writes its own access log"),
             no_effect("access_log_options", "the agent writes its own access log"),
-            no_effect(
-                "drain_timeout",
-                "`timeouts.drain` in the agent's own file says it",
-            ),
             no_effect(
                 "delayed_close_timeout",
                 "a connection is closed once its last bytes are taken",
@@ -56,19 +57,31 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        fields: &[honoured("name"), honoured("typed_config")],
+        fields: &[
+            honoured("name"),
+            honoured("typed_config"),
+            honoured("disabled"),
+            no_effect(
+                "is_optional",
+                "what is not supported is refused all the same",
+            ),
+        ],
     },
     Row {
         message: "envoy.extensions.filters.http.router.v3.Router",
         fields: &[
             honoured("suppress_envoy_headers"),
-            no_effect("dynamic_stats", "statistics have names of their own"),
+            no_effect(
+                "dynamic_stats",
+                "the statistics that there are, are always there",
+            ),
         ],
     },
     Row {
         message: "envoy.config.core.v3.HttpProtocolOptions",
         fields: &[
             honoured("idle_timeout"),
+            honoured("max_connection_duration"),
             within("max_headers_count", "from 1 to 8192"),
             honoured("max_requests_per_connection"),
         ],
@@ -100,6 +113,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("response_headers_to_add"),
             honoured("response_headers_to_remove"),
             honoured("most_specific_header_mutations_wins"),
+            honoured("typed_per_filter_config"),
             honoured("ignore_port_in_host_matching"),
             honoured("max_direct_response_body_size_bytes"),
             no_effect(
@@ -115,6 +129,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("name"),
             honoured("domains"),
             honoured("routes"),
+            honoured("typed_per_filter_config"),
             honoured("require_tls"),
             honoured("request_headers_to_add"),
             honoured("request_headers_to_remove"),
@@ -131,12 +146,13 @@ pub(super) const ROWS: &[Row] = &[
             honoured("match"),
             honoured("route"),
             honoured("redirect"),
+            honoured("typed_per_filter_config"),
             honoured("direct_response"),
             honoured("request_headers_to_add"),
             honoured("request_headers_to_remove"),
             honoured("response_headers_to_add"),
             honoured("response_headers_to_remove"),
-            no_effect("stat_prefix", "statistics have names of their own"),
+            no_effect("stat_prefix", "there are no statistics of single routes"),
             no_effect("decorator", "nothing is traced"),
             no_effect("metadata", "nothing reads it"),
         ],
@@ -148,6 +164,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("path"),
             honoured("safe_regex"),
             honoured("path_separated_prefix"),
+            within("path_match_policy", "a URI template"),
             honoured("case_sensitive"),
             honoured("runtime_fraction"),
             honoured("headers"),
@@ -224,6 +241,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("cluster_not_found_response_code"),
             honoured("prefix_rewrite"),
             honoured("regex_rewrite"),
+            within("path_rewrite_policy", "a URI template"),
             honoured("host_rewrite_literal"),
             honoured("host_rewrite_header"),
             honoured("host_rewrite_path_regex"),
@@ -247,6 +265,7 @@ pub(super) const ROWS: &[Row] = &[
         fields: &[
             honoured("name"),
             honoured("weight"),
+            honoured("typed_per_filter_config"),
             honoured("host_rewrite_literal"),
             honoured("request_headers_to_add"),
             honoured("request_headers_to_remove"),
