@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use libfuzzer_sys::fuzz_target;
 use shunt_core::http::format::Format;
+use shunt_core::http::filters::PerFilter;
 use shunt_core::http::{PathRules, RequestView};
 use shunt_core::route::matching::RouteTable;
 use shunt_core::route::{
@@ -105,6 +106,7 @@ fuzz_target!(|text: &str| {
             require_tls: false,
             routes,
             mutations: Mutations::default(),
+            filters: PerFilter::default(),
         }],
         ..RouteConfiguration::default()
     });
@@ -147,6 +149,7 @@ fn route(path: PathMatch) -> Route {
             body: Vec::new(),
         }),
         mutations: Mutations::default(),
+        filters: PerFilter::default(),
     }
 }
 
@@ -177,6 +180,10 @@ fn render(text: &str, request: &Request<'_>) {
         response: Some(&value),
         protocol: "HTTP/1.1",
         response_code: Some(200),
+        local_reply: None,
+        flags: "-",
+        details: "",
+        so_far: std::time::Duration::ZERO,
         client: addr,
         listener: addr,
         upstream: None,

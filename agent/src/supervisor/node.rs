@@ -19,6 +19,8 @@ use crate::ipc::ToWorker;
 pub(super) struct Node {
     pub(super) netns: Netns,
     pub(super) loaded: Loaded,
+    /// Why what was read last is not served.
+    pub(super) refused: Option<String>,
     /// One for each worker.
     sockets: BTreeMap<SocketAddr, Vec<OwnedFd>>,
 }
@@ -30,6 +32,7 @@ impl Node {
         let mut node = Self {
             netns: Netns::open(own).context("cannot open the agent's own namespace")?,
             loaded: Loaded::default(),
+            refused: None,
             sockets: BTreeMap::new(),
         };
         let sockets = node.bind(config, &loaded.bootstrap)?;
@@ -125,7 +128,16 @@ impl Supervisor {
 
     /// Also where nothing else has changed: a file that is wrong is told of there.
     pub(super) fn tell_dump(&mut self) {
-        for message in ToWorker::dump(&self.served.loaded.dump) {
+        let mut text = self.served.loaded.dump.clone();
+        if let Some(error) = &self.served.refused
+            && text.pop() == Some('}')
+        {
+            text += &format!(
+                ",\"cannot_serve\":{}}}",
+                serde_json::Value::from(error.as_str())
+            );
+        }
+        for message in ToWorker::dump(&text) {
             self.data_plane.tell(&message, Vec::new());
         }
     }

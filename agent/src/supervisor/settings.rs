@@ -31,8 +31,9 @@ impl Supervisor {
         };
         source.follow_sources(&loaded.sources);
         tell_of_refused(&self.served.loaded, &loaded);
+        let was_refused = self.served.refused.take().is_some();
         if (&new, &loaded.bootstrap) == (&self.config, &self.served.loaded.bootstrap) {
-            if loaded.dump != self.served.loaded.dump {
+            if was_refused || loaded.dump != self.served.loaded.dump {
                 self.served.loaded = loaded;
                 self.tell_dump();
             }
@@ -44,9 +45,11 @@ impl Supervisor {
         } else if let Err(error) = self.replace_bootstrap(loaded) {
             let error = format!("{error:#}");
             tracing::error!(
-                error,
+                error = error.as_str(),
                 "the changed configuration cannot be served, the old one stays"
             );
+            self.served.refused = Some(error);
+            self.tell_dump();
             return;
         }
         self.config.bootstrap.clone_from(&new.bootstrap);

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use shunt_tests::wait;
+use shunt_tests::{Script, wait};
 
 use crate::scene::Scene;
 
@@ -84,6 +84,31 @@ fn a_wrong_file_is_refused_whole_and_told_of() {
     });
     let dump = scene::dump(&agent, "?resource=dynamic_route_configs");
     assert!(dump["configs"][0]["error_state"].is_null(), "{dump:#}");
+}
+
+#[test]
+fn a_taken_address_is_told_of() {
+    let scene = Scene::new();
+    let agent = scene.agent();
+    let script = "import socket, sys
+taken = socket.create_server((sys.argv[1], 81))
+print('there', flush=True)
+sys.stdin.read()";
+    let mut squatter = Script::start(&scene.gateway, script, &[&scene.gateway.v4]);
+    assert_eq!(squatter.says(), "there");
+    scene.listener("web", "also");
+    wait::until("the refusal", SOON, || {
+        let dump = scene::dump(&agent, "");
+        let error = dump["cannot_serve"].as_str()?;
+        error.contains("listener `also`").then_some(())
+    });
+    assert_eq!(scene.version(80), "v1");
+    squatter.succeeds();
+    scene.routes("v2");
+    wait::until("all of it", SOON, || {
+        (scene.version(81) == "v2").then_some(())
+    });
+    assert!(scene::dump(&agent, "")["cannot_serve"].is_null());
 }
 
 #[test]
