@@ -10,6 +10,7 @@
 
 mod asked;
 mod backends;
+mod cni;
 mod config_source;
 mod data_plane;
 mod drift;
@@ -21,6 +22,7 @@ mod leaving;
 mod lifecycle;
 mod node;
 mod settings;
+mod stopping;
 mod strays;
 mod telling;
 
@@ -31,15 +33,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
-use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::ebpf::Remains;
 use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
-use self::asked::Asked;
+use self::asked::{Asked, Asker};
 use self::backends::Backends;
+use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
 use self::drift::NodeNotes;
@@ -69,6 +72,8 @@ struct Supervisor {
     backends: Backends,
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
+    /// Those of [`Supervisor::workloads`] whom the CNI plugin enrolled.
+    attachments: Attachments,
     /// Withdrawn, with flows that still go on.
     leaving: Vec<Leaving>,
     /// Whom a change was promised.
@@ -107,11 +112,14 @@ pub async fn supervise(
     let mut source = ConfigSource::watch(path)?;
     source.follow(config.bootstrap.as_deref());
     let home = Home::open(&config)?;
-    home.clean_up_after_the_dead(&config.workloads);
+    let (attachments, attached) = Attachments::restore(&config);
+    home.clean_up_after_the_dead(config.workloads.iter().chain(&attached));
     let node = Node::open(&config, bootstrap)?;
-    let mut supervisor = Supervisor::new(config, home, node, level)?;
+    let mut supervisor = Supervisor::new(config, (attachments, attached), home, node, level)?;
     supervisor.start_data_plane()?;
+    supervisor.backends.make_ready(supervisor.config.mode);
     supervisor.tick();
+    let mut door = Door::open(&supervisor.config.state_dir)?;
 
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,11 +131,13 @@ pub async fn supervise(
             event = supervisor.data_plane.next() => {
                 if supervisor.heard(event).is_stop() { break }
             }
+            visit = door.next() => supervisor.visited(visit),
             () = source.changed() => supervisor.reload(args, &mut source),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
     }
+    drop(door);
     supervisor.stop(&mut terminate, &mut interrupt).await;
     Ok(())
 }
@@ -154,7 +164,13 @@ impl Next {
 }
 
 impl Supervisor {
-    fn new(config: Config, home: Home, node: Node, level: LogLevel) -> Result<Self> {
+    fn new(
+        config: Config,
+        (attachments, attached): (Attachments, Vec<WorkloadSpec>),
+        home: Home,
+        node: Node,
+        level: LogLevel,
+    ) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
@@ -165,6 +181,7 @@ impl Supervisor {
             backends,
             data_plane,
             workloads: BTreeMap::new(),
+            attachments,
             leaving: Vec::new(),
             asked: Vec::new(),
             captures: false,
@@ -179,11 +196,9 @@ impl Supervisor {
             level,
             remains,
         };
-        for spec in supervisor.config.workloads.clone() {
-            supervisor
-                .workloads
-                .insert(spec.name.clone(), Workload::new(spec));
-        }
+        let specs = supervisor.config.workloads.iter().cloned().chain(attached);
+        let workloads = specs.map(|spec| (spec.name.clone(), Workload::new(spec)));
+        supervisor.workloads = workloads.collect();
         Ok(supervisor)
     }
 
@@ -225,7 +240,7 @@ impl Supervisor {
                 *self.repairs.entry("data_plane".into()).or_default() += 1;
                 self.flows_are_gone();
                 // Whoever asked it is not connected any more.
-                self.asked.clear();
+                self.forget_admins();
                 self.data_plane.schedule_start();
             }
             data_plane::Event::StartDue => {
@@ -272,15 +287,15 @@ impl Supervisor {
                     Change::LogLevel(level) => {
                         let set = self.level.set(&level);
                         let set = set.map_err(|error| error.to_string());
-                        self.answer(ticket, set.map(|()| Outcome::InForce));
+                        self.answer(Asker::Admin(ticket), set.map(|()| Outcome::InForce));
                         return Next::Continue;
                     }
                     Change::Drain => {
-                        self.answer(ticket, Ok(Outcome::InForce));
+                        self.answer(Asker::Admin(ticket), Ok(Outcome::InForce));
                         return Next::Stop;
                     }
                 };
-                self.promise(ticket, noted);
+                self.promise(Asker::Admin(ticket), noted);
             }
         }
         Next::Continue
@@ -297,6 +312,7 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
+        self.attachments.catch_up();
         self.take_over();
         self.look();
         self.look_for_strays();
@@ -315,79 +331,4 @@ impl Supervisor {
             self.backends.keep_alive();
         }
     }
-
-    /// New connections go directly at once; flows get their time; then everything is removed.
-    async fn stop(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
-        tracing::info!("stopping: new connections go directly, flows may end in order");
-        self.withdraw_everything();
-        let released_by = Instant::now() + RELEASES;
-        while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {
-            let step = self.next_step();
-            tokio::select! {
-                event = self.data_plane.next() => self.heard_while_stopping(event),
-                () = until(step) => {
-                    self.step_of_leaving(Instant::now());
-                    // Those whose turn has not come are served until then.
-                    self.keep_gates();
-                }
-            }
-        }
-        let grace = self.config.timeouts.drain;
-        let stop = ToWorker::Stop {
-            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.data_plane.tell(&stop, Vec::new());
-        let deadline = Instant::now() + grace + Duration::from_secs(5);
-        while self.data_plane.is_running() {
-            tokio::select! {
-                event = self.data_plane.next() => self.heard_while_stopping(event),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                () = tokio::time::sleep_until(deadline.into()) => {
-                    tracing::warn!("the data plane did not end in time and is killed");
-                    break;
-                }
-            }
-        }
-        self.data_plane.kill();
-        // Until it is reaped it holds what says that flows go on.
-        while self.data_plane.is_running() {
-            let event = self.data_plane.next().await;
-            self.heard_while_stopping(event);
-        }
-        self.everybody_is_gone();
-        let removed_by = Instant::now() + RELEASES;
-        while let Some(at) = self.next_step().filter(|at| *at < removed_by) {
-            until(Some(at)).await;
-            self.step_of_leaving(Instant::now());
-        }
-        self.backends.unload();
-        self.home.leave();
-        tracing::info!("stopped; nothing of the agent is left");
-    }
 }
-
-impl Supervisor {
-    /// Flows that are ending still need sockets; nothing is started any more.
-    fn heard_while_stopping(&mut self, event: data_plane::Event) {
-        match event {
-            data_plane::Event::Said(ToSupervisor::NeedSockets {
-                worker,
-                want,
-                count,
-            }) => {
-                self.supply(worker, want, count);
-            }
-            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => {
-                self.listeners_closed(id)
-            }
-            data_plane::Event::Said(ToSupervisor::Drained { id }) => self.drained(id),
-            data_plane::Event::Said(_) | data_plane::Event::StartDue => {}
-            data_plane::Event::Failed(_) | data_plane::Event::Ended(_) => {
-                tracing::debug!("the data plane ended");
-            }
-        }
-    }
-}
-
-type Signal = tokio::signal::unix::Signal;

@@ -1,0 +1,82 @@
+//! The agent's end, in order.
+
+use std::time::{Duration, Instant};
+
+use super::leaving::Leaving;
+use super::{RELEASES, Supervisor, data_plane, until};
+use crate::ipc::{ToSupervisor, ToWorker};
+
+type Signal = tokio::signal::unix::Signal;
+
+impl Supervisor {
+    /// New connections go directly at once; flows get their time; then everything is removed.
+    pub(super) async fn stop(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
+        tracing::info!("stopping: new connections go directly, flows may end in order");
+        self.withdraw_everything();
+        let released_by = Instant::now() + RELEASES;
+        while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {
+            let step = self.next_step();
+            tokio::select! {
+                event = self.data_plane.next() => self.heard_while_stopping(event),
+                () = until(step) => {
+                    self.step_of_leaving(Instant::now());
+                    // Those whose turn has not come are served until then.
+                    self.keep_gates();
+                }
+            }
+        }
+        let grace = self.config.timeouts.drain;
+        let stop = ToWorker::Stop {
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.data_plane.tell(&stop, Vec::new());
+        let deadline = Instant::now() + grace + Duration::from_secs(5);
+        while self.data_plane.is_running() {
+            tokio::select! {
+                event = self.data_plane.next() => self.heard_while_stopping(event),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    tracing::warn!("the data plane did not end in time and is killed");
+                    break;
+                }
+            }
+        }
+        self.data_plane.kill();
+        // Until it is reaped it holds what says that flows go on.
+        while self.data_plane.is_running() {
+            let event = self.data_plane.next().await;
+            self.heard_while_stopping(event);
+        }
+        self.everybody_is_gone();
+        let removed_by = Instant::now() + RELEASES;
+        while let Some(at) = self.next_step().filter(|at| *at < removed_by) {
+            until(Some(at)).await;
+            self.step_of_leaving(Instant::now());
+        }
+        self.backends.unload();
+        self.home.leave();
+        tracing::info!("stopped; nothing of the agent is left");
+    }
+
+    /// Flows that are ending still need sockets; nothing is started any more.
+    fn heard_while_stopping(&mut self, event: data_plane::Event) {
+        match event {
+            data_plane::Event::Said(ToSupervisor::NeedSockets {
+                worker,
+                want,
+                count,
+            }) => {
+                self.supply(worker, want, count);
+            }
+            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => {
+                self.listeners_closed(id)
+            }
+            data_plane::Event::Said(ToSupervisor::Drained { id }) => self.drained(id),
+            data_plane::Event::Said(_) | data_plane::Event::StartDue => {}
+            data_plane::Event::Failed(_) | data_plane::Event::Ended(_) => {
+                tracing::debug!("the data plane ended");
+            }
+        }
+    }
+}
