@@ -17,7 +17,7 @@ pub(crate) fn status(config: &NetworkConfig) -> Result<(), Failure> {
             say(&format!("warning: pods would connect directly: {error}"));
             Ok(())
         }
-        Err(error @ (Unanswered::NotRunning(_) | Unanswered::Late)) => {
+        Err(error @ (Unanswered::NotRunning(_) | Unanswered::Late | Unanswered::No(_))) => {
             Err(Failure::new(Code::LimitedConnectivity, error.to_string()))
         }
         Err(error) => Err(Failure::new(Code::NotAvailable, error.to_string())),

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use shunt_cni_protocol::{Attachment, MAX_WORKLOAD, Reply, Request};
+use shunt_cni_protocol::{Attachment, Reply, Request};
 use shunt_core::status::WorkloadState;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
@@ -57,10 +57,6 @@ impl Supervisor {
         netns: Option<OwnedFd>,
     ) -> Result<WorkloadName, Reply> {
         let netns = Arc::new(opened(netns, path)?);
-        if workload.to_string().len() > MAX_WORKLOAD {
-            let text = format!("the workload has more than {} KiB", MAX_WORKLOAD >> 10);
-            return Err(Reply::Refused(text));
-        }
         let spec = attachments::spec(&attachment, path, &workload, self.config.mode)
             .map_err(Reply::Refused)?;
         let name = spec.name.clone();

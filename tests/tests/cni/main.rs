@@ -3,6 +3,7 @@
 mod failures;
 mod handover;
 mod input;
+mod install;
 mod life;
 mod podman;
 mod restart;

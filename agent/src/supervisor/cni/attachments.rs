@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shunt_cni_protocol::{Attachment, DELETED};
+use shunt_cni_protocol::{Attachment, DELETED, MAX_WORKLOAD};
 use shunt_core::config::{Config, file};
 use shunt_core::status::{CNI_CONTAINER, CNI_NETWORK};
 use shunt_core::workload::{ModeSetting, WorkloadName, WorkloadSpec};
@@ -227,7 +227,11 @@ pub(super) fn spec(
     };
     let netns = netns.to_str().ok_or("the namespace's path is not UTF-8")?;
     map.insert("netns".into(), netns.into());
-    let parsed = file::parse_workload(&Value::Object(map).to_string(), &name, mode);
+    let text = Value::Object(map).to_string();
+    if text.len() > MAX_WORKLOAD {
+        return Err(format!("the workload has more than {} KiB", MAX_WORKLOAD >> 10));
+    }
+    let parsed = file::parse_workload(&text, &name, mode);
     let mut spec = parsed.map_err(|error| error.to_string().trim().to_owned())?;
     for (label, value) in [
         (CNI_CONTAINER, &attachment.container),
