@@ -177,7 +177,9 @@ impl Settings {
     /// Is there any pod whose start depends on the agent?
     pub(crate) fn some_fail_closed(&self) -> bool {
         let named = self.namespaces.values().filter_map(|of| of.on_failure);
-        named.chain([self.on_failure]).any(|of| of == OnFailure::Closed)
+        named
+            .chain([self.on_failure])
+            .any(|of| of == OnFailure::Closed)
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -119,7 +119,8 @@ impl Attachment {
         let file = rustix::fs::open(path, flags, Mode::empty());
         let file = File::from(file.map_err(|error| failed(error.into()))?);
         let found = file.metadata().map_err(failed)?;
-        let is_namespace = fstatfs(&file).is_ok_and(|system| i128::from(system.f_type) == NSFS_MAGIC);
+        let is_namespace =
+            fstatfs(&file).is_ok_and(|system| i128::from(system.f_type) == NSFS_MAGIC);
         if !is_namespace {
             return Err(wrong(&format!("{shown} is not a namespace")));
         }

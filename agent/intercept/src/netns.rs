@@ -42,9 +42,8 @@ impl Netns {
     /// # Errors
     /// `path` does not exist or is no network namespace, is the node's own, or may not be entered.
     pub fn open(path: &Path) -> Result<Self, InterceptError> {
-        let file = File::open(path).map_err(|error| {
-            InterceptError::io("open network namespace", path.display(), error)
-        })?;
+        let file = File::open(path)
+            .map_err(|error| InterceptError::io("open network namespace", path.display(), error))?;
         let netns = Self::handed_over(file, path)?;
         Ok(Self {
             named: true,

@@ -67,7 +67,7 @@ pub(super) fn plan(entries: &[Entry], plugin: &Map<String, Value>) -> Result<Pla
     if has_plugin(&primary.text) {
         return Ok(Plan::Chained(primary.name.clone()));
     }
-    let mut list = as_list(list).map_err(|what| wrong(what))?;
+    let mut list = as_list(list).map_err(&wrong)?;
     let version = list.get("cniVersion").and_then(Value::as_str);
     if !version.is_some_and(|version| VERSIONS.contains(&version)) {
         let (version, known) = (version.unwrap_or("none"), VERSIONS.join(", "));
@@ -128,7 +128,8 @@ fn has_plugin(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}"#;
+    const LIST: &str =
+        r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}"#;
 
     fn planned(files: &[(&str, &str)]) -> Result<Plan, String> {
         let entry = |(name, text): &(&str, &str)| Entry {
@@ -158,7 +159,10 @@ mod tests {
         assert_eq!(put(&[("10-a.conf", single)]).1, expected);
         // Ours is not the network.
         let ours = expected.to_string();
-        let both = [("00-shunt.conflist", ours.as_str()), ("10-a.conflist", LIST)];
+        let both = [
+            ("00-shunt.conflist", ours.as_str()),
+            ("10-a.conflist", LIST),
+        ];
         assert_eq!(put(&both), (name, expected));
         assert_eq!(planned(&both[..1]), Ok(Plan::Nothing));
     }

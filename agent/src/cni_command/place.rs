@@ -123,11 +123,13 @@ impl Place {
                 continue;
             };
             let metadata = fs::metadata(&path);
-            let is_file = metadata.is_ok_and(|found| found.is_file() && found.len() <= MAX_CONFIGURATION);
+            let is_file =
+                metadata.is_ok_and(|found| found.is_file() && found.len() <= MAX_CONFIGURATION);
             if !is_file || !conflist::is_configuration(&path) {
                 continue;
             }
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             entries.push(Entry {
                 name: name.into(),
                 text: String::from_utf8_lossy(&bytes).into_owned(),

@@ -128,7 +128,11 @@ impl Supervisor {
         if asked.cookie() != attached.netns.cookie() {
             return Reply::NotEnrolled(format!("{name} is enrolled in another namespace"));
         }
-        match self.workloads.get(&name).map(|workload| self.info(workload)) {
+        match self
+            .workloads
+            .get(&name)
+            .map(|workload| self.info(workload))
+        {
             Some(info) if info.state == WorkloadState::Ready => Reply::Done,
             Some(info) => {
                 let reason = info.state_reason;

@@ -96,7 +96,10 @@ mod tests {
             "the same namespace"
         );
         let (packet, beside) = receive(&theirs).expect("a packet");
-        assert_eq!((packet.as_slice(), beside.is_none()), (&b"without"[..], true));
+        assert_eq!(
+            (packet.as_slice(), beside.is_none()),
+            (&b"without"[..], true)
+        );
         assert!(receive(&theirs).expect("the end").0.is_empty());
     }
 

@@ -99,13 +99,20 @@ fn what_is_said_over_the_socket_is_not_believed() {
         ),
         (
             "100 KB",
-            add("client", "c0ffee", json!({"labels": {"a": "x".repeat(100_000)}})),
+            add(
+                "client",
+                "c0ffee",
+                json!({"labels": {"a": "x".repeat(100_000)}}),
+            ),
             Some(&netns),
         ),
     ];
     for (what, packet, beside) in cases {
         let reply = say(&agent, &packet, beside.map(AsFd::as_fd));
-        assert!(matches!(reply, Some(Reply::Refused(_))), "{what}: {reply:?}");
+        assert!(
+            matches!(reply, Some(Reply::Refused(_))),
+            "{what}: {reply:?}"
+        );
     }
     assert_eq!(enrolled(&agent), NOBODY);
     assert_eq!(pod.pod.state(), before);
@@ -127,7 +134,10 @@ fn a_refusal_takes_nothing_back() {
     let mut pod = network.container("shop", "client");
     network.add(&mut pod).expect("added");
     let mut environment = pod.environment();
-    environment.push(("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=twin".into()));
+    environment.push((
+        "CNI_ARGS",
+        "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=twin".into(),
+    ));
     let mut config = network.plugins[SHUNT].clone();
     config["name"] = "pods".into();
     config["cniVersion"] = "1.0.0".into();

@@ -50,7 +50,9 @@ impl Node {
         command.args(["cni", verb, "--socket"]).arg(&self.socket);
         command.arg("--binary").arg(binary());
         command.arg("--conf-dir").arg(self.conf());
-        command.arg("--bin-dir").arg(self.bin());
+        if !more.contains(&"--bin-dir") {
+            command.arg("--bin-dir").arg(self.bin());
+        }
         command.args(more);
         command
     }

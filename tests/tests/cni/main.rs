@@ -5,6 +5,7 @@ mod handover;
 mod input;
 mod install;
 mod life;
+mod many;
 mod podman;
 mod restart;
 mod verbs;

@@ -113,7 +113,9 @@ fn only_what_still_is_so_is_believed() {
         change(&mut state);
         state.to_string()
     };
-    let long = with(&|state| state["attachments"][0]["workload"]["labels"]["a"] = "x".repeat(1 << 20).into());
+    let long = with(&|state| {
+        state["attachments"][0]["workload"]["labels"]["a"] = "x".repeat(1 << 20).into()
+    });
     let cases = [
         ("another boot", with(&|state| state["boot"] = "x".into())),
         (
@@ -124,7 +126,10 @@ fn only_what_still_is_so_is_believed() {
             "no namespace",
             with(&|state| state["attachments"][0]["netns"]["inode"] = 1.into()),
         ),
-        ("another version", with(&|state| state["version"] = 2.into())),
+        (
+            "another version",
+            with(&|state| state["version"] = 2.into()),
+        ),
         ("a wrong workload", long),
         ("half", right.to_string()[..40].to_owned()),
         ("nothing", String::new()),

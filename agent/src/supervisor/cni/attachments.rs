@@ -102,7 +102,11 @@ impl Attachments {
         }
         if remembered_count > 0 {
             let served = specs.len();
-            tracing::info!(served, remembered = remembered_count, "enrolled by CNI before");
+            tracing::info!(
+                served,
+                remembered = remembered_count,
+                "enrolled by CNI before"
+            );
             attachments.write();
         }
         for container in deleted {
@@ -229,7 +233,10 @@ pub(super) fn spec(
     map.insert("netns".into(), netns.into());
     let text = Value::Object(map).to_string();
     if text.len() > MAX_WORKLOAD {
-        return Err(format!("the workload has more than {} KiB", MAX_WORKLOAD >> 10));
+        return Err(format!(
+            "the workload has more than {} KiB",
+            MAX_WORKLOAD >> 10
+        ));
     }
     let parsed = file::parse_workload(&text, &name, mode);
     let mut spec = parsed.map_err(|error| error.to_string().trim().to_owned())?;
@@ -259,12 +266,7 @@ fn found_again(
     if netns.cookie() != place.cookie {
         return Err(gone());
     }
-    let spec = spec(
-        &one.attachment,
-        &place.path,
-        &one.workload,
-        config.mode,
-    )?;
+    let spec = spec(&one.attachment, &place.path, &one.workload, config.mode)?;
     let by_file = config.workloads.iter().find(|file| file.name == spec.name);
     if by_file.is_some() {
         return Err("the configuration file says otherwise".into());

@@ -85,8 +85,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let before = umask(Mode::from_bits_truncate(0o177));
     let bound = SocketAddrUnix::new(path).and_then(|at| rustix::net::bind(&socket, &at));
     umask(before);
