@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use shunt_cni_protocol::Reply;
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
@@ -38,6 +39,7 @@ use shunt_intercept::ebpf::Remains;
 use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use self::asked::{Asked, Asker};
@@ -78,6 +80,8 @@ struct Supervisor {
     leaving: Vec<Leaving>,
     /// Whom a change was promised.
     asked: Vec<Asked>,
+    /// What the plugin is told once the data plane has acknowledged the message of this number.
+    unconfirmed: Vec<(u64, oneshot::Sender<Reply>, Reply)>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
@@ -184,6 +188,7 @@ impl Supervisor {
             attachments,
             leaving: Vec::new(),
             asked: Vec::new(),
+            unconfirmed: Vec::new(),
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
@@ -259,13 +264,14 @@ impl Supervisor {
                 number,
                 error: Some(error),
             } => {
+                self.known(number);
                 tracing::error!(
                     number,
                     error,
                     "the data plane could not carry out a message"
                 );
             }
-            ToSupervisor::Ack { .. } => {}
+            ToSupervisor::Ack { number, .. } => self.known(number),
             ToSupervisor::NeedSockets {
                 worker,
                 want,

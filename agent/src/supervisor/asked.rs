@@ -84,14 +84,36 @@ impl Supervisor {
                     Ok(Outcome::Later(reason)) => Reply::NotYet(reason),
                     Err(reason) => Reply::Refused(reason),
                 };
+                self.reply_once_known(reply, told);
+            }
+        }
+    }
+
+    /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
+    pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
+        let number = self.data_plane.told().unwrap_or(0);
+        self.unconfirmed.push((number, reply, told));
+        if !self.data_plane.is_running() {
+            self.known(u64::MAX);
+        }
+    }
+
+    /// The data plane has carried out everything up to the message of this number.
+    pub(super) fn known(&mut self, number: u64) {
+        for (waits_for, reply, told) in std::mem::take(&mut self.unconfirmed) {
+            if waits_for <= number {
                 // Who does not wait any more is not told.
                 let _ = reply.send(told);
+            } else {
+                self.unconfirmed.push((waits_for, reply, told));
             }
         }
     }
 
     /// The data plane is dead, and with it whoever asked over the admin API.
     pub(super) fn forget_admins(&mut self) {
+        // The next one is told everything before it does anything.
+        self.known(u64::MAX);
         self.asked
             .retain(|asked| matches!(asked.asker, Asker::Plugin(_)));
     }

@@ -39,7 +39,10 @@ impl Supervisor {
             } => self.attach(attachment, Path::new(&path), workload, netns),
             Request::Del { attachment } => self.detach(&attachment),
             Request::Check { attachment } => Err(self.check(&attachment, netns)),
-            Request::Gc { network, valid } => Err(self.detach_others(&network, &valid)),
+            Request::Gc { network, valid } => {
+                self.detach_others(&network, &valid);
+                return self.reply_once_known(reply, Reply::Done);
+            }
             Request::Status => Err(self.readiness()),
         };
         match noted {
@@ -100,7 +103,7 @@ impl Supervisor {
         }
     }
 
-    fn detach_others(&mut self, network: &str, valid: &[String]) -> Reply {
+    fn detach_others(&mut self, network: &str, valid: &[String]) {
         let all = self.attachments.iter();
         let forgotten = all.filter(|(_, attached)| {
             let of = &attached.attachment;
@@ -110,7 +113,7 @@ impl Supervisor {
         for name in names {
             self.withdraw(&name);
         }
-        Reply::Done
+        self.publish();
     }
 
     fn check(&self, attachment: &Attachment, netns: Option<OwnedFd>) -> Reply {
