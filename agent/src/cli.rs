@@ -49,6 +49,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Look at a configuration
     Config(ConfigArgs),
+    /// Put the CNI plugin in its place on this node, keep it there, or take it away
+    Cni(CniArgs),
 }
 
 #[derive(Debug, Args)]
@@ -187,6 +189,69 @@ pub struct CleanupArgs {
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CniArgs {
+    #[command(subcommand)]
+    pub command: CniCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CniCommand {
+    /// Put it in place once; only when the agent is ready
+    #[command(after_help = "Examples:
+  shunt cni install
+  shunt cni install --bin-dir /usr/lib/cni --settings /etc/shunt/cni.json --wait 2m
+
+The network's own file stays as it is: a copy with the plugin at its end gets a name that comes first.")]
+    Install {
+        #[command(flatten)]
+        place: CniPlace,
+        /// How long to wait for the agent, as 10s or 2m
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = file::duration)]
+        wait: Duration,
+    },
+    /// Take away what `install` and `watch` have put
+    #[command(after_help = "Example:
+  shunt cni uninstall --keep-binary
+
+A runtime that remembers each pod's list (CRI-O, podman) deletes old pods with the plugin: keep it until they are gone.")]
+    Uninstall {
+        #[command(flatten)]
+        place: CniPlace,
+        /// Only the list; the plugin stays
+        #[arg(long)]
+        keep_binary: bool,
+    },
+    /// Put it in place, and again whenever somebody changes the network or takes ours away
+    #[command(after_help = "Example:
+  shunt cni watch --settings /etc/shunt/cni.json
+
+Waits for the agent first. Runs until it is ended by a signal; what is in place stays.")]
+    Watch {
+        #[command(flatten)]
+        place: CniPlace,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CniPlace {
+    /// What becomes the plugin; default: shunt-cni beside this program
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
+    /// Where the runtime looks for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Where the runtime looks for networks
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+    /// A JSON object with the plugin's settings, as docs/cni.md lists them
+    #[arg(long, value_name = "FILE")]
+    pub settings: Option<PathBuf>,
+    /// The agent's socket for the plugin; default: the plugin's own
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ mod battery;
 mod check;
 mod cleanup;
 mod cli;
+mod cni_command;
 mod config_command;
 mod dump;
 mod explain;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Tap(args) => tap::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Cni(args) => cni_command::run(&args),
         Command::Config(args) => config_command::run(&args),
     }
 }

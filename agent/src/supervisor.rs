@@ -10,6 +10,7 @@
 
 mod asked;
 mod backends;
+mod cni;
 mod config_source;
 mod data_plane;
 mod drift;
@@ -31,17 +32,20 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use shunt_cni_protocol::Reply;
 use shunt_core::config::Config;
-use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::ebpf::Remains;
 use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
 use shunt_xds::Loaded;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use self::asked::Asked;
+use self::asked::{Asked, Asker};
 use self::backends::Backends;
+use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
 use self::drift::NodeNotes;
@@ -74,10 +78,14 @@ struct Supervisor {
     backends: Backends,
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
+    /// Those of [`Supervisor::workloads`] whom the CNI plugin enrolled.
+    attachments: Attachments,
     /// Withdrawn, with flows that still go on.
     leaving: Vec<Leaving>,
     /// Whom a change was promised.
     asked: Vec<Asked>,
+    /// What the plugin is told once the data plane has acknowledged the message of this number.
+    unconfirmed: Vec<(u64, oneshot::Sender<Reply>, Reply)>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
@@ -114,15 +122,18 @@ pub async fn supervise(
     source.follow_sources(&loaded.sources);
     node::tell_of_refused(&Loaded::default(), &loaded);
     let home = Home::open(&config)?;
+    let (attachments, attached) = Attachments::restore(&config);
     let pods = Pods::open(&config)?;
-    let named = config.workloads.iter().cloned();
-    let expected: Vec<_> = named.chain(pods.specs()).collect();
-    home.clean_up_after_the_dead(&expected);
+    let found: Vec<WorkloadSpec> = pods.specs().collect();
+    home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
     let node = Node::open(&config, loaded)?;
-    let mut supervisor = Supervisor::new(config, home, (node, pods), level)?;
+    let mut supervisor =
+        Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
     supervisor.start_data_plane()?;
+    supervisor.backends.make_ready(supervisor.config.mode);
     supervisor.tick();
+    let mut door = Door::open(&supervisor.config.state_dir)?;
 
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -135,11 +146,13 @@ pub async fn supervise(
                 if supervisor.heard(event).is_stop() { break }
             }
             said = supervisor.pods.next() => supervisor.heard_of_pods(said),
+            visit = door.next() => supervisor.visited(visit),
             () = source.changed() => supervisor.reload(args, &mut source),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
     }
+    drop(door);
     supervisor.stop(&mut terminate, &mut interrupt).await;
     Ok(())
 }
@@ -168,6 +181,7 @@ impl Next {
 impl Supervisor {
     fn new(
         config: Config,
+        (attachments, attached): (Attachments, Vec<WorkloadSpec>),
         home: Home,
         (node, pods): (Node, Pods),
         level: LogLevel,
@@ -183,8 +197,10 @@ impl Supervisor {
             backends,
             data_plane,
             workloads: BTreeMap::new(),
+            attachments,
             leaving: Vec::new(),
             asked: Vec::new(),
+            unconfirmed: Vec::new(),
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
@@ -197,11 +213,9 @@ impl Supervisor {
             level,
             remains,
         };
-        for spec in supervisor.config.workloads.clone() {
-            supervisor
-                .workloads
-                .insert(spec.name.clone(), Workload::new(spec));
-        }
+        let specs = supervisor.config.workloads.iter().cloned().chain(attached);
+        let workloads = specs.map(|spec| (spec.name.clone(), Workload::new(spec)));
+        supervisor.workloads = workloads.collect();
         Ok(supervisor)
     }
 
@@ -243,7 +257,7 @@ impl Supervisor {
                 *self.repairs.entry("data_plane".into()).or_default() += 1;
                 self.flows_are_gone();
                 // Whoever asked it is not connected any more.
-                self.asked.clear();
+                self.forget_admins();
                 self.data_plane.schedule_start();
             }
             data_plane::Event::StartDue => {
@@ -262,13 +276,14 @@ impl Supervisor {
                 number,
                 error: Some(error),
             } => {
+                self.known(number);
                 tracing::error!(
                     number,
                     error,
                     "the data plane could not carry out a message"
                 );
             }
-            ToSupervisor::Ack { .. } => {}
+            ToSupervisor::Ack { number, .. } => self.known(number),
             ToSupervisor::NeedSockets {
                 worker,
                 want,
@@ -290,15 +305,15 @@ impl Supervisor {
                     Change::LogLevel(level) => {
                         let set = self.level.set(&level);
                         let set = set.map_err(|error| error.to_string());
-                        self.answer(ticket, set.map(|()| Outcome::InForce));
+                        self.answer(Asker::Admin(ticket), set.map(|()| Outcome::InForce));
                         return Next::Continue;
                     }
                     Change::Drain => {
-                        self.answer(ticket, Ok(Outcome::InForce));
+                        self.answer(Asker::Admin(ticket), Ok(Outcome::InForce));
                         return Next::Stop;
                     }
                 };
-                self.promise(ticket, noted);
+                self.promise(Asker::Admin(ticket), noted);
             }
         }
         Next::Continue
@@ -315,6 +330,7 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
+        self.attachments.catch_up();
         self.take_over();
         self.look();
         self.look_for_strays();

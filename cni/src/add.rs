@@ -1,8 +1,10 @@
 //! ADD: the pod's network is made, its first program has not run yet.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde_json::Value;
+use shunt_cni_protocol::Request;
 
 use crate::agent::{Agent, Unanswered};
 use crate::config::{NetworkConfig, OnFailure};
@@ -16,14 +18,20 @@ const TAKING_BACK: Duration = Duration::from_millis(300);
 /// Gives the previous plugin's result.
 pub(crate) fn add(config: NetworkConfig, attachment: &Attachment) -> Result<Value, Failure> {
     let passed_on = config.needs_prev_result()?.clone();
-    let netns = attachment.netns()?;
+    let (netns, path) = attachment.netns()?;
     if config.exempts(attachment) {
         return Ok(passed_on);
     }
-    let body = workload::body(&config, attachment, netns)?;
     let (settings, name) = (&config.settings, &attachment.workload);
+    let on_failure = settings.policy(attachment);
+    let told = attachment.told(&config.network);
+    let request = Request::Add {
+        attachment: told.clone(),
+        netns: path.into(),
+        workload: workload::described(&config, attachment, on_failure)?,
+    };
     let agent = Agent::new(&settings.socket, settings.timeout());
-    match (agent.enrol(name, &body), settings.on_failure) {
+    match (agent.insist(&request, netns.as_fd()), on_failure) {
         (Ok(()), _) => Ok(passed_on),
         (Err(error), OnFailure::Open) => {
             say(&format!("warning: {name} connects directly: {error}"));
@@ -38,7 +46,8 @@ pub(crate) fn add(config: NetworkConfig, attachment: &Attachment) -> Result<Valu
         }
         (Err(error), OnFailure::Closed) => {
             // An agent that is late does what it was asked for, in the order in which it was.
-            let _ = Agent::new(&settings.socket, TAKING_BACK).withdraw(name);
+            let back = Request::Del { attachment: told };
+            let _ = Agent::new(&settings.socket, TAKING_BACK).ask(&back, None);
             Err(Failure::new(Code::TryAgainLater, error.to_string()))
         }
     }

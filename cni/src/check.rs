@@ -1,44 +1,33 @@
 //! CHECK: is the pod intercepted as when it was added?
 
-use shunt_core::status::WorkloadState;
+use std::os::fd::AsFd;
 
-use crate::agent::Agent;
+use shunt_cni_protocol::Request;
+
+use crate::agent::{Agent, Unanswered};
 use crate::config::{NetworkConfig, OnFailure};
 use crate::environment::Attachment;
 use crate::failure::{Code, Failure};
-use crate::{say, workload};
+use crate::say;
 
 pub(crate) fn check(config: &NetworkConfig, attachment: &Attachment) -> Result<(), Failure> {
     config.needs_prev_result()?;
-    let netns = attachment.netns()?;
+    let (netns, _) = attachment.netns()?;
     if config.exempts(attachment) {
         return Ok(());
     }
     let (settings, name) = (&config.settings, &attachment.workload);
-    let all = match Agent::new(&settings.socket, settings.timeout()).workloads() {
-        Ok(all) => all,
-        Err(error) if settings.on_failure == OnFailure::Open => {
+    let agent = Agent::new(&settings.socket, settings.timeout());
+    let request = Request::Check {
+        attachment: attachment.told(&config.network),
+    };
+    match agent.ask(&request, Some(netns.as_fd())) {
+        Ok(()) => Ok(()),
+        Err(Unanswered::No(reason)) => Err(Failure::new(Code::NotEnrolled, reason)),
+        Err(error) if settings.policy(attachment) == OnFailure::Open => {
             say(&format!("warning: {name} connects directly: {error}"));
-            return Ok(());
+            Ok(())
         }
-        Err(error) => return Err(Failure::new(Code::TryAgainLater, error.to_string())),
-    };
-    let Some(found) = all.iter().find(|other| workload::is_of(other, attachment)) else {
-        return Err(wrong(format!("{name} is not enrolled for this container")));
-    };
-    if found.state != WorkloadState::Ready {
-        let reason = &found.state_reason;
-        return Err(wrong(format!("{name} is not intercepted: {reason}")));
+        Err(error) => Err(Failure::new(Code::TryAgainLater, error.to_string())),
     }
-    if found.netns != netns {
-        let other = &found.netns;
-        return Err(wrong(format!(
-            "{name} is enrolled in {other}, not in {netns}"
-        )));
-    }
-    Ok(())
-}
-
-fn wrong(what: String) -> Failure {
-    Failure::new(Code::NotEnrolled, what)
 }

@@ -1,5 +1,6 @@
 //! The network configuration that comes on stdin: the specification's keys, and ours.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,9 +40,12 @@ pub(crate) enum OnFailure {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// The agent's admin socket.
+    /// The agent's, for the plugin.
     pub(crate) socket: PathBuf,
+    /// Of pods in namespaces that [`Settings::namespaces`] does not name.
     pub(crate) on_failure: OnFailure,
+    /// By Kubernetes namespace.
+    namespaces: BTreeMap<String, NamespaceSettings>,
     /// For everything that is asked of the agent.
     timeout_ms: u64,
     /// Kubernetes namespaces whose pods are not enrolled.
@@ -50,13 +54,21 @@ pub(crate) struct Settings {
     pub(crate) workload: Map<String, Value>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct NamespaceSettings {
+    on_failure: Option<OnFailure>,
+    exempt: Option<bool>,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            socket: "/run/shunt/admin.sock".into(),
+            socket: "/run/shunt/cni.sock".into(),
             on_failure: OnFailure::default(),
+            namespaces: BTreeMap::new(),
             timeout_ms: 2000,
-            exempt_namespaces: vec!["kube-system".into()],
+            exempt_namespaces: vec!["kube-system".into(), "shunt-system".into()],
             workload: Map::new(),
         }
     }
@@ -122,9 +134,12 @@ impl NetworkConfig {
 
     /// Is this one of those who are left alone?
     pub(crate) fn exempts(&self, attachment: &Attachment) -> bool {
-        let exempt = &self.settings.exempt_namespaces;
-        let namespace = attachment.namespace.as_ref();
-        namespace.is_some_and(|namespace| exempt.contains(namespace))
+        let Some(namespace) = &attachment.namespace else {
+            return false;
+        };
+        let settings = self.settings.namespaces.get(namespace);
+        let said = settings.and_then(|settings| settings.exempt);
+        said.unwrap_or_else(|| self.settings.exempt_namespaces.contains(namespace))
     }
 
     /// # Errors
@@ -151,6 +166,22 @@ impl NetworkConfig {
 }
 
 impl Settings {
+    /// What happens to this pod when it cannot be enrolled.
+    pub(crate) fn policy(&self, attachment: &Attachment) -> OnFailure {
+        let namespace = attachment.namespace.as_ref();
+        let settings = namespace.and_then(|namespace| self.namespaces.get(namespace));
+        let said = settings.and_then(|settings| settings.on_failure);
+        said.unwrap_or(self.on_failure)
+    }
+
+    /// Is there any pod whose start depends on the agent?
+    pub(crate) fn some_fail_closed(&self) -> bool {
+        let named = self.namespaces.values().filter_map(|of| of.on_failure);
+        named
+            .chain([self.on_failure])
+            .any(|of| of == OnFailure::Closed)
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
     }

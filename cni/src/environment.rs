@@ -1,11 +1,11 @@
 //! What the runtime says in variables: the verb, and which container.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use rustix::fs::statfs;
+use rustix::fs::{Mode, OFlags, fstatfs};
 use shunt_core::config::file;
 use shunt_core::workload::WorkloadName;
 
@@ -98,13 +98,29 @@ impl Attachment {
         })
     }
 
-    /// The container's network namespace, which is there and is not the runtime's own.
-    pub(crate) fn netns(&self) -> Result<&str, Failure> {
+    /// As the agent knows it.
+    pub(crate) fn told(&self, network: &str) -> shunt_cni_protocol::Attachment {
+        shunt_cni_protocol::Attachment {
+            namespace: self.workload.namespace.clone(),
+            name: self.workload.name.clone(),
+            container: self.container.clone(),
+            network: network.into(),
+        }
+    }
+
+    /// The container's network namespace, opened, and its path; it is there and is not the runtime's own.
+    pub(crate) fn netns(&self) -> Result<(File, &str), Failure> {
         let wrong = |what: &str| invalid(format!("CNI_NETNS: {what}"));
         let path = self.netns.as_ref().ok_or_else(|| wrong("missing"))?;
         let shown = path.display();
-        let found = fs::metadata(path).map_err(|error| wrong(&format!("{shown}: {error}")))?;
-        let is_namespace = statfs(path).is_ok_and(|system| i128::from(system.f_type) == NSFS_MAGIC);
+        let failed = |error: std::io::Error| wrong(&format!("{shown}: {error}"));
+        // A pipe of that name would keep who opens it waiting.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::open(path, flags, Mode::empty());
+        let file = File::from(file.map_err(|error| failed(error.into()))?);
+        let found = file.metadata().map_err(failed)?;
+        let is_namespace =
+            fstatfs(&file).is_ok_and(|system| i128::from(system.f_type) == NSFS_MAGIC);
         if !is_namespace {
             return Err(wrong(&format!("{shown} is not a namespace")));
         }
@@ -112,7 +128,8 @@ impl Attachment {
             return Err(wrong(&format!("{shown} is the runtime's own namespace")));
         }
         let text = path.to_str().filter(|_| path.is_absolute());
-        text.ok_or_else(|| wrong(&format!("{shown} is not an absolute path")))
+        let text = text.ok_or_else(|| wrong(&format!("{shown} is not an absolute path")))?;
+        Ok((file, text))
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! CNI_* ----> environment --.
-//!                           +--> one verb --> agent (admin API, unix socket)
+//!                           +--> one verb --> agent (its socket for the plugin)
 //! stdin ----> config -------'        '------> stdout: the previous plugin's result, or an error
 //! ```
 

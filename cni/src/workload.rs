@@ -1,28 +1,24 @@
 //! What the agent is asked for: a workload, as the network's configuration and the runtime describe it.
 
 use serde_json::{Map, Value};
+use shunt_cni_protocol::MAX_WORKLOAD;
 use shunt_core::config::file;
-use shunt_core::status::{OWNERSHIP, WorkloadStatus};
+use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::{ModeSetting, WorkloadName};
 
 use crate::config::{NetworkConfig, OnFailure};
 use crate::environment::Attachment;
 use crate::failure::{Code, Failure};
 
-/// The labels by which a workload is known again: as this container's, as this network's.
-pub(crate) const CONTAINER: &str = "shunt.io/cni-container";
-pub(crate) const NETWORK: &str = "shunt.io/cni-network";
 /// Known from the runtime, each pod's own.
 const NOT_OURS: [&str; 3] = ["name", "namespace", "netns"];
-/// Bytes of a request that the agent reads.
-const MAX_BODY: usize = 64 << 10;
 
-/// The body of a `PUT`.
-pub(crate) fn body(
+/// As the agent is told of it.
+pub(crate) fn described(
     config: &NetworkConfig,
     attachment: &Attachment,
-    netns: &str,
-) -> Result<String, Failure> {
+    on_failure: OnFailure,
+) -> Result<Value, Failure> {
     let mut map = config.settings.workload.clone();
     let cgroup = match (&config.cgroup, map.get("cgroup").and_then(Value::as_str)) {
         // Below the cgroup2 mount, though it begins with a slash.
@@ -33,26 +29,12 @@ pub(crate) fn body(
     if let Some(cgroup) = cgroup.filter(|cgroup| !cgroup.is_empty()) {
         map.insert("cgroup".into(), cgroup.into());
     }
-    map.insert("netns".into(), netns.into());
-    map.entry("on_failure")
-        .or_insert_with(|| match config.settings.on_failure {
-            OnFailure::Open => "open".into(),
-            OnFailure::Closed => "closed".into(),
-        });
-    let labels = map.entry("labels").or_insert_with(|| Map::new().into());
-    if let Some(labels) = labels.as_object_mut() {
-        labels.insert(CONTAINER.into(), attachment.container.as_str().into());
-        labels.insert(NETWORK.into(), config.network.as_str().into());
-    }
-    written(map, &attachment.workload)
-}
-
-/// Was it enrolled for this container?
-pub(crate) fn is_of(workload: &WorkloadStatus, attachment: &Attachment) -> bool {
-    let name = &attachment.workload;
-    workload.name == name.name
-        && workload.namespace == name.namespace
-        && workload.labels.get(CONTAINER) == Some(&attachment.container)
+    map.entry("on_failure").or_insert_with(|| match on_failure {
+        OnFailure::Open => "open".into(),
+        OnFailure::Closed => "closed".into(),
+    });
+    right(&map, &attachment.workload)?;
+    Ok(map.into())
 }
 
 /// Is this an entry of `workloads` as the agent takes it, once the runtime's part is added?
@@ -73,22 +55,24 @@ pub(crate) fn check(workload: &Map<String, Value>) -> Result<(), Failure> {
         let path = replaced(pattern, |_| Some("x"))?;
         map.insert("cgroup".into(), path.into());
     }
-    map.insert("netns".into(), "x".into());
     let name = WorkloadName {
         namespace: "x".into(),
         name: "x".into(),
     };
-    written(map, &name).map(|_| ())
+    right(&map, &name)
 }
 
-fn written(map: Map<String, Value>, name: &WorkloadName) -> Result<String, Failure> {
-    let body = Value::Object(map).to_string();
-    if body.len() > MAX_BODY {
-        let text = format!("workload: more than {} KiB", MAX_BODY >> 10);
+/// Would the agent take it?
+fn right(map: &Map<String, Value>, name: &WorkloadName) -> Result<(), Failure> {
+    let mut map = map.clone();
+    map.insert("netns".into(), "x".into());
+    let text = Value::Object(map).to_string();
+    if text.len() > MAX_WORKLOAD {
+        let text = format!("workload: more than {} KiB", MAX_WORKLOAD >> 10);
         return Err(invalid(text));
     }
-    match file::parse_workload(&body, name, ModeSetting::default()) {
-        Ok(_) => Ok(body),
+    match file::parse_workload(&text, name, ModeSetting::default()) {
+        Ok(_) => Ok(()),
         Err(error) => {
             let fault =
                 |fault: &file::Fault| format!("workload.{}: {}", fault.field, fault.message);
@@ -161,17 +145,21 @@ mod tests {
             Some(OsString::from(value))
         };
         let attachment = Attachment::read(variable).expect("right");
-        let body = body(&config, &attachment, "/run/netns/a").expect("right");
-        serde_json::from_str(&body).expect("JSON")
+        let on_failure = config.settings.policy(&attachment);
+        described(&config, &attachment, on_failure).expect("right")
     }
 
     #[test]
     fn the_runtimes_part_is_added() {
-        let labels = json!({"app": "web", CONTAINER: "c0ffee", NETWORK: "pods"});
         let workload = json!({"labels": {"app": "web"}, "acceleration": "off"});
         assert_eq!(
             asked(json!({"on_failure": "closed", "workload": workload})),
-            json!({"netns": "/run/netns/a", "labels": labels, "acceleration": "off", "on_failure": "closed"})
+            json!({"labels": {"app": "web"}, "acceleration": "off", "on_failure": "closed"})
+        );
+        let namespaces = json!({"shop": {"on_failure": "open"}});
+        assert_eq!(
+            asked(json!({"on_failure": "closed", "namespaces": namespaces})),
+            json!({"on_failure": "open"})
         );
     }
 

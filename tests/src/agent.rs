@@ -99,6 +99,13 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A container that has a /run/netns of its own, in which nothing is.
+    #[must_use]
+    pub fn without_named_namespaces(mut self) -> Self {
+        self.prefix = require::without_named_namespaces();
+        self
+    }
+
     /// A container whose clocks are not the kernel's: some 28 hours ahead.
     #[must_use]
     pub fn in_a_time_namespace(mut self) -> Self {

@@ -74,6 +74,22 @@ pub fn with_read_only_sysctls() -> Vec<String> {
     .into()
 }
 
+/// What stands before a command so that it sees no named network namespace.
+pub fn without_named_namespaces() -> Vec<String> {
+    let mount = "mount -t tmpfs none /run/netns && exec \"$0\" \"$@\"";
+    [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        mount,
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
 /// What stands before a command so that it runs in a time namespace with clocks of its own.
 pub fn in_a_time_namespace() -> Vec<String> {
     [

@@ -9,9 +9,10 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::run::{root, say};
 
 /// A crate depends only on crates of a lower tier.
-const TIERS: [(&str, u8); 10] = [
+const TIERS: [(&str, u8); 11] = [
     ("shunt-ebpf-common", 0),
     ("shunt-core", 0),
+    ("shunt-cni-protocol", 0),
     ("shunt-proxy", 1),
     ("shunt-intercept", 1),
     ("shunt-telemetry", 1),

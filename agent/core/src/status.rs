@@ -72,6 +72,9 @@ pub struct WorkloadStatus {
 
 /// What the names of labels begin with by which a program that enrols workloads knows its own again.
 pub const OWNERSHIP: &str = "shunt.io/";
+/// Whose a workload is that the CNI plugin enrolled: the runtime's id of the container, the name of the network.
+pub const CNI_CONTAINER: &str = "shunt.io/cni-container";
+pub const CNI_NETWORK: &str = "shunt.io/cni-network";
 
 /// How a workload is steered right now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

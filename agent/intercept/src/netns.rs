@@ -30,14 +30,33 @@ pub struct Netns {
     home: File,
     inode: u64,
     cookie: u64,
+    /// The path led here when it was opened.
+    named: bool,
+}
+
+fn leads_to(path: &Path, inode: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|now| now.ino() == inode)
 }
 
 impl Netns {
     /// # Errors
     /// `path` does not exist or is no network namespace, is the node's own, or may not be entered.
     pub fn open(path: &Path) -> Result<Self, InterceptError> {
+        let file = File::open(path)
+            .map_err(|error| InterceptError::io("open network namespace", path.display(), error))?;
+        let netns = Self::handed_over(file, path)?;
+        Ok(Self {
+            named: true,
+            ..netns
+        })
+    }
+
+    /// One that somebody else opened, who knows it by `path`: that may lead nowhere here.
+    ///
+    /// # Errors
+    /// `file` is no network namespace, is the node's own, or may not be entered.
+    pub fn handed_over(file: File, path: &Path) -> Result<Self, InterceptError> {
         let failed = |what, source| InterceptError::io(what, path.display(), source);
-        let file = File::open(path).map_err(|error| failed("open network namespace", error))?;
         let home = File::open("/proc/thread-self/ns/net")
             .map_err(|error| failed("open the agent's own namespace for", error))?;
         let inode = file
@@ -60,6 +79,7 @@ impl Netns {
             home,
             inode,
             cookie: 0,
+            named: leads_to(path, inode),
         };
         netns.cookie = netns
             .enter(|| {
@@ -85,9 +105,9 @@ impl Netns {
         self.cookie
     }
 
-    /// Does the path still lead to this namespace?
+    /// Does the path still lead to this namespace? Where it never did, nobody can say otherwise.
     pub fn is_current(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|now| now.ino() == self.inode)
+        !self.named || leads_to(&self.path, self.inode)
     }
 
     /// Runs `work` on this thread inside the namespace. `work` must not block: the whole supervisor waits.

@@ -1,7 +1,9 @@
 //! Changes over the admin API are answered when they are in force, or when it is clear that this will take longer:
 //! whoever was told "done" may rely on it with the next connection.
 
+use shunt_cni_protocol::Reply;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use tokio::sync::oneshot;
 
 use super::Supervisor;
 use super::lifecycle::Phase;
@@ -10,23 +12,36 @@ use crate::ipc::{Outcome, ToWorker};
 /// Somebody waits for a workload to be what is wished.
 #[derive(Debug)]
 pub(super) struct Asked {
-    ticket: u64,
+    asker: Asker,
     name: WorkloadName,
+}
+
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// Over the admin API: the data plane, by this ticket.
+    Admin(u64),
+    Plugin(oneshot::Sender<Reply>),
 }
 
 impl Supervisor {
     /// Notes the wish. The error says why it cannot be one.
     pub(super) fn put(&mut self, spec: WorkloadSpec) -> Result<WorkloadName, String> {
+        self.may_put(&spec)?;
+        let name = spec.name.clone();
+        self.desire(spec);
+        self.pod_put_in(&name);
+        Ok(name)
+    }
+
+    /// The error says who else is there.
+    pub(super) fn may_put(&self, spec: &WorkloadSpec) -> Result<(), String> {
         let mut others = self.workloads.values().map(|workload| &workload.spec);
         let taken = others.find(|other| other.netns == spec.netns && other.name != spec.name);
         if let Some(other) = taken {
             let (netns, name) = (spec.netns.display(), &other.name);
             return Err(format!("{netns} is already enrolled as {name}"));
         }
-        let name = spec.name.clone();
-        self.desire(spec);
-        self.pod_put_in(&name);
-        Ok(name)
+        Ok(())
     }
 
     /// As [`Supervisor::put`].
@@ -40,11 +55,11 @@ impl Supervisor {
     }
 
     /// Answers now or later.
-    pub(super) fn promise(&mut self, ticket: u64, noted: Result<WorkloadName, String>) {
+    pub(super) fn promise(&mut self, asker: Asker, noted: Result<WorkloadName, String>) {
         self.publish();
         match noted {
-            Ok(name) => self.asked.push(Asked { ticket, name }),
-            Err(refused) => self.answer(ticket, Err(refused)),
+            Ok(name) => self.asked.push(Asked { asker, name }),
+            Err(refused) => self.answer(asker, Err(refused)),
         }
         self.answer_asked();
     }
@@ -53,15 +68,56 @@ impl Supervisor {
     pub(super) fn answer_asked(&mut self) {
         for asked in std::mem::take(&mut self.asked) {
             match self.outcome(&asked.name) {
-                Some(outcome) => self.answer(asked.ticket, Ok(outcome)),
+                Some(outcome) => self.answer(asked.asker, Ok(outcome)),
                 None => self.asked.push(asked),
             }
         }
     }
 
-    pub(super) fn answer(&mut self, ticket: u64, result: Result<Outcome, String>) {
-        let answer = ToWorker::Changed { ticket, result };
-        self.data_plane.tell(&answer, Vec::new());
+    pub(super) fn answer(&mut self, asker: Asker, result: Result<Outcome, String>) {
+        match asker {
+            Asker::Admin(ticket) => {
+                let answer = ToWorker::Changed { ticket, result };
+                self.data_plane.tell(&answer, Vec::new());
+            }
+            Asker::Plugin(reply) => {
+                let told = match result {
+                    Ok(Outcome::InForce) => Reply::Done,
+                    Ok(Outcome::Later(reason)) => Reply::NotYet(reason),
+                    Err(reason) => Reply::Refused(reason),
+                };
+                self.reply_once_known(reply, told);
+            }
+        }
+    }
+
+    /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
+    pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
+        let number = self.data_plane.told().unwrap_or(0);
+        self.unconfirmed.push((number, reply, told));
+        if !self.data_plane.is_running() {
+            self.known(u64::MAX);
+        }
+    }
+
+    /// The data plane has carried out everything up to the message of this number.
+    pub(super) fn known(&mut self, number: u64) {
+        for (waits_for, reply, told) in std::mem::take(&mut self.unconfirmed) {
+            if waits_for <= number {
+                // Who does not wait any more is not told.
+                let _ = reply.send(told);
+            } else {
+                self.unconfirmed.push((waits_for, reply, told));
+            }
+        }
+    }
+
+    /// The data plane is dead, and with it whoever asked over the admin API.
+    pub(super) fn forget_admins(&mut self) {
+        // The next one is told everything before it does anything.
+        self.known(u64::MAX);
+        self.asked
+            .retain(|asked| matches!(asked.asker, Asker::Plugin(_)));
     }
 
     /// `None`: nobody knows yet. As long as the gates are open, whoever is served connects directly.

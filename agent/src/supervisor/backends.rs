@@ -82,6 +82,22 @@ impl Backends {
         {
             return;
         }
+        self.learn();
+    }
+
+    /// What the first workload would have to wait for.
+    pub(super) fn make_ready(&mut self, wish: ModeSetting) {
+        let works = |mode: &&Mode| self.get(**mode).is_ok();
+        let mode = Self::candidates(wish).iter().find(works);
+        if mode == Some(&Mode::Ebpf) {
+            self.learn();
+        }
+    }
+
+    fn learn(&mut self) {
+        if self.behaviour.is_some() {
+            return;
+        }
         let trial = Trial {
             state_dir: &self.state_dir,
             remember: true,

@@ -38,6 +38,8 @@ struct Running {
     channel_failed: bool,
     /// It was told that it captures.
     captures: bool,
+    /// The number of the last message.
+    told: u64,
     started: Instant,
 }
 
@@ -95,6 +97,7 @@ impl DataPlane {
             channel,
             channel_failed: false,
             captures: false,
+            told: 0,
             started: Instant::now(),
         });
         Ok(())
@@ -108,9 +111,10 @@ impl DataPlane {
         if running.channel_failed {
             return;
         }
-        if let Err(error) = running.channel.send(message, fds) {
+        match running.channel.send(message, fds) {
+            Ok(number) => running.told = number,
             // `next` sees the same failure, or the end of the process.
-            tracing::debug!(%error, "a message to the data plane was not sent");
+            Err(error) => tracing::debug!(%error, "a message to the data plane was not sent"),
         }
         if running.channel.backlog() > BACKLOG {
             tracing::error!("the data plane does not read its messages and will be replaced");
@@ -188,6 +192,11 @@ impl DataPlane {
             Some(_) => self.last_alive.elapsed(),
             None => Duration::ZERO,
         }
+    }
+
+    /// The number of the last message, which a running data plane will acknowledge.
+    pub(super) fn told(&self) -> Option<u64> {
+        self.running.as_ref().map(|running| running.told)
     }
 
     pub(super) fn is_running(&self) -> bool {

@@ -187,6 +187,12 @@ impl Supervisor {
     }
 
     fn look_at(&mut self, name: &WorkloadName) {
+        if self.attachments.is_gone(name) {
+            tracing::warn!(workload = %name, "its network namespace is gone, though nobody said so to the CNI plugin");
+            self.withdraw(name);
+            self.changed = true;
+            return;
+        }
         let Some(Workload { spec, phase }) = self.workloads.get_mut(name) else {
             return;
         };

@@ -50,10 +50,10 @@ impl Serving {
     pub(super) fn start(
         spec: &WorkloadSpec,
         id: WorkloadId,
+        netns: Arc<Netns>,
         (config, ports): (&Config, Ports),
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
-        let netns = Arc::new(Netns::open(&spec.netns)?);
         let claim = hold(&netns, CLAIM)?;
         let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
         let addresses = netns.addresses()?;

@@ -79,10 +79,11 @@ impl Home {
 
     /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be: that is
     /// replaced when it is enrolled.
-    pub(super) fn clean_up_after_the_dead(&self, workloads: &[WorkloadSpec]) {
-        let closed = workloads
-            .iter()
-            .filter(|spec| spec.on_failure == OnFailure::Closed);
+    pub(super) fn clean_up_after_the_dead<'a>(
+        &self,
+        workloads: impl Iterator<Item = &'a WorkloadSpec>,
+    ) {
+        let closed = workloads.filter(|spec| spec.on_failure == OnFailure::Closed);
         let spare: Vec<PathBuf> = closed.map(|spec| spec.netns.clone()).collect();
         for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
             tracing::warn!("removed what an earlier agent left: {removed}");

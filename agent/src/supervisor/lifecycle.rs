@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use shunt_core::status::WorkloadState;
 use shunt_core::workload::{Mode, OnFailure, WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
-use shunt_intercept::netns::Netns;
 
 use super::Supervisor;
 use super::enrolment::{Ports, Serving, needs_proxy};
@@ -159,6 +158,11 @@ impl Supervisor {
     }
 
     pub(super) fn withdraw(&mut self, name: &WorkloadName) {
+        self.attachments.forget(name);
+        self.take_out(name);
+    }
+
+    fn take_out(&mut self, name: &WorkloadName) {
         let Some(workload) = self.workloads.remove(name) else {
             return;
         };
@@ -168,11 +172,11 @@ impl Supervisor {
         }
     }
 
-    /// At the end: everybody leaves.
+    /// At the end: everybody leaves. Who was enrolled by CNI is remembered, for the next agent.
     pub(super) fn withdraw_everything(&mut self) {
         let names: Vec<WorkloadName> = self.workloads.keys().cloned().collect();
         for name in names {
-            self.withdraw(&name);
+            self.take_out(&name);
         }
     }
 
@@ -266,7 +270,7 @@ impl Supervisor {
         let waiting = self.workloads.values().filter(closed);
         let waiting = waiting.filter(|workload| workload.serving().is_none());
         let namespaces: Vec<u64> = waiting
-            .filter_map(|workload| Netns::open(&workload.spec.netns).ok())
+            .filter_map(|workload| self.open_netns(&workload.spec).ok())
             .map(|netns| netns.cookie())
             .collect();
         self.remains
@@ -280,7 +284,11 @@ impl Supervisor {
         } else {
             Ports::Configured
         };
-        match Serving::start(spec, id, (&self.config, ports), &mut self.backends) {
+        let served = self.open_netns(spec).and_then(|netns| {
+            let settings = (&self.config, ports);
+            Serving::start(spec, id, netns, settings, &mut self.backends)
+        });
+        match served {
             Ok(serving) => {
                 if let Err(error) = self.watch.add(id, &serving.enrolment.netns) {
                     let error = error.chain();

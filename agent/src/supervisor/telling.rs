@@ -162,7 +162,7 @@ impl Supervisor {
         self.publish_counters();
     }
 
-    fn info(&self, workload: &Workload) -> WorkloadInfo {
+    pub(super) fn info(&self, workload: &Workload) -> WorkloadInfo {
         let serving = workload.serving();
         let learned = serving.map(|serving| self.backends.classes(serving.enrolment.id));
         let mut info = info(workload, learned.unwrap_or_default());

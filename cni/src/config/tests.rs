@@ -13,10 +13,11 @@ fn parsed(more: Value) -> Result<NetworkConfig, Failure> {
 #[test]
 fn what_is_not_said_has_a_default() {
     let settings = parsed(json!({})).expect("right").settings;
-    assert_eq!(settings.socket, PathBuf::from("/run/shunt/admin.sock"));
+    assert_eq!(settings.socket, PathBuf::from("/run/shunt/cni.sock"));
     assert_eq!(settings.on_failure, OnFailure::Open);
     assert_eq!(settings.timeout(), Duration::from_secs(2));
-    assert_eq!(settings.exempt_namespaces, ["kube-system"]);
+    assert_eq!(settings.exempt_namespaces, ["kube-system", "shunt-system"]);
+    assert!(!settings.some_fail_closed());
 }
 
 #[test]
@@ -43,6 +44,9 @@ fn a_wrong_configuration_is_refused() {
         json!({"timeout_ms": 60_001}),
         json!({"timeout_ms": -1}),
         json!({"exempt_namespaces": "kube-system"}),
+        json!({"namespaces": {"prod": {"on_failure": "ajar"}}}),
+        json!({"namespaces": {"prod": {"colour": "red"}}}),
+        json!({"namespaces": ["prod"]}),
         json!({"name": null}),
         json!({"name": "../x"}),
         json!({"prevResult": []}),
@@ -87,4 +91,37 @@ fn what_is_no_json_or_too_long_cannot_be_decoded() {
     }
     let failure = NetworkConfig::parse(json!([])).expect_err("refused");
     assert_eq!(failure.code, Code::Undecodable);
+}
+
+#[test]
+fn a_namespace_may_have_its_own_policy() {
+    let config = parsed(json!({
+        "namespaces": {
+            "prod": {"on_failure": "closed"},
+            "kube-system": {"exempt": false},
+            "dev": {"exempt": true},
+        },
+    }));
+    let config = config.expect("right");
+    assert!(config.settings.some_fail_closed());
+    let of = |namespace: &str| {
+        let variable = |name: &str| {
+            let value = match name {
+                "CNI_CONTAINERID" => "c0ffee".to_owned(),
+                "CNI_IFNAME" => "eth0".to_owned(),
+                _ => format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=a"),
+            };
+            Some(value.into())
+        };
+        let attachment = Attachment::read(variable).expect("right");
+        (
+            config.settings.policy(&attachment),
+            config.exempts(&attachment),
+        )
+    };
+    assert_eq!(of("prod"), (OnFailure::Closed, false));
+    assert_eq!(of("kube-system"), (OnFailure::Open, false));
+    assert_eq!(of("shunt-system"), (OnFailure::Open, true));
+    assert_eq!(of("dev"), (OnFailure::Open, true));
+    assert_eq!(of("shop"), (OnFailure::Open, false));
 }

@@ -72,7 +72,7 @@ fn is_as_before(container: &Container, before: &str, agent: &Agent, open: [usize
 }
 
 /// How many the supervisor and the data plane have, when a moment has passed in which none came or went.
-fn descriptors(agent: &Agent) -> [usize; 2] {
+pub(crate) fn descriptors(agent: &Agent) -> [usize; 2] {
     let of = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     let count = || [of(agent.pid()), of(agent.worker_pid().unwrap_or_default())];
     wait::until("descriptors stay", Duration::from_secs(10), || {

@@ -1,9 +1,13 @@
 //! `shunt-cni` after the real plugins of a network: bridge with host-local, portmap.
 
 mod failures;
+mod handover;
 mod input;
+mod install;
 mod life;
+mod many;
 mod podman;
+mod restart;
 mod verbs;
 
 use serde_json::{Value, json};
@@ -18,7 +22,7 @@ const NOBODY: &[&str] = &[];
 fn asking(agent: &Agent, more: &Value) -> Value {
     let mut config = json!({
         "type": "shunt-cni",
-        "socket": agent.dir.join("admin.sock"),
+        "socket": agent.dir.join("state/cni.sock"),
         "timeout_ms": 10_000,
         "capabilities": {"cgroupPath": true},
         "workload": {"acceleration": "off"},

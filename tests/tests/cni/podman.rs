@@ -13,6 +13,43 @@ use crate::{NOBODY, asking, enrolled, server};
 
 in_both_modes!(podmans_containers_are_intercepted_from_their_first_connection);
 
+/// The network's own file does not have the plugin; `shunt cni install` puts a list before it.
+#[test]
+fn podman_takes_the_installed_list() {
+    require::everything();
+    let world = World::new();
+    let agent = AgentBuilder::new(&world, "ebpf").start();
+    let network = Network::new(&world, "0.4.0", asking(&agent, &json!({})));
+    let (server, _nginx) = server(&world, &network);
+    let podman = Podman::new(&world, &network.plugins[..2]);
+    let url = format!("http://{}/", server.pod.v4);
+    let asks = ["wget", "-q", "-O", "-", &url];
+    podman.run("before", &asks);
+    assert_eq!(agent.access_log().len(), 0);
+
+    let settings = podman.dir.join("settings.json");
+    let workload = json!({"workload": {"acceleration": "off"}});
+    fs::write(&settings, workload.to_string()).expect("written");
+    let shunt = |verb: &str| {
+        let mut shunt = Command::new(shunt_tests::agent::binary());
+        shunt.args(["cni", verb, "--settings"]).arg(&settings);
+        shunt.arg("--socket").arg(agent.dir.join("state/cni.sock"));
+        shunt.arg("--binary").arg(binary());
+        shunt.arg("--bin-dir").arg(podman.dir.join("plugins"));
+        shunt.arg("--conf-dir").arg(podman.dir.join("networks"));
+        succeeds(&shunt.output().expect("it runs"))
+    };
+    fs::create_dir_all(podman.dir.join("plugins")).expect("a directory");
+    shunt("install");
+    podman.run("with", &asks);
+    let lines = agent.lines(1);
+    assert_eq!(lines[0]["workload"], "default/with");
+    shunt("uninstall");
+    podman.run("after", &asks);
+    assert_eq!(agent.access_log().len(), 1);
+    assert_eq!(enrolled(&agent), NOBODY);
+}
+
 /// podman with everything it keeps in one directory, and its networks in the world's node.
 struct Podman {
     dir: PathBuf,

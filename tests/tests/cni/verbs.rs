@@ -1,9 +1,11 @@
 //! What came with 1.1.0, and VERSION. Debian's plugins do not know 1.1.0: `shunt-cni` is asked alone.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use shunt_tests::agent::signal;
 use shunt_tests::cni::{Container, Network, Said, binary};
-use shunt_tests::{AgentBuilder, World, require};
+use shunt_tests::{AgentBuilder, World, require, wait};
 
 use crate::{asking, enrolled};
 
@@ -81,9 +83,16 @@ fn status_says_whether_pods_can_be_added() {
     }
     let worker = agent.worker_pid().expect("a data plane");
     signal("-STOP", worker);
-    let said = ask(&network, "STATUS", &pod, &closed);
+    // By its signs of life, the last of which is too old a moment later.
+    let said = wait::until("it is not ready", Duration::from_secs(10), || {
+        Some(ask(&network, "STATUS", &pod, &closed)).filter(|said| !said.succeeded)
+    });
     signal("-CONT", worker);
     assert_eq!(said.code(), 51, "hung: {said:?}");
+    wait::until("it is ready", Duration::from_secs(10), || {
+        let said = ask(&network, "STATUS", &pod, &closed);
+        said.succeeded.then_some(())
+    });
     agent.terminate();
     let said = ask(&network, "STATUS", &pod, &closed);
     assert_eq!(said.code(), 51, "stopped: {said:?}");
