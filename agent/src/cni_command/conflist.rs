@@ -170,7 +170,9 @@ mod tests {
     #[test]
     fn our_name_comes_first() {
         assert_eq!(put(&[("00-multus.conf", LIST)]).0, "00--shunt.conflist");
-        assert_eq!(put(&[("!.conf", LIST)]).0, "!00-shunt.conflist");
+        assert_eq!(put(&[("!a.conf", LIST)]).0, "!00-shunt.conflist");
+        let error = planned(&[("!.conf", LIST)]).expect_err("refused");
+        assert!(error.contains("rename it"), "{error}");
     }
 
     #[test]
