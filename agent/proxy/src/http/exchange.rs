@@ -146,7 +146,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             .get(X_FORWARDED_PROTO)
             .is_some_and(|proto| proto == "https");
         let scheme = if is_https { "https" } else { "http" };
-        if found.host.require_tls && !is_https {
+        if host.require_tls && !is_https {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }

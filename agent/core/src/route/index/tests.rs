@@ -64,6 +64,7 @@ fn route() -> impl Strategy<Value = Route> {
                 body: Vec::new(),
             }),
             mutations: Mutations::default(),
+            filters: Vec::new(),
         },
     )
 }
