@@ -9,14 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::http::HttpConnectionManager;
-use crate::listener::{ChainMatch, Facts, Listener, NetworkFilter, TcpProxy, choose};
+use crate::flow::Direction;
+use crate::listener::{
+    Captured, ChainMatch, Facts, Listener, NetworkFilter, Serves, TcpProxy, choose,
+};
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
 
 /// One configuration of the proxy, replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// Names are unique, and so are addresses.
+    /// Names are unique, and so are addresses of each kind.
     pub listeners: Vec<Listener>,
     /// Names are unique; every cluster that a listener's filters name is here.
     pub clusters: Vec<Cluster>,
@@ -26,12 +29,38 @@ impl Bootstrap {
     pub fn is_empty(&self) -> bool {
         self.listeners.is_empty() && self.clusters.is_empty()
     }
+
+    /// Those that the agent binds.
+    pub fn bound(&self) -> impl Iterator<Item = &Listener> {
+        let all = self.listeners.iter();
+        all.filter(|listener| listener.serves == Serves::Bound)
+    }
+
+    /// The names of those that serve captured connections.
+    pub fn captured(&self) -> Captured<String> {
+        let all = self.listeners.iter();
+        sorted(all.map(|listener| (listener, listener.name.clone())))
+    }
+}
+
+fn sorted<'a, T>(all: impl Iterator<Item = (&'a Listener, T)>) -> Captured<T> {
+    let mut captured = Captured::default();
+    for (listener, value) in all {
+        match listener.serves {
+            Serves::Bound => {}
+            Serves::Captured(way) => captured.of_mut(way).insert(listener.addr, value),
+            Serves::Rest(way) => captured.of_mut(way).set_rest(value),
+        }
+    }
+    captured
 }
 
 /// A [`Bootstrap`] to be looked up in.
 #[derive(Debug, Default)]
 pub struct Tables {
-    listeners: HashMap<SocketAddr, Arc<Served>>,
+    listeners: Vec<Arc<Served>>,
+    bound: HashMap<SocketAddr, Arc<Served>>,
+    captured: Captured<Arc<Served>>,
     clusters: HashMap<String, Arc<Cluster>>,
 }
 
@@ -61,27 +90,42 @@ pub struct HttpChain {
 impl Tables {
     pub fn new(bootstrap: Bootstrap) -> Self {
         let listeners = bootstrap.listeners.into_iter();
+        let mut listeners: Vec<_> = listeners
+            .map(|listener| Arc::new(Served::new(listener)))
+            .collect();
+        listeners.sort_by_key(|served| served.listener.addr);
+        let bound = listeners
+            .iter()
+            .filter(|served| served.listener.serves == Serves::Bound);
+        let captured = listeners
+            .iter()
+            .map(|served| (&served.listener, Arc::clone(served)));
         let clusters = bootstrap.clusters.into_iter();
         Self {
-            listeners: listeners
-                .map(|listener| (listener.addr, Arc::new(Served::new(listener))))
+            bound: bound
+                .map(|served| (served.listener.addr, Arc::clone(served)))
                 .collect(),
+            captured: sorted(captured),
             clusters: clusters
                 .map(|cluster| (cluster.name.clone(), Arc::new(cluster)))
                 .collect(),
+            listeners,
         }
     }
 
     /// The listener that is bound to this address.
     pub fn listener(&self, addr: SocketAddr) -> Option<&Arc<Served>> {
-        self.listeners.get(&addr)
+        self.bound.get(&addr)
+    }
+
+    /// The listener that serves a captured connection which was going there.
+    pub fn capturing(&self, direction: Direction, to: SocketAddr) -> Option<&Arc<Served>> {
+        self.captured.of(direction).find(to)
     }
 
     /// In the order of their addresses.
-    pub fn listeners(&self) -> Vec<&Arc<Served>> {
-        let mut all: Vec<_> = self.listeners.values().collect();
-        all.sort_by_key(|served| served.listener.addr);
-        all
+    pub fn listeners(&self) -> &[Arc<Served>] {
+        &self.listeners
     }
 
     /// In the order of their names.

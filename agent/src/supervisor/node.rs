@@ -44,7 +44,7 @@ impl Node {
         bootstrap: &Bootstrap,
     ) -> Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
         let mut bound = BTreeMap::new();
-        for listener in &bootstrap.listeners {
+        for listener in bootstrap.bound() {
             if self.sockets.contains_key(&listener.addr) {
                 continue;
             }
@@ -72,10 +72,8 @@ impl Supervisor {
     pub(super) fn replace_bootstrap(&mut self, bootstrap: Bootstrap) -> Result<()> {
         let new = self.served.bind(&self.config, &bootstrap)?;
         let is_gone = |addr: &SocketAddr| {
-            !bootstrap
-                .listeners
-                .iter()
-                .any(|listener| listener.addr == *addr)
+            let mut bound = bootstrap.bound();
+            !bound.any(|listener| listener.addr == *addr)
         };
         let gone: Vec<SocketAddr> = self
             .served

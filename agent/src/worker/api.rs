@@ -204,9 +204,10 @@ impl Api {
             .iter()
             .map(|info| json!({"workload": info.name.to_string(), "listeners": info.listeners}));
         let snapshot = view.snapshot.load();
-        let own = snapshot.proxy.listeners().into_iter().map(|served| {
+        let own = snapshot.proxy.listeners().iter().map(|served| {
             let (name, addr) = (&served.listener.name, served.listener.addr);
-            json!({"workload": served.account.name.to_string(), "listeners": [{"name": name, "address": addr.to_string()}]})
+            let serves = served.listener.serves;
+            json!({"workload": served.account.name.to_string(), "listeners": [{"name": name, "address": addr.to_string(), "serves": serves}]})
         });
         let rows: Vec<serde_json::Value> = rows.chain(own).collect();
         Answer::json(&rows)
@@ -221,7 +222,9 @@ impl Api {
             for endpoint in &cluster.endpoints {
                 lines += &format!("{name}::{}::weight::{}\n", endpoint.addr, endpoint.weight);
             }
-            if cluster.endpoints.is_empty() {
+            if cluster.to_original.is_some() {
+                lines += &format!("{name}::original destination\n");
+            } else if cluster.endpoints.is_empty() {
                 lines += &format!("{name}::no endpoint\n");
             }
         }

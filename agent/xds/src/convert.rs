@@ -36,8 +36,10 @@ pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
     unique(&readers, |reader| reader.text("name"), "name");
     let mut addresses = HashSet::new();
     for (reader, listener) in &listeners {
-        if !addresses.insert(listener.addr) {
-            reader.fault("address", format!("another listener has {}", listener.addr));
+        if !addresses.insert(listener.place()) {
+            let (_, addr) = listener.place();
+            let which = addr.map_or("the rest".to_owned(), |addr| addr.to_string());
+            reader.fault("address", format!("another listener has {which}"));
         }
         let chains = listener.chains.iter().chain(&listener.default_chain);
         let mut missing: Vec<&str> = chains
