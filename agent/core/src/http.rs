@@ -74,6 +74,10 @@ pub struct HttpTimeouts {
     pub request: Duration,
     /// From a request's first byte to the end of its headers.
     pub request_headers: Duration,
+    /// A connection older than this is closed with its next response.
+    pub connection: Duration,
+    /// For such a connection to have a next response; then it is closed without one. Zero: no time.
+    pub drain: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

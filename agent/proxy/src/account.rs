@@ -119,14 +119,17 @@ impl Account {
         self.peer = Some(Arc::clone(&peer.counters));
     }
 
+    /// Of several, one after the other, the last is told of.
     pub(crate) fn upstream(&mut self, upstream: SocketAddr, local: Option<SocketAddr>) {
-        self.record.upstream = Some(UpstreamAddr(upstream));
+        let before = self.record.upstream.replace(UpstreamAddr(upstream));
         // A connect hook made the client's own address loopback; what the destination sees is what people look for.
         if let Some(local) = local.filter(|_| self.record.client.0.ip().is_loopback()) {
             self.record.client.0.set_ip(local.ip().to_canonical());
         }
         self.record.upstream_local = local;
-        self.goes_on(Moment::Opened);
+        if before.is_none() {
+            self.goes_on(Moment::Opened);
+        }
     }
 
     pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {

@@ -11,24 +11,28 @@ mod pool;
 mod received;
 mod reply;
 mod sent;
+mod talk;
 mod wire;
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use shunt_core::bootstrap::HttpChain;
-use shunt_core::flow::{CloseReason, DataPath};
+use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
 
 use self::exchange::Exchange;
 pub(crate) use self::pool::Upstreams;
+use self::talk::{Clock, Rung, Talk};
 use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
@@ -71,64 +75,77 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
         closing: closing.clone(),
     };
-    let carried = std::cell::Cell::new(0_u32);
-    let wire = Wire::new(client, read, reply::signature(manager));
-    let counts = wire.counts();
+    let carried = Cell::new(0_u32);
+    let talk = Talk::new(manager.timeouts);
+    let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        let exchange = Exchange::new(local, &client_of, carried.get());
-        let counts = Rc::clone(&counts);
-        counts.begin();
+        let exchange = Exchange::new(local, &client_of, carried.get(), talk.begin());
+        let talk = Rc::clone(&talk);
         async move {
             let answered = exchange.run(request).await;
-            answered.map(|response| response.map(|body| Answering::new(body, counts)))
+            talk.answering();
+            answered.map(|response| response.map(|body| Answering::new(body, talk)))
         }
     });
-    let longest = |first: Duration, second: Duration| match first.is_zero() {
-        true => second,
-        false => first,
-    };
-    let patience = longest(manager.timeouts.request_headers, manager.timeouts.idle);
     let mut serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Some(patience).filter(|patience| !patience.is_zero()))
+        .header_read_timeout(None)
         .max_headers(manager.limits.headers)
         .max_header_size(manager.limits.header_bytes)
         .max_buf_size(manager.limits.header_bytes.max(LEAST_BUFFER))
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = until_closing(&mut closing) => {
-            Pin::new(&mut serving).graceful_shutdown();
-            (&mut serving).await
+    let mut clock = Clock::default();
+    let mut is_closing = false;
+    let ended = loop {
+        let served = poll_fn(|cx| {
+            let served = Pin::new(&mut serving).poll(cx);
+            talk.tell(account);
+            served
+        });
+        tokio::select! {
+            biased;
+            served = served => break Ended::Served(served),
+            () = until_closing(&mut closing), if !is_closing => {
+                is_closing = true;
+                Pin::new(&mut serving).graceful_shutdown();
+            }
+            rung = poll_fn(|cx| clock.poll(cx, &talk)) => match rung {
+                Rung::Told => {}
+                Rung::Drained => Pin::new(&mut serving).graceful_shutdown(),
+                rung => break Ended::Late(rung),
+            },
         }
     };
     // Whoever is told what is wrong with a request is told it in order too.
-    let is_timeout = ended.as_ref().is_err_and(hyper::Error::is_timeout);
-    let is_orderly = match &ended {
-        Ok(()) => true,
-        Err(error) => is_timeout || error.is_parse(),
-    };
-    if is_orderly {
-        let parts = serving.into_parts();
-        let wire = parts.io.into_inner();
-        match is_timeout && !parts.read_buf.is_empty() {
-            true => {
-                wire.answer("HTTP/1.1 408 Request Timeout", "request header timeout")
-                    .await
-            }
-            false => wire.close().await,
+    let wire = serving.into_parts().io.into_inner();
+    match &ended {
+        Ended::Served(Ok(())) | Ended::Late(Rung::Idle) => wire.close().await,
+        Ended::Served(Err(error)) if error.is_parse() => wire.close().await,
+        Ended::Late(Rung::Head(text)) => {
+            wire.answer("HTTP/1.1 408 Request Timeout", text).await;
         }
+        Ended::Served(Err(_)) | Ended::Late(_) => drop(wire),
     }
-    account.received(DataPath::Copy, counts.read());
-    account.sent(DataPath::Copy, counts.written());
+    talk.tell(account);
     match ended {
-        Ok(()) => (CloseReason::Finished, None),
-        Err(error) if error.is_timeout() => (CloseReason::IdleTimeout, None),
-        Err(error) if error.is_user() => (CloseReason::UpstreamReset, Some(error.to_string())),
-        Err(error) => (CloseReason::ClientReset, Some(error.to_string())),
+        Ended::Served(Ok(())) => (CloseReason::Finished, None),
+        Ended::Served(Err(error)) if error.is_user() => {
+            (CloseReason::UpstreamReset, Some(error.to_string()))
+        }
+        Ended::Served(Err(error)) => (CloseReason::ClientReset, Some(error.to_string())),
+        Ended::Late(Rung::Head(text)) => (CloseReason::IdleTimeout, Some(text.to_owned())),
+        Ended::Late(Rung::Stuck) => {
+            let text = "the response did not go on".to_owned();
+            (CloseReason::IdleTimeout, Some(text))
+        }
+        Ended::Late(_) => (CloseReason::IdleTimeout, None),
     }
+}
+
+enum Ended {
+    Served(hyper::Result<()>),
+    Late(Rung),
 }
 
 async fn until_closing(closing: &mut watch::Receiver<bool>) {

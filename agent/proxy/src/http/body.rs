@@ -1,61 +1,14 @@
 //! Bodies on their way through: nothing is held but the frame that moves.
 
-use std::cell::Cell;
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pool::{Link, Upstreams};
-
-/// What is known of an exchange while it goes on.
-#[derive(Debug)]
-pub(super) struct Progress {
-    request_ended: Cell<bool>,
-    ended: Notify,
-    /// When something moved last.
-    moved: Cell<Instant>,
-}
-
-impl Progress {
-    pub(super) fn new(request_ended: bool) -> Rc<Self> {
-        Rc::new(Self {
-            request_ended: Cell::new(request_ended),
-            ended: Notify::new(),
-            moved: Cell::new(Instant::now()),
-        })
-    }
-
-    pub(super) fn has_request_ended(&self) -> bool {
-        self.request_ended.get()
-    }
-
-    pub(super) async fn until_request_ended(&self) {
-        while !self.has_request_ended() {
-            self.ended.notified().await;
-        }
-    }
-
-    pub(super) fn moved(&self) -> Instant {
-        self.moved.get()
-    }
-
-    fn touch(&self) {
-        self.moved.set(Instant::now());
-    }
-
-    fn end_request(&self) {
-        self.request_ended.set(true);
-        self.ended.notify_waiters();
-        self.ended.notify_one();
-    }
-}
+use super::talk::Progress;
 
 /// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.
 #[derive(Debug)]
@@ -87,7 +40,7 @@ impl Body for RequestBody {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
             let is_over = frame.is_none() || inner.is_end_stream();
             let is_data = !matches!(&frame, Some(Ok(frame)) if !frame.is_data());
-            progress.touch();
+            progress.talk().touch();
             if is_over {
                 progress.end_request();
             }
@@ -121,10 +74,6 @@ pub(super) struct Upstream {
     pub(super) link: Option<Link>,
     pub(super) pool: Upstreams,
     pub(super) progress: Rc<Progress>,
-    /// The route's timeout counts until the response's end.
-    pub(super) deadline: Option<Instant>,
-    pub(super) stream_idle: Duration,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why a response was broken off: the client sees a reset.
@@ -132,8 +81,6 @@ pub(super) struct Upstream {
 pub(super) enum BrokenOff {
     #[error("the upstream broke off")]
     Upstream(#[source] hyper::Error),
-    #[error("the response took too long")]
-    Timeout,
 }
 
 impl Upstream {
@@ -143,23 +90,6 @@ impl Upstream {
         {
             self.pool.give_back(link);
         }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        let idle = (!self.stream_idle.is_zero()).then(|| self.progress.moved() + self.stream_idle);
-        idle.into_iter().chain(self.deadline).min()
-    }
-
-    /// Ready when time is up. A timer is made only for a response that lets itself be waited for.
-    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(due) = self.due() else {
-            return Poll::Pending;
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
-        }
-        timer.as_mut().poll(cx)
     }
 }
 
@@ -176,11 +106,8 @@ impl Body for ResponseBody {
             Self::Upstream(body) => body,
         };
         loop {
-            let Poll::Ready(frame) = Pin::new(&mut body.inner).poll_frame(cx) else {
-                ready!(body.poll_due(cx));
-                return Poll::Ready(Some(Err(BrokenOff::Timeout)));
-            };
-            body.progress.touch();
+            let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
+            body.progress.talk().touch();
             match frame {
                 None => {
                     body.settle();

@@ -1,9 +1,10 @@
 //! One request and its response.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -12,14 +13,14 @@ use shunt_core::bootstrap::HttpChain;
 use shunt_core::cluster::Cluster;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
-use tokio::time::{Instant, sleep_until};
 
 use super::Client;
-use super::body::{Progress, RequestBody, ResponseBody, Upstream};
+use super::body::{RequestBody, ResponseBody, Upstream};
 use super::pool::Link;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
+use super::talk::{Expired, Progress};
 use crate::connect::ConnectError;
 use crate::worker::Local;
 
@@ -32,6 +33,7 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     /// One answer for every question of chance, as often as it is asked.
     random: u64,
     is_last: bool,
+    progress: Rc<Progress>,
 }
 
 /// What went wrong with an upstream before its response began, as Envoy words it.
@@ -39,14 +41,19 @@ enum Failure {
     Connect(ConnectError),
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
-    Timeout(&'static str, u16),
+    Expired(Expired),
     /// What a pattern made of the path is none.
     NoPath,
 }
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// `number`: the connection's first request is 1.
-    pub(super) fn new(local: &'a Local<S, O>, client: &'a Client<'a>, number: u32) -> Self {
+    pub(super) fn new(
+        local: &'a Local<S, O>,
+        client: &'a Client<'a>,
+        number: u32,
+        progress: Rc<Progress>,
+    ) -> Self {
         let most = client.chain.manager.limits.requests_per_connection;
         // Who stays connected for long must not be served by an old configuration for as long.
         let now = local.context.snapshot.load();
@@ -56,7 +63,11 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most || is_replaced || *client.closing.borrow(),
+            is_last: most > 0 && number >= most
+                || is_replaced
+                || progress.talk().is_old()
+                || *client.closing.borrow(),
+            progress,
         }
     }
 
@@ -81,12 +92,14 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         };
         let keeps_alive = head.keeps_alive();
-        let progress = Progress::new(body.is_end_stream());
+        if body.is_end_stream() {
+            self.progress.end_request();
+        }
         let received = head.receive(manager, self.client.addr, self.client.listener);
-        let mut response = self.route(&mut head, received, body, &progress).await;
+        let mut response = self.route(&mut head, received, body).await;
         reply::finish(&mut response, manager, Some(&head));
         let is_upgrade = received == Received::Upgrade;
-        if self.is_last || is_upgrade || !keeps_alive || !progress.has_request_ended() {
+        if self.is_last || is_upgrade || !keeps_alive || !self.progress.has_request_ended() {
             close(&mut response);
         }
         Ok(response)
@@ -97,7 +110,6 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         head: &mut Head,
         received: Received,
         body: Incoming,
-        progress: &Rc<Progress>,
     ) -> Response<ResponseBody> {
         let Some(host) = self.chain.routes.virtual_host(&head.authority) else {
             return reply::local(404, "");
@@ -129,10 +141,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 reply::redirect(redirect.status, &location)
             }
             Action::Forward(forward) => {
-                match self
-                    .forward(head, forward, &mut matched, body, progress)
-                    .await
-                {
+                match self.forward(head, forward, &mut matched, body).await {
                     Ok(response) => return response,
                     Err(response) => response,
                 }
@@ -150,7 +159,6 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         forward: &'m Forward,
         matched: &mut Matched<'m>,
         body: Incoming,
-        progress: &Rc<Progress>,
     ) -> Result<Response<ResponseBody>, Response<ResponseBody>> {
         let named;
         let (name, choice): (&str, Option<&'m ClusterChoice>) = match &forward.target {
@@ -175,30 +183,26 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let host = choice.and_then(|choice| choice.host.as_deref());
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
-        let begun = Instant::now();
-        match self
-            .send(head, body, forward, (&cluster, endpoint), progress)
-            .await
-        {
+        self.progress.limit_response(forward.timeout);
+        match self.send(head, body, (&cluster, endpoint)).await {
             Ok((response, link)) => {
                 let (mut parts, inner) = response.into_parts();
-                if !self.chain.manager.suppress_envoy_headers {
-                    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                // Of a request that has not ended yet nobody can say how long it took.
+                if !self.chain.manager.suppress_envoy_headers
+                    && let Some(ended) = self.progress.request_ended()
+                {
+                    let millis = u64::try_from(ended.elapsed().as_millis()).unwrap_or(u64::MAX);
                     parts
                         .headers
                         .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
                 }
                 let status = parts.status.as_u16();
                 matched.change_response(&mut parts.headers, status, &asked, self.client);
-                let deadline = (!forward.timeout.is_zero()).then(|| begun + forward.timeout);
                 let body = Upstream {
                     inner,
                     link: Some(link),
                     pool: self.local.upstreams.clone(),
-                    progress: Rc::clone(progress),
-                    deadline,
-                    stream_idle: self.chain.manager.timeouts.stream_idle,
-                    timer: None,
+                    progress: Rc::clone(&self.progress),
                 };
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
@@ -211,20 +215,18 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         &self,
         head: &Head,
         body: Incoming,
-        forward: &Forward,
         (cluster, endpoint): (&Cluster, SocketAddr),
-        progress: &Rc<Progress>,
     ) -> Result<(Response<Incoming>, Link), Failure> {
-        let body = RequestBody::new(body, Rc::clone(progress));
+        let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let supply = &self.local.context.supply;
             let taken = self.local.upstreams.take(supply, cluster, endpoint);
-            let taken = self.in_time(taken, forward.timeout, progress).await?;
-            let mut link = taken.map_err(Failure::Connect)?;
+            let mut link = self.in_time(taken).await?.map_err(Failure::Connect)?;
+            self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
-            match self.in_time(sent, forward.timeout, progress).await? {
+            match self.in_time(sent).await? {
                 Ok(response) => return Ok((response, link)),
                 Err(mut error) => match error.take_message() {
                     // It never left: the connection was closed while it waited in the pool.
@@ -236,48 +238,14 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     }
 
     /// What `work` gives, unless one of the request's times is up.
-    async fn in_time<T>(
-        &self,
-        work: impl Future<Output = T>,
-        route: Duration,
-        progress: &Progress,
-    ) -> Result<T, Failure> {
-        let timeouts = &self.chain.manager.timeouts;
-        let begun = Instant::now();
-        let after = |limit: Duration, from: Instant| (!limit.is_zero()).then(|| from + limit);
-        let mut ended_at = progress.has_request_ended().then_some(begun);
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::pin!(work);
-        loop {
-            let idle = after(timeouts.stream_idle, progress.moved().max(begun));
-            let (own, word, status) = match ended_at {
-                Some(at) => (after(route, at), "upstream request timeout", 504),
-                None => (after(timeouts.request, begun), "request timeout", 408),
-            };
-            let due = own.into_iter().chain(idle).min();
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                () = progress.until_request_ended(), if ended_at.is_none() => {
-                    ended_at = Some(Instant::now());
-                }
-                () = until(due) => {
-                    let now = Instant::now();
-                    if own.is_some_and(|at| at <= now) {
-                        return Err(Failure::Timeout(word, status));
-                    }
-                    if after(timeouts.stream_idle, progress.moved().max(begun)).is_some_and(|at| at <= now) {
-                        let status = if ended_at.is_some() { 504 } else { 408 };
-                        return Err(Failure::Timeout("stream timeout", status));
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
+        // Whoever says that time is up polls the whole connection.
+        poll_fn(|cx| match self.progress.expired() {
+            Some(expired) => Poll::Ready(Err(Failure::Expired(expired))),
+            None => work.as_mut().poll(cx).map(Ok),
+        })
+        .await
     }
 }
 
@@ -324,7 +292,13 @@ fn expects_body(method: &Method) -> bool {
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
     match failure {
-        Failure::Timeout(word, status) => reply::local(*status, *word),
+        Failure::Expired(expired) => match expired {
+            Expired::Response => reply::local(504, "upstream request timeout"),
+            Expired::Request => reply::local(408, "request timeout"),
+            Expired::Stream { request_ended } => {
+                reply::local(if *request_ended { 504 } else { 408 }, "stream timeout")
+            }
+        },
         Failure::NoPath => reply::local(500, "the rewritten path is no path"),
         Failure::Connect(ConnectError::Timeout(_)) => {
             reply::local(503, format!("{BEFORE} connection timeout"))

@@ -38,6 +38,7 @@ pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     idle_since: Rc<Cell<Option<Instant>>>,
     carried: u32,
+    local: Option<SocketAddr>,
     cluster: String,
     endpoint: SocketAddr,
     most: u32,
@@ -104,6 +105,7 @@ impl Link {
         cluster: &Cluster,
         endpoint: SocketAddr,
     ) -> Result<Self, ConnectError> {
+        let local = stream.local_addr().ok();
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
@@ -142,6 +144,7 @@ impl Link {
             sender,
             idle_since,
             carried: 0,
+            local,
             cluster: cluster.name.clone(),
             endpoint,
             most: cluster.max_requests_per_connection,
@@ -151,6 +154,11 @@ impl Link {
     /// Was it used before? Then the upstream may have closed it while the request was on its way.
     pub(super) fn is_used(&self) -> bool {
         self.carried > 0
+    }
+
+    /// This end's address.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {

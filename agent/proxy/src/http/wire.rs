@@ -1,7 +1,6 @@
 //! The client's socket: bytes that were read before come first, all are counted, and the end is in order when the last
 //! answer was.
 
-use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::talk::Talk;
+
 /// For the client to take the last answer and to close; bytes which it sends meanwhile are thrown away, as a reset would
 /// take the answer away from it.
 const DELAYED_CLOSE: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ pub(super) struct Wire {
     stream: TcpStream,
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
-    counts: Rc<Counts>,
+    talk: Rc<Talk>,
     signature: Signature,
     /// Written in place of what hyper gave.
     instead: Vec<u8>,
@@ -78,40 +79,21 @@ const HYPERS_OWN: [&[u8]; 2] = [
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n",
 ];
 
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    read: Cell<u64>,
-    written: Cell<u64>,
-    answer: Cell<Answer>,
-}
-
-/// Whose bytes hyper writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Answer {
-    /// No request is being answered: what is written is hyper's own.
-    #[default]
-    Nobodys,
-    /// A request's, whose end has not been asked for yet.
-    Begun,
-    /// All of it is in hyper's hands.
-    Given,
-}
-
 /// A response's body, as long as which lives its answer has not ended.
 pub(super) struct Answering<B> {
     body: B,
-    counts: Rc<Counts>,
+    talk: Rc<Talk>,
 }
 
 impl<B> Answering<B> {
-    pub(super) fn new(body: B, counts: Rc<Counts>) -> Self {
-        Self { body, counts }
+    pub(super) fn new(body: B, talk: Rc<Talk>) -> Self {
+        Self { body, talk }
     }
 }
 
 impl<B> Drop for Answering<B> {
     fn drop(&mut self) {
-        self.counts.answer.set(Answer::Given);
+        self.talk.answered();
     }
 }
 
@@ -135,27 +117,17 @@ impl<B: Body + Unpin> Body for Answering<B> {
     }
 }
 
-impl Counts {
-    pub(super) fn read(&self) -> u64 {
-        self.read.get()
-    }
-
-    pub(super) fn written(&self) -> u64 {
-        self.written.get()
-    }
-
-    /// A request is there.
-    pub(super) fn begin(&self) {
-        self.answer.set(Answer::Begun);
-    }
-}
-
 impl Wire {
-    pub(super) fn new(stream: TcpStream, before: Vec<u8>, signature: Signature) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        before: Vec<u8>,
+        talk: Rc<Talk>,
+        signature: Signature,
+    ) -> Self {
         Self {
             stream,
             before: (before, 0),
-            counts: Rc::default(),
+            talk,
             signature,
             instead: Vec::new(),
         }
@@ -163,7 +135,7 @@ impl Wire {
 
     /// The same answer as Envoy words it.
     fn reword(&self, answer: &[u8]) -> Option<Vec<u8>> {
-        if self.counts.answer.get() != Answer::Nobodys {
+        if !self.talk.is_nobodys() {
             return None;
         }
         let beginning = HYPERS_OWN.into_iter().find(|own| answer.starts_with(own))?;
@@ -182,9 +154,7 @@ impl Wire {
         let reply = self.signature.reply(line, text, &date);
         // A client that takes nothing has its time to begin.
         if let Ok(Ok(())) = timeout(DELAYED_CLOSE, self.stream.write_all(&reply)).await {
-            self.counts
-                .written
-                .set(self.counts.written() + reply.len() as u64);
+            self.talk.wrote(reply.len());
         }
         self.close().await;
     }
@@ -194,15 +164,9 @@ impl Wire {
             let written =
                 std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))?;
             self.instead.drain(..written);
-            self.counts
-                .written
-                .set(self.counts.written() + written as u64);
+            self.talk.wrote(written);
         }
         Poll::Ready(Ok(()))
-    }
-
-    pub(super) fn counts(&self) -> Rc<Counts> {
-        Rc::clone(&self.counts)
     }
 
     /// The last answer is written: let the client have it.
@@ -238,8 +202,7 @@ impl AsyncRead for Wire {
         } else {
             std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         }
-        let read = (buffer.filled().len() - had) as u64;
-        self.counts.read.set(self.counts.read() + read);
+        self.talk.read(buffer.filled().len() - had);
         Poll::Ready(Ok(()))
     }
 }
@@ -256,9 +219,7 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.counts
-            .written
-            .set(self.counts.written() + written as u64);
+        self.talk.wrote(written);
         Poll::Ready(Ok(written))
     }
 
@@ -276,9 +237,7 @@ impl AsyncWrite for Wire {
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         let written = std::task::ready!(written)?;
-        self.counts
-            .written
-            .set(self.counts.written() + written as u64);
+        self.talk.wrote(written);
         Poll::Ready(Ok(written))
     }
 
@@ -289,9 +248,7 @@ impl AsyncWrite for Wire {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         std::task::ready!(self.poll_instead(cx))?;
         // Hyper asks for it when it has written all that it has.
-        if self.counts.answer.get() == Answer::Given {
-            self.counts.answer.set(Answer::Nobodys);
-        }
+        self.talk.flushed();
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

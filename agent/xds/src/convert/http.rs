@@ -15,6 +15,7 @@ const HEADER_KIB: u32 = 60;
 const HEADERS: u32 = 100;
 const IDLE: Duration = Duration::from_secs(3600);
 const STREAM_IDLE: Duration = Duration::from_secs(300);
+const DRAIN: Duration = Duration::from_secs(5);
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
@@ -106,9 +107,9 @@ fn limits(reader: &Reader<'_>) -> HttpLimits {
 
 fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
     let common = reader.message("common_http_protocol_options");
-    let idle = common.and_then(|options| options.duration("idle_timeout"));
+    let common = |name| common.as_ref().and_then(|options| options.duration(name));
     HttpTimeouts {
-        idle: idle.unwrap_or(IDLE),
+        idle: common("idle_timeout").unwrap_or(IDLE),
         stream_idle: reader
             .duration("stream_idle_timeout")
             .unwrap_or(STREAM_IDLE),
@@ -116,6 +117,8 @@ fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
         request_headers: reader
             .duration("request_headers_timeout")
             .unwrap_or_default(),
+        connection: common("max_connection_duration").unwrap_or_default(),
+        drain: reader.duration("drain_timeout").unwrap_or(DRAIN),
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("request_timeout"),
             honoured("request_headers_timeout"),
             within(
+                "drain_timeout",
+                "after max_connection_duration; of listeners, `timeouts.drain` in the agent's own file says it",
+            ),
+            within(
                 "use_remote_address",
                 "a client on loopback is called by its own address, not by this host's",
             ),
@@ -39,10 +43,6 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("http3_protocol_options", "HTTP/3 is not spoken"),
             no_effect("access_log", "the agent writes its own access log"),
             no_effect("access_log_options", "the agent writes its own access log"),
-            no_effect(
-                "drain_timeout",
-                "`timeouts.drain` in the agent's own file says it",
-            ),
             no_effect(
                 "delayed_close_timeout",
                 "a connection is closed once its last bytes are taken",
@@ -64,6 +64,7 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.core.v3.HttpProtocolOptions",
         fields: &[
             honoured("idle_timeout"),
+            honoured("max_connection_duration"),
             within("max_headers_count", "from 1 to 8192"),
             honoured("max_requests_per_connection"),
         ],

@@ -1,0 +1,359 @@
+//! What is known of a client's connection while it lives, and of the request that is under way on it: bytes, times, and
+//! whose turn it is.
+//!
+//! ```text
+//!  Idle --first byte--> Head --request--> Waiting --response begins--> Answering --all given--> Flushing --written--> Idle
+//! ```
+//! Each state has its limits, and one timer rings for all of them, whoever of hyper, the client and the upstream it is
+//! that does nothing.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use shunt_core::flow::DataPath;
+use shunt_core::http::HttpTimeouts;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::account::Account;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No request.
+    Idle,
+    /// Some of a request's head.
+    Head,
+    /// A request, and nothing of its response.
+    Waiting,
+    /// Some of the response.
+    Answering,
+    /// All of the response, in hyper's hands.
+    Flushing,
+}
+
+#[derive(Debug)]
+pub(super) struct Talk {
+    limits: HttpTimeouts,
+    opened: Instant,
+    state: Cell<State>,
+    /// A request's first byte, or the end of the one before.
+    since: Cell<Instant>,
+    /// When something moved last, in any direction.
+    moved: Cell<Instant>,
+    request: RefCell<Option<Rc<Progress>>>,
+    /// The connection is as old as it may be: its next response is the last.
+    is_old: Cell<bool>,
+    is_drained: Cell<bool>,
+    read: Cell<u64>,
+    written: Cell<u64>,
+    /// Bytes that are accounted for.
+    told: Cell<(u64, u64)>,
+    upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
+    /// Of who looks at the time.
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What is known of a request while it is under way.
+#[derive(Debug)]
+pub(super) struct Progress {
+    talk: Rc<Talk>,
+    request_ended: Cell<Option<Instant>>,
+    /// From the request's end to the response's; zero: no limit.
+    route: Cell<Duration>,
+    expired: Cell<Option<Expired>>,
+}
+
+/// A time that was up before a response began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expired {
+    /// The route's.
+    Response,
+    /// The request's own.
+    Request,
+    /// Nothing moved; had the request ended?
+    Stream { request_ended: bool },
+}
+
+/// What is to be done because time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rung {
+    /// There was no request for long.
+    Idle,
+    /// A request's head did not come whole; the text says which limit.
+    Head(&'static str),
+    /// The request has been told.
+    Told,
+    /// A response does not go on.
+    Stuck,
+    /// The connection is as old as it may be, and had its time to end.
+    Drained,
+}
+
+/// What the timer is set to.
+#[derive(Clone, Copy)]
+enum Due {
+    Rung(Rung),
+    Expired(Expired),
+    Old,
+}
+
+impl Talk {
+    pub(super) fn new(limits: HttpTimeouts) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            limits,
+            opened: now,
+            state: Cell::new(State::Idle),
+            since: Cell::new(now),
+            moved: Cell::new(now),
+            request: RefCell::default(),
+            is_old: Cell::default(),
+            is_drained: Cell::default(),
+            read: Cell::default(),
+            written: Cell::default(),
+            told: Cell::default(),
+            upstream: Cell::default(),
+            waker: RefCell::default(),
+        })
+    }
+
+    pub(super) fn read(&self, bytes: usize) {
+        self.read.set(self.read.get() + bytes as u64);
+        self.touch();
+        if bytes > 0 && self.state.get() == State::Idle {
+            self.state.set(State::Head);
+            self.since.set(self.moved.get());
+        }
+    }
+
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.written.set(self.written.get() + bytes as u64);
+        self.touch();
+    }
+
+    pub(super) fn touch(&self) {
+        self.moved.set(Instant::now());
+    }
+
+    /// Hyper has nothing more to write.
+    pub(super) fn flushed(&self) {
+        if self.state.get() == State::Flushing {
+            self.state.set(State::Idle);
+            self.since.set(Instant::now());
+        }
+    }
+
+    /// Is no request being answered? Then what is written is hyper's own.
+    pub(super) fn is_nobodys(&self) -> bool {
+        matches!(self.state.get(), State::Idle | State::Head)
+    }
+
+    /// A request's head is there.
+    pub(super) fn begin(self: &Rc<Self>) -> Rc<Progress> {
+        if self.state.get() != State::Head {
+            self.since.set(Instant::now());
+        }
+        self.state.set(State::Waiting);
+        self.touch();
+        let progress = Rc::new(Progress {
+            talk: Rc::clone(self),
+            request_ended: Cell::default(),
+            route: Cell::default(),
+            expired: Cell::default(),
+        });
+        *self.request.borrow_mut() = Some(Rc::clone(&progress));
+        progress
+    }
+
+    /// A response is there.
+    pub(super) fn answering(&self) {
+        self.state.set(State::Answering);
+        self.touch();
+    }
+
+    /// All of it is in hyper's hands.
+    pub(super) fn answered(&self) {
+        self.state.set(State::Flushing);
+        self.request.borrow_mut().take();
+        self.touch();
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.is_old.get()
+    }
+
+    /// Whom requests are sent to now.
+    pub(super) fn upstream(&self, upstream: SocketAddr, local: Option<SocketAddr>) {
+        self.upstream.set(Some((upstream, local)));
+    }
+
+    /// Tells what is new.
+    pub(super) fn tell(&self, account: &mut Account) {
+        if let Some((upstream, local)) = self.upstream.take() {
+            account.upstream(upstream, local);
+        }
+        let (read, written) = self.told.replace((self.read.get(), self.written.get()));
+        for (bytes, tell) in [
+            (
+                self.read.get() - read,
+                Account::received as fn(&mut _, _, _),
+            ),
+            (self.written.get() - written, Account::sent),
+        ] {
+            if bytes > 0 {
+                tell(account, DataPath::Copy, bytes);
+            }
+        }
+    }
+
+    fn due(&self) -> Option<(Instant, Due)> {
+        let limits = &self.limits;
+        let rung = |limit, from, rung| after(limit, from).map(|at| (at, Due::Rung(rung)));
+        let (since, moved) = (self.since.get(), self.moved.get());
+        let of_state = match self.state.get() {
+            State::Idle => rung(limits.idle, since, Rung::Idle),
+            State::Head => earliest([
+                rung(
+                    limits.request_headers,
+                    since,
+                    Rung::Head("request header timeout"),
+                ),
+                rung(limits.request, since, Rung::Head("request timeout")),
+                rung(limits.stream_idle, since, Rung::Head("stream timeout")),
+            ]),
+            State::Flushing => rung(limits.stream_idle, moved, Rung::Stuck),
+            state => {
+                let request = self.request.borrow();
+                let progress = request.as_ref();
+                let own = progress.and_then(|progress| progress.due(limits.request, since));
+                let idle = progress.and_then(|progress| {
+                    let request_ended = progress.has_request_ended();
+                    after(limits.stream_idle, moved)
+                        .map(|at| (at, Expired::Stream { request_ended }))
+                });
+                earliest([own, idle, None]).map(|(at, expired)| match state {
+                    State::Waiting => (at, Due::Expired(expired)),
+                    _ => (at, Due::Rung(Rung::Stuck)),
+                })
+            }
+        };
+        let age = match (self.is_old.get(), self.is_drained.get()) {
+            _ if limits.connection.is_zero() => None,
+            (false, _) => Some((self.opened + limits.connection, Due::Old)),
+            (true, false) => {
+                let at = self.opened + limits.connection + limits.drain;
+                Some((at, Due::Rung(Rung::Drained)))
+            }
+            (true, true) => None,
+        };
+        earliest([of_state, age, None])
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Progress {
+    pub(super) fn talk(&self) -> &Rc<Talk> {
+        &self.talk
+    }
+
+    pub(super) fn has_request_ended(&self) -> bool {
+        self.request_ended.get().is_some()
+    }
+
+    /// When all of the request had come.
+    pub(super) fn request_ended(&self) -> Option<Instant> {
+        self.request_ended.get()
+    }
+
+    /// All of it has come.
+    pub(super) fn end_request(&self) {
+        if !self.has_request_ended() {
+            self.request_ended.set(Some(Instant::now()));
+            // A limit that counts from now may be the next.
+            self.talk.wake();
+        }
+    }
+
+    /// Zero: none.
+    pub(super) fn limit_response(&self, route: Duration) {
+        self.route.set(route);
+    }
+
+    pub(super) fn expired(&self) -> Option<Expired> {
+        self.expired.get()
+    }
+
+    fn due(&self, request: Duration, since: Instant) -> Option<(Instant, Expired)> {
+        if self.expired.get().is_some() {
+            return None; // It is being answered for that.
+        }
+        match self.request_ended.get() {
+            Some(ended) => after(self.route.get(), ended).map(|at| (at, Expired::Response)),
+            None => after(request, since).map(|at| (at, Expired::Request)),
+        }
+    }
+}
+
+/// Zero: never.
+fn after(limit: Duration, from: Instant) -> Option<Instant> {
+    (!limit.is_zero()).then(|| from + limit)
+}
+
+fn earliest<T>(all: [Option<(Instant, T)>; 3]) -> Option<(Instant, T)> {
+    all.into_iter().flatten().min_by_key(|(at, _)| *at)
+}
+
+/// The timer. It is touched only when it rings or would ring too late.
+#[derive(Debug, Default)]
+pub(super) struct Clock(Option<Pin<Box<Sleep>>>);
+
+impl Clock {
+    /// Ready when time is up; to be asked whenever something may have changed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, talk: &Talk) -> Poll<Rung> {
+        {
+            let mut waker = talk.waker.borrow_mut();
+            match &mut *waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+        }
+        loop {
+            let Some((at, due)) = talk.due() else {
+                return Poll::Pending;
+            };
+            let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if at < sleep.deadline() {
+                sleep.as_mut().reset(at);
+            }
+            ready!(sleep.as_mut().poll(cx));
+            if Instant::now() < at {
+                sleep.as_mut().reset(at);
+                continue;
+            }
+            match due {
+                Due::Old => talk.is_old.set(true),
+                Due::Rung(rung) => {
+                    if rung == Rung::Drained {
+                        talk.is_drained.set(true);
+                    }
+                    return Poll::Ready(rung);
+                }
+                Due::Expired(expired) => {
+                    if let Some(progress) = &*talk.request.borrow() {
+                        progress.expired.set(Some(expired));
+                    }
+                    talk.touch();
+                    return Poll::Ready(Rung::Told);
+                }
+            }
+        }
+    }
+}
