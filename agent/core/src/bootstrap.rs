@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
-use crate::http::HttpConnectionManager;
 use crate::flow::Direction;
+use crate::http::HttpConnectionManager;
 use crate::listener::{
     Captured, ChainMatch, Facts, Listener, NetworkFilter, Serves, TcpProxy, choose,
 };

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use shunt_core::bootstrap::HttpChain;
+use shunt_core::bootstrap::{HttpChain, Tables};
 use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
@@ -37,14 +37,22 @@ use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
 use crate::gateway::Connection;
+use crate::origin::Origin;
 use crate::worker::Local;
 
 /// What the requests of one connection have in common.
 pub(crate) struct Client<'a> {
     pub(crate) chain: &'a HttpChain,
     pub(crate) snapshot: Arc<Snapshot>,
+    /// Of whoever's configuration it is.
+    pub(crate) tables: Arc<Tables>,
     pub(crate) addr: SocketAddr,
+    /// Whose connection it is, whatever a PROXY header says.
+    pub(crate) direct_addr: SocketAddr,
     pub(crate) listener: SocketAddr,
+    /// Where a captured connection was going.
+    pub(crate) original: Option<SocketAddr>,
+    pub(crate) origin: Origin,
     /// The listener is going away: this request is the connection's last.
     pub(crate) closing: watch::Receiver<bool>,
 }
@@ -63,7 +71,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         client,
         read,
         from,
+        direct_from,
         listener,
+        original,
+        origin,
+        tables,
         snapshot,
         mut closing,
     } = connection;
@@ -71,8 +83,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let client_of = Client {
         chain,
         snapshot,
+        tables,
         addr: from,
+        direct_addr: direct_from,
         listener,
+        original,
+        origin,
         closing: closing.clone(),
     };
     let carried = Cell::new(0_u32);

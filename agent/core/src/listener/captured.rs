@@ -106,7 +106,11 @@ mod tests {
         let addr = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let mut all = ByDestination::default();
         assert!(all.is_empty());
-        for (at, name) in [("10.0.0.1:80", "exact"), ("0.0.0.0:80", "port"), ("[::]:80", "six")] {
+        for (at, name) in [
+            ("10.0.0.1:80", "exact"),
+            ("0.0.0.0:80", "port"),
+            ("[::]:80", "six"),
+        ] {
             all.insert(addr(at), name);
         }
         let found = |all: &ByDestination<&'static str>, to: &str| all.find(addr(to)).copied();

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,19 +10,21 @@ use std::task::Poll;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, Uri, Version};
-use shunt_core::bootstrap::HttpChain;
+use shunt_core::bootstrap::{Chain, HttpChain};
 use shunt_core::cluster::Cluster;
+use shunt_core::flow::CloseReason;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
 use super::Client;
 use super::body::{RequestBody, ResponseBody, Upstream};
-use super::pool::Link;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
 use super::talk::{Expired, Progress};
 use crate::connect::ConnectError;
+use crate::gateway::OnePass;
+use crate::origin::{Dial, Origin};
 use crate::worker::Local;
 
 const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -44,6 +47,8 @@ enum Failure {
     Expired(Expired),
     /// What a pattern made of the path is none.
     NoPath,
+    /// The far end's listener has nobody for it.
+    NoChain,
 }
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
@@ -57,7 +62,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let most = client.chain.manager.limits.requests_per_connection;
         // Who stays connected for long must not be served by an old configuration for as long.
         let now = local.context.snapshot.load();
-        let is_replaced = !Arc::ptr_eq(&now.proxy, &client.snapshot.proxy);
+        let workload = now.workloads.get(&client.origin.workload());
+        let tables = workload.map_or(&now.proxy, |workload| now.tables(workload));
+        let is_replaced = !Arc::ptr_eq(tables, &client.tables);
         Self {
             local,
             client,
@@ -172,11 +179,11 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 (&named, None)
             }
         };
-        let Some(cluster) = self.client.snapshot.proxy.cluster(name).map(Arc::clone) else {
+        let Some(cluster) = self.client.tables.cluster(name).map(Arc::clone) else {
             return Err(reply::local(forward.cluster_not_found, ""));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
-        let Some(endpoint) = self.local.balance.choose(&cluster) else {
+        let Some(endpoint) = self.endpoint(&cluster, head) else {
             return Err(reply::local(503, "no healthy upstream"));
         };
         matched.endpoint = Some(endpoint);
@@ -184,9 +191,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
         self.progress.limit_response(forward.timeout);
-        match self.send(head, body, (&cluster, endpoint)).await {
-            Ok((response, link)) => {
-                let (mut parts, inner) = response.into_parts();
+        match self.go(head, body, (&cluster, endpoint)).await {
+            Ok(response) => {
+                let (mut parts, body) = response.into_parts();
                 // Of a request that has not ended yet nobody can say how long it took.
                 if !self.chain.manager.suppress_envoy_headers
                     && let Some(ended) = self.progress.request_ended()
@@ -198,36 +205,133 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 }
                 let status = parts.status.as_u16();
                 matched.change_response(&mut parts.headers, status, &asked, self.client);
-                let body = Upstream {
-                    inner,
-                    link: Some(link),
-                    pool: self.local.upstreams.clone(),
-                    progress: Rc::clone(&self.progress),
-                };
                 parts.version = Version::HTTP_11;
-                Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+                Ok(Response::from_parts(parts, body))
             }
             Err(failure) => Err(failed(&failure)),
         }
+    }
+
+    fn endpoint(&self, cluster: &Cluster, head: &Head) -> Option<SocketAddr> {
+        let Some(to) = &cluster.to_original else {
+            return self.local.balance.choose(cluster, None);
+        };
+        let named = to.header.as_ref().and_then(|name| {
+            let value = head.headers.get(name.as_str())?;
+            value.to_str().ok()?.parse().ok()
+        });
+        to.endpoint(self.client.original, named)
+    }
+
+    fn dial(&self, origin: Origin) -> Dial<'_, S, O> {
+        Dial {
+            local: self.local,
+            snapshot: &self.client.snapshot,
+            origin,
+        }
+    }
+
+    /// To an upstream; or to the inbound listener of a workload of this node, here and now.
+    async fn go(
+        &self,
+        head: &Head,
+        body: Incoming,
+        (cluster, endpoint): (&Cluster, SocketAddr),
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let Client {
+            snapshot,
+            origin,
+            direct_addr,
+            ..
+        } = self.client;
+        let dial = self.dial(*origin);
+        if matches!(origin, Origin::Outbound { .. })
+            && let Some(peer) = snapshot.owner(endpoint.ip())
+        {
+            self.progress.talk().peer(peer);
+        }
+        let Some(pass) = OnePass::to(snapshot, *origin, *direct_addr, endpoint) else {
+            return self.send(head, body, &dial, (cluster, endpoint)).await;
+        };
+        dial.judge(endpoint).map_err(Failure::Connect)?;
+        let chain = pass.chain().map(Arc::clone).ok_or(Failure::NoChain)?;
+        match &*chain {
+            Chain::Http(http) => Ok(self.pass_on(head, body, pass, http).await),
+            Chain::Tcp(tcp) => {
+                let name = tcp.clusters.choose(self.random);
+                let cluster = pass.tables.cluster(name).ok_or(Failure::NoChain)?;
+                let endpoint = self.local.balance.choose(cluster, Some(pass.to));
+                let endpoint = endpoint.ok_or(Failure::NoChain)?;
+                let dial = self.dial(pass.origin);
+                self.send(head, body, &dial, (cluster, endpoint)).await
+            }
+        }
+    }
+
+    /// The request as the far end's connection manager receives it: no second socket, nothing written and parsed again.
+    async fn pass_on(
+        &self,
+        head: &Head,
+        body: Incoming,
+        pass: OnePass,
+        chain: &HttpChain,
+    ) -> Response<ResponseBody> {
+        let client = Client {
+            chain,
+            snapshot: Arc::clone(&self.client.snapshot),
+            tables: pass.tables,
+            addr: pass.client,
+            direct_addr: pass.client,
+            listener: pass.to,
+            original: Some(pass.to),
+            origin: pass.origin,
+            closing: self.client.closing.clone(),
+        };
+        let inbound = Exchange {
+            local: self.local,
+            client: &client,
+            chain,
+            random: fastrand::u64(..),
+            is_last: false,
+            progress: Rc::clone(&self.progress),
+        };
+        let manager = &chain.manager;
+        let mut head = head.clone();
+        head.pass_on(manager);
+        let received = head.receive(manager, client.addr, client.listener);
+        let routed: Pin<Box<dyn Future<Output = _> + '_>> =
+            Box::pin(inbound.route(&mut head, received, body));
+        let mut response = routed.await;
+        reply::finish(&mut response, manager, Some(&head));
+        response
     }
 
     async fn send(
         &self,
         head: &Head,
         body: Incoming,
+        dial: &Dial<'_, S, O>,
         (cluster, endpoint): (&Cluster, SocketAddr),
-    ) -> Result<(Response<Incoming>, Link), Failure> {
+    ) -> Result<Response<ResponseBody>, Failure> {
         let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
-            let supply = &self.local.context.supply;
-            let taken = self.local.upstreams.take(supply, cluster, endpoint);
+            let taken = self.local.upstreams.take(dial, cluster, endpoint);
             let mut link = self.in_time(taken).await?.map_err(Failure::Connect)?;
             self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
             match self.in_time(sent).await? {
-                Ok(response) => return Ok((response, link)),
+                Ok(response) => {
+                    return Ok(response.map(|inner| {
+                        ResponseBody::Upstream(Upstream {
+                            inner,
+                            link: Some(link),
+                            pool: self.local.upstreams.clone(),
+                            progress: Rc::clone(&self.progress),
+                        })
+                    }));
+                }
                 Err(mut error) => match error.take_message() {
                     // It never left: the connection was closed while it waited in the pool.
                     Some(unsent) if is_used => request = unsent,
@@ -303,10 +407,15 @@ fn failed(failure: &Failure) -> Response<ResponseBody> {
         Failure::Connect(ConnectError::Timeout(_)) => {
             reply::local(503, format!("{BEFORE} connection timeout"))
         }
+        Failure::Connect(ConnectError::Refused(CloseReason::PolicyDenied, _)) => {
+            reply::local(403, "RBAC: access denied")
+        }
         Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
         Failure::Reset(error) if error.is_parse() => {
             reply::local(502, format!("{BEFORE} protocol error"))
         }
-        Failure::Reset(_) => reply::local(503, format!("{BEFORE} connection termination")),
+        Failure::Reset(_) | Failure::NoChain => {
+            reply::local(503, format!("{BEFORE} connection termination"))
+        }
     }
 }

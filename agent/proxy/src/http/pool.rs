@@ -4,18 +4,21 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use shunt_core::cluster::Cluster;
-use shunt_core::sockets::SocketSupply;
+use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use shunt_core::workload::WorkloadId;
 use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::body::RequestBody;
-use crate::connect::{self, ConnectError};
+use crate::connect::ConnectError;
+use crate::origin::{Dial, Dialled, Origin};
 
 /// Bytes of a response's headers; Envoy's.
 const MAX_RESPONSE_HEADERS: usize = 60 << 10;
@@ -23,7 +26,7 @@ const MAX_RESPONSE_HEADER_LINES: usize = 100;
 /// What nobody will wait for.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// By cluster and endpoint; the one used last is used next, so that those which are not needed grow old.
+/// By cluster, endpoint and origin; the one used last is used next, so that those which are not needed grow old.
 #[derive(Clone, Default)]
 pub(crate) struct Upstreams {
     idle: Rc<RefCell<Idle>>,
@@ -31,7 +34,10 @@ pub(crate) struct Upstreams {
     closed: Rc<Cell<bool>>,
 }
 
-type Idle = HashMap<String, HashMap<SocketAddr, Vec<Link>>>;
+type Idle = HashMap<String, HashMap<Place, Vec<Link>>>;
+
+/// Connections to an endpoint which are one as good as another.
+type Place = (SocketAddr, Origin);
 
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
@@ -40,7 +46,9 @@ pub(super) struct Link {
     carried: u32,
     local: Option<SocketAddr>,
     cluster: String,
-    endpoint: SocketAddr,
+    place: Place,
+    /// The workload whose namespace it leaves from was withdrawn.
+    is_stale: Option<Arc<AtomicBool>>,
     most: u32,
 }
 
@@ -48,21 +56,27 @@ impl Upstreams {
     /// One that waits, or a new one.
     ///
     /// # Errors
-    /// The endpoint cannot be connected to.
-    pub(super) async fn take(
+    /// The endpoint cannot be connected to, or is not to be.
+    pub(super) async fn take<S: SocketSupply, O: OriginalDstSource>(
         &self,
-        supply: &impl SocketSupply,
+        dial: &Dial<'_, S, O>,
         cluster: &Cluster,
         endpoint: SocketAddr,
     ) -> Result<Link, ConnectError> {
-        while let Some(mut link) = self.waiting(&cluster.name, endpoint) {
+        dial.judge(endpoint)?;
+        let place = (endpoint, dial.origin);
+        while let Some(mut link) = self.waiting(&cluster.name, place) {
             link.idle_since.set(None);
             if !link.sender.is_closed() && link.sender.ready().await.is_ok() {
                 return Ok(link);
             }
         }
-        let stream = connect::from_node(supply, endpoint, cluster.connect_timeout).await?;
-        Link::begin(stream, cluster, endpoint).await
+        let dialled = dial.connect(endpoint, cluster.connect_timeout).await?;
+        let workload = dial.snapshot.workloads.get(&dial.origin.workload());
+        let withdrawn = workload.map(|workload| Arc::clone(&workload.withdrawn));
+        let mut link = Link::begin(dialled, cluster, place).await?;
+        link.is_stale = withdrawn;
+        Ok(link)
     }
 
     /// Ends those that wait, in order, and keeps none from now on.
@@ -71,18 +85,29 @@ impl Upstreams {
         self.idle.borrow_mut().clear();
     }
 
-    fn waiting(&self, cluster: &str, endpoint: SocketAddr) -> Option<Link> {
+    /// Ends those of a workload that is leaving.
+    pub(crate) fn forget(&self, workload: WorkloadId) {
+        for places in self.idle.borrow_mut().values_mut() {
+            places.retain(|(_, origin), _| origin.workload() != workload);
+        }
+    }
+
+    fn waiting(&self, cluster: &str, place: Place) -> Option<Link> {
         self.idle
             .borrow_mut()
             .get_mut(cluster)?
-            .get_mut(&endpoint)?
+            .get_mut(&place)?
             .pop()
     }
 
     /// Its exchange has ended in order.
     pub(super) fn give_back(&self, link: Link) {
         let is_worn = link.most > 0 && link.carried >= link.most;
-        if self.closed.get() || link.sender.is_closed() || is_worn {
+        let is_stale = link
+            .is_stale
+            .as_ref()
+            .is_some_and(|stale| stale.load(Relaxed));
+        if self.closed.get() || link.sender.is_closed() || is_worn || is_stale {
             return;
         }
         link.idle_since.set(Some(Instant::now()));
@@ -91,7 +116,7 @@ impl Upstreams {
             all.insert(link.cluster.clone(), HashMap::new());
         }
         if let Some(endpoints) = all.get_mut(&link.cluster) {
-            let links = endpoints.entry(link.endpoint).or_default();
+            let links = endpoints.entry(link.place).or_default();
             // Those that were closed meanwhile.
             links.retain(|link| !link.sender.is_closed());
             links.push(link);
@@ -101,10 +126,11 @@ impl Upstreams {
 
 impl Link {
     async fn begin(
-        stream: TcpStream,
+        dialled: Dialled,
         cluster: &Cluster,
-        endpoint: SocketAddr,
+        place: Place,
     ) -> Result<Self, ConnectError> {
+        let Dialled { stream, held } = dialled;
         let local = stream.local_addr().ok();
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
@@ -117,6 +143,7 @@ impl Link {
         let longest = cluster.idle_timeout.unwrap_or(FOREVER);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
+            let _held = held;
             let mut look = Instant::now() + longest;
             loop {
                 tokio::select! {
@@ -146,7 +173,8 @@ impl Link {
             carried: 0,
             local,
             cluster: cluster.name.clone(),
-            endpoint,
+            place,
+            is_stale: None,
             most: cluster.max_requests_per_connection,
         })
     }

@@ -89,7 +89,11 @@ fn to_original(reader: &Reader<'_>) -> ToOriginal {
     };
     if config.is("use_http_header") {
         let named = config.text("http_header_name").to_ascii_lowercase();
-        to.header = Some(Some(named).filter(|name| !name.is_empty()).unwrap_or(HEADER.to_owned()));
+        to.header = Some(
+            Some(named)
+                .filter(|name| !name.is_empty())
+                .unwrap_or(HEADER.to_owned()),
+        );
     }
     to.port = config.u32("upstream_port_override").and_then(|port| {
         let port = u16::try_from(port).ok().filter(|port| *port > 0);

@@ -68,7 +68,8 @@ pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
 /// Istio's virtual listeners have an address too, to which its rules steer; here nothing is bound for them.
 fn serves(reader: &Reader<'_>, has_original_dst: bool) -> Serves {
     let is_bound = reader.bool("bind_to_port").unwrap_or(true);
-    let takes_rest = reader.bool("use_original_dst").unwrap_or(false) || is_bound && has_original_dst;
+    let takes_rest =
+        reader.bool("use_original_dst").unwrap_or(false) || is_bound && has_original_dst;
     let direction = match reader.choice("traffic_direction").as_str() {
         "OUTBOUND" => Some(Direction::Outbound),
         "INBOUND" => Some(Direction::Inbound),
