@@ -11,6 +11,7 @@
 //! Everything that takes time is one step for one workload, taken by the supervisor's loop between other events: a
 //! change of hundreds of workloads does not keep sockets or signs of life from the others.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shunt_core::status::WorkloadState;
@@ -280,7 +281,9 @@ impl Supervisor {
         } else {
             Ports::Configured
         };
-        match Serving::start(spec, id, (&self.config, ports), &mut self.backends) {
+        let captured = &self.served.captured;
+        let settings = (&self.config, ports);
+        match Serving::start(spec, id, settings, captured, &mut self.backends) {
             Ok(serving) => {
                 if let Err(error) = self.watch.add(id, &serving.enrolment.netns) {
                     let error = error.chain();
@@ -315,6 +318,7 @@ impl Supervisor {
         self.backends.prepare(spec);
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
         serving.enrolment.needs_proxy = needs_proxy(&self.config);
+        serving.enrolment.captured = Arc::clone(&self.served.captured);
         let changed = self.backends.get(serving.mode).and_then(|backend| {
             backend
                 .update(&serving.enrolment)

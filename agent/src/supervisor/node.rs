@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
+use shunt_core::listener::Captured;
 use shunt_intercept::netns::Netns;
 
 use super::Supervisor;
@@ -18,6 +20,8 @@ use crate::ipc::ToWorker;
 pub(super) struct Node {
     pub(super) netns: Netns,
     pub(super) bootstrap: Bootstrap,
+    /// The names of its listeners that serve workloads' connections.
+    pub(super) captured: Arc<Captured<String>>,
     /// One for each worker.
     sockets: BTreeMap<SocketAddr, Vec<OwnedFd>>,
 }
@@ -29,10 +33,12 @@ impl Node {
         let mut node = Self {
             netns: Netns::open(own).context("cannot open the agent's own namespace")?,
             bootstrap: Bootstrap::default(),
+            captured: Arc::default(),
             sockets: BTreeMap::new(),
         };
         let sockets = node.bind(config, &bootstrap)?;
         node.sockets = sockets;
+        node.captured = Arc::new(bootstrap.captured());
         node.bootstrap = bootstrap;
         Ok(node)
     }
@@ -84,6 +90,12 @@ impl Supervisor {
             .collect();
         let added: Vec<SocketAddr> = new.keys().copied().collect();
         self.served.sockets.extend(new);
+        // The data plane knows them before the hooks send it connections, and as long as they do.
+        let captured = bootstrap.captured();
+        if captured != *self.served.captured {
+            self.served.captured = Arc::new(captured);
+            self.desire_all_anew();
+        }
         self.served.bootstrap = bootstrap;
         self.tell_bootstrap();
         for addr in added {

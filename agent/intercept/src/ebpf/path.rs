@@ -23,6 +23,9 @@ impl EbpfBackend {
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> Path {
         let dialled = inquiry.destination;
         let port = dialled.port();
+        if let Some(listener) = enrolment.captured.of(inquiry.direction).find(dialled) {
+            return copied(crate::explain::served_by(listener));
+        }
         if enrolment.spec.acceleration.of(port) == Configured::Off {
             return copied(format!("acceleration of port {port} is off"));
         }
@@ -73,6 +76,12 @@ impl EbpfBackend {
             }
             Server::Hooked(server) => Some(server),
         };
+        if let Some(server) = server
+            && let Some(listener) = server.captured.inbound.find(to)
+        {
+            let reason = crate::explain::served_by(listener);
+            return copied(format!("at the server's side {reason}"));
+        }
         let theirs = server.map_or(Workload::DIRECT, |server| bits(server, to.port()));
         let is_direct = own & theirs & Workload::DIRECT != 0;
         let (None, Ok(acceleration)) = (self.why_not(), &self.acceleration) else {
