@@ -61,7 +61,7 @@ pub(crate) struct Dial<'a, S: SocketSupply, O: OriginalDstSource> {
 /// A connection, and what keeps its namespaces as they are.
 pub(crate) struct Dialled {
     pub(crate) stream: TcpStream,
-    /// Delivered into another workload, it keeps that one's return path alive too.
+    /// Delivered into a workload, it keeps that one's return path alive.
     pub(crate) held: Option<Counted>,
 }
 
@@ -104,8 +104,9 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
                 begun.connected(longest).await.map(Into::into)
             }
             Origin::Inbound { workload, client } => {
+                let held = Some(self.local.count(workload));
                 let stream = self.deliver(workload, client, to, longest).await?;
-                Ok(stream.into())
+                Ok(Dialled { stream, held })
             }
             Origin::Outbound { workload, source } => match self.expects_crossing(workload, to) {
                 true => self.cross(workload, source, to, longest).await,

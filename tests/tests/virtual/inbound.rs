@@ -82,6 +82,13 @@ fn the_server_s_listener_is_met_by_bytes_too(way: Way) {
     let line = &agent.lines(1)[0];
     assert_eq!(line["workload"], "default/client", "{line:#}");
     assert_eq!(line["peer_workload"], "default/server", "{line:#}");
+    let query = format!(
+        "/explain?workload=client&destination={}:8080",
+        scene.server.v4
+    );
+    let answer = agent.admin("GET", &query, "").1;
+    let reason = "listener `in` of the configuration is for it";
+    assert_eq!(answer.contains(reason), way.mode == "ebpf", "{answer}");
     // What the server's chain for the rest passes on.
     let nginx = format!("http://{}/", scene.server.v4);
     assert_eq!(scene.curl(&nginx), scene.client.v4);

@@ -83,6 +83,20 @@ fn what_no_listener_is_for_goes_as_ever(way: Way) {
     };
     assert_eq!(path_to(&format!("{nowhere}:80")), "copy");
     assert_eq!(path_to(&format!("{}:80", scene.server.v4)), way.path);
+    let why = |to: &str| {
+        let query = format!("/explain?workload=client&destination={to}");
+        let (_, answer) = agent.admin("GET", &query, "");
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+        answer["path_reason"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{answer:#}"))
+            .to_owned()
+    };
+    let reason = "listener `exact` of the configuration is for it";
+    assert_eq!(why(&format!("{nowhere}:80")), reason);
+    assert_ne!(why(&format!("{}:80", scene.server.v4)), reason);
+    let notes = agent.workload("client")["notes"].to_string();
+    assert!(notes.contains("outbound by 1 listeners"), "{notes}");
     // The listener is taken away, and comes back: in force without anything else.
     scene.write(&bootstrap(&[], &[]));
     wait::until("the listener is gone", Duration::from_secs(5), || {

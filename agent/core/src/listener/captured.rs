@@ -80,6 +80,26 @@ impl<T> Captured<T> {
     }
 }
 
+impl Captured<String> {
+    /// For people; nothing when there are none.
+    pub fn summary(&self) -> Option<String> {
+        let of = |way: &ByDestination<String>, name: &str| match (way.at.len(), &way.rest) {
+            (0, None) => None,
+            (0, Some(rest)) => Some(format!("{name} by `{rest}`")),
+            (count, None) => Some(format!("{name} by {count} listeners")),
+            (count, Some(rest)) => Some(format!("{name} by {count} listeners and `{rest}`")),
+        };
+        let ways = [of(&self.outbound, "outbound"), of(&self.inbound, "inbound")];
+        let ways: Vec<String> = ways.into_iter().flatten().collect();
+        (!ways.is_empty()).then(|| {
+            format!(
+                "the configuration serves its connections: {}",
+                ways.join(", ")
+            )
+        })
+    }
+}
+
 impl<T> Default for Captured<T> {
     fn default() -> Self {
         Self {

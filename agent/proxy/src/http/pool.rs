@@ -23,6 +23,8 @@ use crate::origin::{Dial, Dialled, Origin};
 /// Bytes of a response's headers; Envoy's.
 const MAX_RESPONSE_HEADERS: usize = 60 << 10;
 const MAX_RESPONSE_HEADER_LINES: usize = 100;
+/// Places that are kept whether somebody waits there or not.
+const FEW: usize = 64;
 /// What nobody will wait for.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -32,6 +34,8 @@ pub(crate) struct Upstreams {
     idle: Rc<RefCell<Idle>>,
     /// Nothing is kept any more.
     closed: Rc<Cell<bool>>,
+    /// With so many places of a cluster, those are looked for at which nobody waits any more.
+    many: Rc<Cell<usize>>,
 }
 
 type Idle = HashMap<String, HashMap<Place, Vec<Link>>>;
@@ -115,11 +119,19 @@ impl Upstreams {
         if !all.contains_key(&link.cluster) {
             all.insert(link.cluster.clone(), HashMap::new());
         }
-        if let Some(endpoints) = all.get_mut(&link.cluster) {
-            let links = endpoints.entry(link.place).or_default();
+        if let Some(places) = all.get_mut(&link.cluster) {
+            let links = places.entry(link.place).or_default();
             // Those that were closed meanwhile.
             links.retain(|link| !link.sender.is_closed());
             links.push(link);
+            // Clients that delivered connections are made for may never come again.
+            if places.len() > self.many.get().max(FEW) {
+                places.retain(|_, links| {
+                    links.retain(|link| !link.sender.is_closed());
+                    !links.is_empty()
+                });
+                self.many.set(2 * places.len());
+            }
         }
     }
 }
