@@ -193,18 +193,35 @@ pub struct ConfigArgs {
 pub enum ConfigCommand {
     /// Say whether a configuration file is right; list every fault with its line
     #[command(
-        after_help = "Examples:\n  shunt config validate /etc/shunt/shunt.yaml\n  shunt config validate /etc/shunt/bootstrap.yaml\n\nAn Envoy bootstrap is known by its keys. Of one that is right, the fields that have no effect are listed."
+        after_help = "Examples:\n  shunt config validate /etc/shunt/shunt.yaml\n  shunt config validate /etc/shunt/bootstrap.yaml\n\nAn Envoy bootstrap is known by its keys. The files that it names (LDS, CDS, RDS, EDS) are read too. Of what is\nright, the fields that have no effect are listed."
     )]
     Validate {
         /// The file is an Envoy bootstrap, whatever is in it
         #[arg(long)]
         bootstrap: bool,
+        #[command(flatten)]
+        output: Output,
         #[arg(value_name = "FILE", default_value = Config::DEFAULT_PATH)]
         file: PathBuf,
     },
     /// Print the configuration with every default filled in
-    #[command(after_help = "Example:\n  shunt config dump -c /etc/shunt/shunt.yaml")]
+    #[command(
+        after_help = "Examples:\n  shunt config dump -c /etc/shunt/shunt.yaml\n  shunt config dump -o json | jq '.configs[].\"@type\"'\n  shunt config dump --running\n\nWith -o json, what `/config_dump?include_eds` of an agent with this file says: also the Envoy bootstrap and\nthe files that it names."
+    )]
     Dump {
+        /// What the running agent says, as JSON
+        #[arg(long, conflicts_with_all = ["config", "output"])]
+        running: bool,
+        /// The agent's admin socket
+        #[arg(
+            long,
+            value_name = "PATH",
+            default_value = "/run/shunt/admin.sock",
+            requires = "running"
+        )]
+        socket: PathBuf,
+        #[command(flatten)]
+        output: Output,
         #[arg(short, long, value_name = "FILE", default_value = Config::DEFAULT_PATH)]
         config: PathBuf,
     },

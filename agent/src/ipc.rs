@@ -19,7 +19,7 @@ use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, Worklo
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
@@ -77,6 +77,8 @@ pub enum ToWorker {
     Traffic { part: String, last: bool },
     /// The next piece of a [`Bootstrap`]'s JSON text. In force with the last one.
     Bootstrap { part: String, last: bool },
+    /// The next piece of what `/config_dump` says of the bootstrap and of the files that it names, JSON.
+    Dump { part: String, last: bool },
     /// Descriptors: one listening socket per worker thread, for the bootstrap's listener of this address.
     Serve(SocketAddr),
     /// The bootstrap has no listener of this address any more.
@@ -180,6 +182,11 @@ impl ToWorker {
     pub fn bootstrap(bootstrap: &Bootstrap) -> serde_json::Result<Vec<Self>> {
         let text = serde_json::to_string(bootstrap)?;
         Ok(in_parts(&text, |part, last| Self::Bootstrap { part, last }))
+    }
+
+    /// The messages that say a dump.
+    pub fn dump(text: &str) -> Vec<Self> {
+        in_parts(text, |part, last| Self::Dump { part, last })
     }
 }
 

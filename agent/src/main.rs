@@ -9,6 +9,7 @@ mod check;
 mod cleanup;
 mod cli;
 mod config_command;
+mod dump;
 mod explain;
 mod heartbeat;
 mod ipc;

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::config::file::{self, ConfigError};
+use shunt_intercept::memory;
+use shunt_xds::Loaded;
 
 use crate::cli::{self, EX_USAGE, RunArgs};
 use crate::{privileges, supervisor};
 
 pub fn run(args: &RunArgs) -> ExitCode {
     let path = config_path(args.config.as_deref());
-    let (config, bootstrap) = match read(args, path.as_deref()) {
+    let (config, loaded) = match read(args, path.as_deref()) {
         Ok(read) => read,
         Err(error) => {
             cli::complain(&format!(
@@ -22,20 +23,20 @@ pub fn run(args: &RunArgs) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    match start(args, path, config, bootstrap) {
+    match start(args, path, config, loaded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::failed(&error),
     }
 }
 
-/// The file, and then the flags over it, and the bootstrap that it names. Also what a changed file goes through.
+/// The file, and then the flags over it, and the bootstrap that it names.
 ///
 /// # Errors
 /// Every fault, each with its line and field.
-pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<(Config, Bootstrap), ConfigError> {
+pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<(Config, Loaded), ConfigError> {
     let config = read_config(args, path)?;
-    let bootstrap = read_bootstrap(&config)?;
-    Ok((config, bootstrap))
+    let loaded = read_bootstrap(&config, None)?;
+    Ok((config, loaded))
 }
 
 /// # Errors
@@ -48,21 +49,23 @@ pub fn read_config(args: &RunArgs, path: Option<&Path>) -> Result<Config, Config
     file::apply_flags(config, args.mode, &args.workloads)
 }
 
+/// `before`: what was read of the same bootstrap last.
+///
 /// # Errors
 /// As [`read`].
-pub fn read_bootstrap(config: &Config) -> Result<Bootstrap, ConfigError> {
+pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
     match &config.bootstrap {
-        Some(path) => Ok(shunt_xds::load(path)?.bootstrap),
-        None => Ok(Bootstrap::default()),
+        Some(path) => {
+            let loaded = shunt_xds::load(path, before);
+            // Reading takes many times the memory of what is read.
+            memory::give_back();
+            loaded
+        }
+        None => Ok(Loaded::default()),
     }
 }
 
-fn start(
-    args: &RunArgs,
-    path: Option<PathBuf>,
-    config: Config,
-    bootstrap: Bootstrap,
-) -> Result<()> {
+fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     let descriptors = privileges::raise_descriptor_limit()?;
     tracing::info!(
@@ -79,12 +82,7 @@ fn start(
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(
-            args,
-            path,
-            (config, bootstrap),
-            level,
-        ))
+        .block_on(supervisor::supervise(args, path, (config, loaded), level))
 }
 
 /// The named file; else the default one when it is there.

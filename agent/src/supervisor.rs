@@ -29,12 +29,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::Remains;
 use shunt_intercept::watch::Watch;
 use shunt_telemetry::logging::LogLevel;
+use shunt_xds::Loaded;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
@@ -99,16 +99,18 @@ struct Supervisor {
 pub async fn supervise(
     args: &RunArgs,
     path: Option<PathBuf>,
-    (config, bootstrap): (Config, Bootstrap),
+    (config, loaded): (Config, Loaded),
     level: LogLevel,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let mut source = ConfigSource::watch(path)?;
     source.follow(config.bootstrap.as_deref());
+    source.follow_sources(&loaded.sources);
+    node::tell_of_refused(&Loaded::default(), &loaded);
     let home = Home::open(&config)?;
     home.clean_up_after_the_dead(&config.workloads);
-    let node = Node::open(&config, bootstrap)?;
+    let node = Node::open(&config, loaded)?;
     let mut supervisor = Supervisor::new(config, home, node, level)?;
     supervisor.start_data_plane()?;
     supervisor.tick();

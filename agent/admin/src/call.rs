@@ -10,37 +10,40 @@ use shunt_core::tap::TapRequest;
 use shunt_core::workload::WorkloadName;
 use tokio::sync::mpsc;
 
-/// Told to whoever asks for something that is not there.
+use crate::query::{DumpQuery, Shape, StatsQuery, parameter, shape};
+
+/// Told to whoever asks for help, or for something that is not there.
 pub const ENDPOINTS: &str = "\
+GET /help
 GET /ready
 GET /server_info
 GET /workloads
-GET /stats
-GET /stats/prometheus
-GET /config_dump
-GET /listeners
-GET /clusters
+GET /stats[?filter=REGEX][&usedonly][&format=text|json|prometheus]
+GET /stats/prometheus[?filter=REGEX][&usedonly]
+GET /config_dump[?resource=LIST][&mask=FIELD,..][&name_regex=REGEX][&include_eds]
+GET /listeners[?format=text|json]
+GET /clusters[?format=text|json]
 GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
 GET /tap[?workload=NAME][&bytes=N]
-POST /logging?level=LEVEL
+POST /logging[?level=LEVEL]
 POST /drain
 PUT /workloads/NAMESPACE/NAME
 DELETE /workloads/NAMESPACE/NAME
 ";
 
 /// One request, understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Call {
     Ready,
     ServerInfo,
     Workloads,
-    Stats,
-    Prometheus,
-    ConfigDump,
-    Listeners,
-    Clusters,
+    Stats(StatsQuery),
+    ConfigDump(DumpQuery),
+    Listeners(Shape),
+    Clusters(Shape),
     Explain(Inquiry),
     Tap(TapRequest),
+    LogLevel,
     SetLogLevel(String),
     Drain,
     PutWorkload { name: WorkloadName, body: String },
@@ -113,19 +116,22 @@ pub(crate) fn parse(
 ) -> Result<Call, Answer> {
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let call = match (method.as_str(), segments.as_slice()) {
-        ("GET", [""]) => return Err(Answer::text(StatusCode::OK, ENDPOINTS)),
+        ("GET", ["" | "help"]) => return Err(Answer::text(StatusCode::OK, ENDPOINTS)),
         ("GET", ["ready"]) => Call::Ready,
         ("GET", ["server_info"]) => Call::ServerInfo,
         ("GET", ["workloads"]) => Call::Workloads,
-        ("GET", ["stats"]) => Call::Stats,
-        ("GET", ["stats", "prometheus"]) => Call::Prometheus,
-        ("GET", ["config_dump"]) => Call::ConfigDump,
-        ("GET", ["listeners"]) => Call::Listeners,
-        ("GET", ["clusters"]) => Call::Clusters,
+        ("GET", ["stats"]) => Call::Stats(understood(StatsQuery::parse(query, Shape::Text))?),
+        ("GET", ["stats", "prometheus"]) => {
+            Call::Stats(understood(StatsQuery::parse(query, Shape::Prometheus))?)
+        }
+        ("GET", ["config_dump"]) => Call::ConfigDump(understood(DumpQuery::parse(query))?),
+        ("GET", ["listeners"]) => Call::Listeners(understood(shape(query))?),
+        ("GET", ["clusters"]) => Call::Clusters(understood(shape(query))?),
         ("GET", ["explain"]) => Call::Explain(inquiry(query)?),
         ("GET", ["tap"]) => Call::Tap(tap(query)?),
         ("POST", ["logging"]) => match parameter(query, "level") {
             Some(level) if !level.is_empty() => Call::SetLogLevel(level),
+            _ if query.is_none_or(str::is_empty) => Call::LogLevel,
             _ => return Err(wrong("say ?level=LEVEL")),
         },
         ("POST", ["drain"]) => Call::Drain,
@@ -183,32 +189,12 @@ fn tap(query: Option<&str>) -> Result<TapRequest, Answer> {
     Ok(TapRequest { workload, bytes })
 }
 
+fn understood<T>(parsed: Result<T, String>) -> Result<T, Answer> {
+    parsed.map_err(|text| wrong(&text))
+}
+
 fn wrong(text: &str) -> Answer {
     Answer::text(StatusCode::BAD_REQUEST, format!("{text}\n"))
-}
-
-fn parameter(query: Option<&str>, name: &str) -> Option<String> {
-    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .find(|(key, _)| *key == name)
-        .map(|(_, value)| percent_decoded(value))
-}
-
-/// As far as it is right; anything else stays as it stands, and is refused where its meaning is known.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let code = (first == b'%')
-            .then(|| after.get(..2))
-            .flatten()
-            .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(code.unwrap_or(first));
-        rest = if code.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn workload(namespace: &str, name: &str) -> WorkloadName {
@@ -222,28 +208,33 @@ fn workload(namespace: &str, name: &str) -> WorkloadName {
 mod tests {
     use super::*;
 
-    fn ask(method: Method, path: &str, query: Option<&str>) -> Result<Call, StatusCode> {
-        parse(&method, path, query, String::new()).map_err(|answer| answer.status)
+    fn ask(method: Method, path: &str, query: Option<&str>) -> Result<String, StatusCode> {
+        let call = parse(&method, path, query, String::new());
+        call.map(said).map_err(|answer| answer.status)
     }
 
-    #[test]
-    fn a_level_may_be_percent_encoded() {
-        let cases = [
-            ("info%2cshunt_proxy%3Ddebug", "info,shunt_proxy=debug"),
-            ("50%", "50%"),
-            ("%+1%zz%€", "%+1%zz%€"),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(percent_decoded(text), expected);
-        }
+    fn said(call: Call) -> String {
+        format!("{call:?}")
     }
 
     #[test]
     fn requests_are_understood() {
-        assert_eq!(ask(Method::GET, "/ready", None), Ok(Call::Ready));
+        assert_eq!(ask(Method::GET, "/ready", None), Ok(said(Call::Ready)));
+        let prometheus = StatsQuery {
+            shape: Shape::Prometheus,
+            ..StatsQuery::default()
+        };
         assert_eq!(
             ask(Method::GET, "/stats/prometheus", None),
-            Ok(Call::Prometheus)
+            Ok(said(Call::Stats(prometheus)))
+        );
+        assert_eq!(
+            ask(Method::GET, "/listeners", Some("format=json")),
+            Ok(said(Call::Listeners(Shape::Json)))
+        );
+        assert_eq!(
+            ask(Method::GET, "/stats", Some("filter=%28")),
+            Err(StatusCode::BAD_REQUEST)
         );
         assert_eq!(
             ask(Method::POST, "/ready", None),
@@ -255,6 +246,10 @@ mod tests {
         );
         assert_eq!(
             ask(Method::POST, "/logging", None),
+            Ok(said(Call::LogLevel))
+        );
+        assert_eq!(
+            ask(Method::POST, "/logging", Some("levle=info")),
             Err(StatusCode::BAD_REQUEST)
         );
         let query = "workload=default%2Fweb&destination=%5Bfd00::1%5D:80&direction=inbound";
@@ -266,7 +261,7 @@ mod tests {
         };
         assert_eq!(
             ask(Method::GET, "/explain", Some(query)),
-            Ok(Call::Explain(inquiry))
+            Ok(said(Call::Explain(inquiry)))
         );
         for faulty in [
             None,
@@ -281,7 +276,7 @@ mod tests {
         }
         let tap = |workload: Option<&str>, bytes| {
             let workload = workload.map(str::to_owned);
-            Ok(Call::Tap(TapRequest { workload, bytes }))
+            Ok(said(Call::Tap(TapRequest { workload, bytes })))
         };
         for (query, request) in [
             (None, tap(None, None)),
@@ -295,7 +290,7 @@ mod tests {
         let level = Call::SetLogLevel("debug".into());
         assert_eq!(
             ask(Method::POST, "/logging", Some("level=debug")),
-            Ok(level)
+            Ok(said(level))
         );
         let name = WorkloadName {
             namespace: "default".into(),
@@ -303,7 +298,7 @@ mod tests {
         };
         assert_eq!(
             ask(Method::DELETE, "/workloads/default/web", None),
-            Ok(Call::DeleteWorkload(name))
+            Ok(said(Call::DeleteWorkload(name)))
         );
     }
 }

@@ -5,9 +5,11 @@
 pub mod call;
 pub mod client;
 mod live;
+mod query;
 mod server;
 
 pub use call::{Answer, Body, Call};
 pub use hyper::StatusCode;
 pub use live::Telling;
+pub use query::{DumpQuery, Shape, StatsQuery};
 pub use server::{AdminApi, Listener, serve};

@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::flow::Direction;
 use crate::http::HttpConnectionManager;
 use crate::listener::{
-    Captured, ChainMatch, Facts, Listener, NetworkFilter, Serves, TcpProxy, choose,
+    Captured, ChainMatch, Facts, FilterChain, Listener, NetworkFilter, Serves, TcpProxy, choose,
 };
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
@@ -82,17 +82,31 @@ pub enum Chain {
 
 #[derive(Debug)]
 pub struct HttpChain {
+    name: String,
+    matches: ChainMatch,
     /// Without its routes.
     pub manager: HttpConnectionManager,
     pub routes: RouteTable,
 }
 
 impl Tables {
-    pub fn new(bootstrap: Bootstrap) -> Self {
-        let listeners = bootstrap.listeners.into_iter();
-        let mut listeners: Vec<_> = listeners
-            .map(|listener| Arc::new(Served::new(listener)))
-            .collect();
+    /// What is as it was `before` is the same thing.
+    pub fn new(bootstrap: Bootstrap, before: &Self) -> Self {
+        let listener = |listener: Listener| {
+            let known = before.known(&listener);
+            let same = known.filter(|known| known.listener == listener);
+            let served = same.map(Arc::clone);
+            served.unwrap_or_else(|| Arc::new(Served::new(listener, known.map(|known| &**known))))
+        };
+        let cluster = |cluster: Cluster| {
+            let known = before.clusters.get(&cluster.name);
+            let same = known.filter(|known| ***known == cluster);
+            (
+                cluster.name.clone(),
+                same.map_or_else(|| Arc::new(cluster), Arc::clone),
+            )
+        };
+        let mut listeners: Vec<_> = bootstrap.listeners.into_iter().map(listener).collect();
         listeners.sort_by_key(|served| served.listener.addr);
         let bound = listeners
             .iter()
@@ -100,16 +114,22 @@ impl Tables {
         let captured = listeners
             .iter()
             .map(|served| (&served.listener, Arc::clone(served)));
-        let clusters = bootstrap.clusters.into_iter();
         Self {
             bound: bound
                 .map(|served| (served.listener.addr, Arc::clone(served)))
                 .collect(),
             captured: sorted(captured),
-            clusters: clusters
-                .map(|cluster| (cluster.name.clone(), Arc::new(cluster)))
-                .collect(),
+            clusters: bootstrap.clusters.into_iter().map(cluster).collect(),
             listeners,
+        }
+    }
+
+    /// Which is for the same connections.
+    fn known(&self, listener: &Listener) -> Option<&Arc<Served>> {
+        match listener.serves {
+            Serves::Bound => self.bound.get(&listener.addr),
+            Serves::Captured(way) => self.captured.of(way).at(listener.addr),
+            Serves::Rest(way) => self.captured.of(way).rest(),
         }
     }
 
@@ -141,15 +161,45 @@ impl Tables {
 }
 
 impl Served {
-    fn new(listener: Listener) -> Self {
+    /// `before`: what was served at the same address.
+    fn new(listener: Listener, before: Option<&Self>) -> Self {
+        let known = before.filter(|before| before.listener.name == listener.name);
+        let account = known.map(|known| known.account.clone());
+        let same = |chain: &FilterChain| {
+            let before = before?;
+            let at = before.filter_chains().position(|known| known == chain)?;
+            Some(Arc::clone(&before.chains[at]))
+        };
         let chains = listener.chains.iter().chain(&listener.default_chain);
+        let chains =
+            chains.map(|chain| same(chain).unwrap_or_else(|| Arc::new(Chain::new(chain.clone()))));
         Self {
-            chains: chains
-                .map(|chain| Arc::new(Chain::new(chain.filter.clone())))
-                .collect(),
-            account: Enrolled::node(listener.name.clone()),
+            chains: chains.collect(),
+            account: account.unwrap_or_else(|| Enrolled::node(listener.name.clone())),
             listener,
         }
+    }
+
+    fn filter_chains(&self) -> impl Iterator<Item = &FilterChain> {
+        self.listener
+            .chains
+            .iter()
+            .chain(&self.listener.default_chain)
+    }
+
+    /// What serves the requests of a connection that was given to `chain` by a listener in this one's place: the same, or
+    /// one that differs in its routes alone. `None`: it is gone, or has changed otherwise.
+    pub fn successor(&self, chain: &Arc<Chain>) -> Option<&Arc<Chain>> {
+        let is_it = |known: &&Arc<Chain>| match (&***known, &**chain) {
+            _ if Arc::ptr_eq(known, chain) => true,
+            (Chain::Http(known), Chain::Http(chain)) => {
+                known.name == chain.name
+                    && known.matches == chain.matches
+                    && known.manager == chain.manager
+            }
+            _ => false,
+        };
+        self.chains.iter().find(is_it)
     }
 
     /// The chain that serves a connection; `None`: nobody does.
@@ -166,12 +216,19 @@ impl Served {
 }
 
 impl Chain {
-    fn new(filter: NetworkFilter) -> Self {
+    fn new(chain: FilterChain) -> Self {
+        let FilterChain {
+            name,
+            matches,
+            filter,
+        } = chain;
         match filter {
             NetworkFilter::Tcp(tcp) => Self::Tcp(tcp),
             NetworkFilter::Http(mut manager) => {
                 let routes = RouteTable::new(std::mem::take(&mut manager.routes));
                 Self::Http(Box::new(HttpChain {
+                    name,
+                    matches,
                     manager: *manager,
                     routes,
                 }))

@@ -35,6 +35,8 @@ pub struct HttpConnectionManager {
     /// Tell upstreams and clients nothing in `x-envoy-` headers.
     pub suppress_envoy_headers: bool,
     pub routes: RouteConfiguration,
+    /// The routes come by RDS: clusters that they name may come later.
+    pub rds: bool,
 }
 
 /// `server_header_transformation`.

@@ -18,4 +18,5 @@ pub mod snapshot;
 pub mod sockets;
 pub mod status;
 pub mod tap;
+pub mod timestamp;
 pub mod workload;

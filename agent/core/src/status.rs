@@ -20,6 +20,12 @@ pub struct AgentStatus {
     pub pid: u32,
     /// Of the data plane.
     pub worker_pid: u32,
+    /// The number of the configuration that new connections see.
+    #[serde(default)]
+    pub generation: u64,
+    /// By worker thread: the number of the one that it has seen.
+    #[serde(default)]
+    pub worker_generations: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@
 //! | [`drift`], [`watch`] | what others did to any of these, and what the kernel announces of it |
 //! | [`foreign`] | who else works at the same places |
 //! | [`strays`] | processes that the hooks do not see |
+//! | [`memory`] | giving back what is freed |
 //! | [`original_dst`] | where an accepted connection was going |
 
 mod btf;
@@ -22,6 +23,7 @@ pub mod foreign;
 pub mod iptables;
 mod listening;
 mod local;
+pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod original_dst;

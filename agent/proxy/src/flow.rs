@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::account::Account;
 use crate::admission::{Refused, admit_arriving, admit_leaving, recognise};
 use crate::connect::ConnectError;
-use crate::gateway::{self, Connection, OnePass};
+use crate::gateway::{self, Connection, OnePass, Place};
 use crate::origin::{Dial, Dialled, Origin};
 use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
@@ -225,6 +225,11 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             listener: self.original,
             original: Some(self.original),
             origin,
+            place: Place::Captured {
+                workload: self.workload.id,
+                direction: self.listener.direction,
+                to: self.original,
+            },
             tables: Arc::clone(self.snapshot.tables(self.workload)),
             snapshot: Arc::clone(&self.snapshot),
             closing: self.closing.clone(),

@@ -19,6 +19,7 @@ use shunt_core::flow::{CloseReason, Direction};
 use shunt_core::listener::Facts;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use shunt_core::workload::WorkloadId;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -45,11 +46,43 @@ pub(crate) struct Connection {
     /// Of a captured one.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) origin: Origin,
+    pub(crate) place: Place,
     /// Of whoever's configuration it is.
     pub(crate) tables: Arc<Tables>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener is going away.
     pub(crate) closing: watch::Receiver<bool>,
+}
+
+/// By what the listener of a connection is found, also in the next configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    Bound(SocketAddr),
+    Captured {
+        workload: WorkloadId,
+        direction: Direction,
+        to: SocketAddr,
+    },
+}
+
+impl Place {
+    /// `None`: the workload is gone.
+    pub(crate) fn tables<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<Tables>> {
+        match self {
+            Self::Bound(_) => Some(&snapshot.proxy),
+            Self::Captured { workload, .. } => {
+                let workload = snapshot.workloads.get(workload)?;
+                Some(snapshot.tables(workload))
+            }
+        }
+    }
+
+    pub(crate) fn listener<'t>(&self, tables: &'t Tables) -> Option<&'t Arc<Served>> {
+        match self {
+            Self::Bound(addr) => tables.listener(*addr),
+            Self::Captured { direction, to, .. } => tables.capturing(*direction, *to),
+        }
+    }
 }
 
 /// To a listener that is bound: accepted, accounted for, served.
@@ -80,6 +113,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 direct_from: from,
                 original: None,
                 origin: Origin::Node,
+                place: Place::Bound(addr),
                 tables: Arc::clone(&snapshot.proxy),
                 snapshot,
                 closing,
@@ -109,7 +143,7 @@ pub(crate) async fn listen<S: SocketSupply, O: OriginalDstSource>(
     };
     match &*chain {
         Chain::Tcp(tcp) => tcp_proxy::serve(local, tcp, connection, account).await,
-        Chain::Http(http) => http::serve(local, http, connection, account).await,
+        Chain::Http(http) => http::serve(local, &chain, http, connection, account).await,
     }
 }
 
@@ -243,6 +277,11 @@ pub(crate) fn pass_on<'a, S: SocketSupply, O: OriginalDstSource>(
             listener: pass.to,
             original: Some(pass.to),
             origin: pass.origin,
+            place: Place::Captured {
+                workload: pass.server.id,
+                direction: Direction::Inbound,
+                to: pass.to,
+            },
             tables: pass.tables,
             ..connection
         };

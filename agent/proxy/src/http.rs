@@ -14,17 +14,18 @@ mod sent;
 mod talk;
 mod wire;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use shunt_core::bootstrap::{HttpChain, Tables};
+use shunt_core::bootstrap::{Chain, HttpChain, Tables};
 use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
@@ -36,7 +37,7 @@ use self::talk::{Clock, Rung, Talk};
 use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
-use crate::gateway::Connection;
+use crate::gateway::{Connection, Place};
 use crate::origin::Origin;
 use crate::worker::Local;
 
@@ -53,8 +54,43 @@ pub(crate) struct Client<'a> {
     /// Where a captured connection was going.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) origin: Origin,
-    /// The listener is going away: this request is the connection's last.
-    pub(crate) closing: watch::Receiver<bool>,
+    /// The listener is going away, or serves others in another way: this request is the connection's last.
+    pub(crate) is_last: bool,
+}
+
+/// The configuration in force. A request sees one from its beginning to its end.
+#[derive(Clone)]
+struct Current {
+    snapshot: Arc<Snapshot>,
+    tables: Arc<Tables>,
+    chain: Arc<Chain>,
+    /// New connections are served in another way. This one is served in the old one, which it leaves soon.
+    is_replaced: bool,
+}
+
+impl Current {
+    fn refresh(&mut self, now: &ArcSwap<Snapshot>, place: Place) {
+        let now = now.load();
+        if self.is_replaced || Arc::ptr_eq(&now, &self.snapshot) {
+            return;
+        }
+        let tables = place.tables(&now);
+        if tables.is_some_and(|tables| Arc::ptr_eq(tables, &self.tables)) {
+            self.snapshot = Arc::clone(&now);
+            return;
+        }
+        let served = tables.and_then(|tables| Some((tables, place.listener(tables)?)));
+        let successor =
+            served.and_then(|(tables, served)| Some((tables, served.successor(&self.chain)?)));
+        match successor {
+            Some((tables, chain)) => {
+                self.chain = Arc::clone(chain);
+                self.tables = Arc::clone(tables);
+                self.snapshot = Arc::clone(&now);
+            }
+            None => self.is_replaced = true,
+        }
+    }
 }
 
 /// Of hyper's buffers, bytes: they grow with what is in them, to so much, or to the largest head that is taken.
@@ -63,7 +99,8 @@ const LEAST_BUFFER: usize = 64 << 10;
 /// How the connection ended.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
-    chain: &HttpChain,
+    begun_with: &Arc<Chain>,
+    first: &HttpChain,
     connection: Connection,
     account: &mut Account,
 ) -> Refused {
@@ -75,31 +112,53 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
         original,
         origin,
+        place,
         tables,
         snapshot,
         mut closing,
     } = connection;
-    let manager = &chain.manager;
-    let client_of = Client {
-        chain,
+    let manager = &first.manager;
+    let current = RefCell::new(Current {
         snapshot,
         tables,
-        addr: from,
-        direct_addr: direct_from,
-        listener,
-        original,
-        origin,
-        closing: closing.clone(),
-    };
+        chain: Arc::clone(begun_with),
+        is_replaced: false,
+    });
+    let told_to_close = closing.clone();
     let carried = Cell::new(0_u32);
     let talk = Talk::new(manager.timeouts);
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        let exchange = Exchange::new(local, &client_of, carried.get(), talk.begin());
-        let talk = Rc::clone(&talk);
+        let mut current = current.borrow_mut();
+        current.refresh(&local.context.snapshot, place);
+        let Current {
+            snapshot,
+            tables,
+            chain,
+            is_replaced,
+        } = current.clone();
+        let (number, is_last) = (carried.get(), is_replaced || *told_to_close.borrow());
+        let (talk, progress) = (Rc::clone(&talk), talk.begin());
         async move {
-            let answered = exchange.run(request).await;
+            let client = Client {
+                chain: match &*chain {
+                    Chain::Http(chain) => chain,
+                    // A successor is of the same kind.
+                    Chain::Tcp(_) => first,
+                },
+                snapshot,
+                tables,
+                addr: from,
+                direct_addr: direct_from,
+                listener,
+                original,
+                origin,
+                is_last,
+            };
+            let answered = Exchange::new(local, &client, number, progress)
+                .run(request)
+                .await;
             talk.answering();
             answered.map(|response| response.map(|body| Answering::new(body, talk)))
         }

@@ -12,6 +12,7 @@ use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
 use shunt_core::listener::Captured;
 use shunt_intercept::netns::Netns;
+use shunt_xds::{Loaded, Source};
 
 use super::Supervisor;
 use crate::ipc::ToWorker;
@@ -19,7 +20,7 @@ use crate::ipc::ToWorker;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) netns: Netns,
-    pub(super) bootstrap: Bootstrap,
+    pub(super) loaded: Loaded,
     /// The names of its listeners that serve workloads' connections.
     pub(super) captured: Arc<Captured<String>>,
     /// One for each worker.
@@ -28,18 +29,18 @@ pub(super) struct Node {
 
 impl Node {
     /// Binds every listener.
-    pub(super) fn open(config: &Config, bootstrap: Bootstrap) -> Result<Self> {
+    pub(super) fn open(config: &Config, loaded: Loaded) -> Result<Self> {
         let own = Path::new("/proc/self/ns/net");
         let mut node = Self {
             netns: Netns::open(own).context("cannot open the agent's own namespace")?,
-            bootstrap: Bootstrap::default(),
+            loaded: Loaded::default(),
             captured: Arc::default(),
             sockets: BTreeMap::new(),
         };
-        let sockets = node.bind(config, &bootstrap)?;
+        let sockets = node.bind(config, &loaded.bootstrap)?;
         node.sockets = sockets;
-        node.captured = Arc::new(bootstrap.captured());
-        node.bootstrap = bootstrap;
+        node.captured = Arc::new(loaded.bootstrap.captured());
+        node.loaded = loaded;
         Ok(node)
     }
 
@@ -71,12 +72,13 @@ impl Node {
 }
 
 impl Supervisor {
-    /// Serves this bootstrap in place of the one before, on the same sockets where the addresses are the same.
+    /// Serves this configuration in place of the one before, on the same sockets where the addresses are the same.
     ///
     /// # Errors
     /// An address cannot be bound; nothing has changed.
-    pub(super) fn replace_bootstrap(&mut self, bootstrap: Bootstrap) -> Result<()> {
-        let new = self.served.bind(&self.config, &bootstrap)?;
+    pub(super) fn replace_bootstrap(&mut self, loaded: Loaded) -> Result<()> {
+        let bootstrap = &loaded.bootstrap;
+        let new = self.served.bind(&self.config, bootstrap)?;
         let is_gone = |addr: &SocketAddr| {
             let mut bound = bootstrap.bound();
             !bound.any(|listener| listener.addr == *addr)
@@ -96,8 +98,9 @@ impl Supervisor {
             self.served.captured = Arc::new(captured);
             self.desire_all_anew();
         }
-        self.served.bootstrap = bootstrap;
+        self.served.loaded = loaded;
         self.tell_bootstrap();
+        self.tell_dump();
         for addr in added {
             self.tell_served(addr);
         }
@@ -110,7 +113,8 @@ impl Supervisor {
 
     /// To a data plane that knows nothing.
     pub(super) fn tell_node(&mut self) {
-        if self.served.bootstrap.is_empty() {
+        self.tell_dump();
+        if self.served.loaded.bootstrap.is_empty() {
             return;
         }
         self.tell_bootstrap();
@@ -121,11 +125,18 @@ impl Supervisor {
     }
 
     fn tell_bootstrap(&mut self) {
-        match ToWorker::bootstrap(&self.served.bootstrap) {
+        match ToWorker::bootstrap(&self.served.loaded.bootstrap) {
             Ok(messages) => messages
                 .iter()
                 .for_each(|message| self.data_plane.tell(message, Vec::new())),
             Err(error) => tracing::error!(%error, "cannot tell the data plane its bootstrap"),
+        }
+    }
+
+    /// Also where nothing else has changed: a file that is wrong is told of there.
+    pub(super) fn tell_dump(&mut self) {
+        for message in ToWorker::dump(&self.served.loaded.dump) {
+            self.data_plane.tell(&message, Vec::new());
         }
     }
 
@@ -137,6 +148,38 @@ impl Supervisor {
         match sockets {
             Ok(sockets) => self.data_plane.tell(&ToWorker::Serve(addr), sockets),
             Err(error) => tracing::error!(%error, "cannot share a listener"),
+        }
+    }
+}
+
+/// Files that have become wrong, or right again, or something else.
+pub(super) fn tell_of_refused(before: &Loaded, loaded: &Loaded) {
+    for source in &loaded.sources {
+        let known = before
+            .sources
+            .iter()
+            .find(|known| known.wanted == source.wanted);
+        let (kind, path) = (source.wanted.kind.word(), source.wanted.path.display());
+        let was = known.and_then(|known| known.rejected.as_ref());
+        match &source.rejected {
+            Some(rejected) if was != Some(rejected) => {
+                let stays = match &source.accepted {
+                    Some(_) => "the last right one stays",
+                    None => "nothing of it is served",
+                };
+                let error = &rejected.error;
+                tracing::error!(kind, %path, "a file of the bootstrap is wrong, {stays}\n{error}");
+            }
+            _ => {}
+        }
+        let version = |source: &Source| {
+            let accepted = source.accepted.as_ref();
+            accepted.map(|accepted| (accepted.version.clone(), accepted.since))
+        };
+        if let Some((version_info, _)) = version(source)
+            && version(source) != known.and_then(version)
+        {
+            tracing::info!(kind, %path, version_info, "a file of the bootstrap was read");
         }
     }
 }

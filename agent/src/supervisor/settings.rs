@@ -7,6 +7,7 @@ use super::Supervisor;
 use super::config_source::ConfigSource;
 use super::enrolment::needs_proxy;
 use super::lifecycle::{Phase, Workload};
+use super::node::tell_of_refused;
 use crate::cli::RunArgs;
 use crate::ipc::{ToWorker, Traffic};
 use crate::run;
@@ -16,22 +17,31 @@ impl Supervisor {
     pub(super) fn reload(&mut self, args: &RunArgs, source: &mut ConfigSource) {
         let read = run::read_config(args, source.path()).and_then(|new| {
             source.follow(new.bootstrap.as_deref());
-            let bootstrap = run::read_bootstrap(&new)?;
-            Ok((new, bootstrap))
+            let before =
+                Some(&self.served.loaded).filter(|_| new.bootstrap == self.config.bootstrap);
+            let loaded = run::read_bootstrap(&new, before)?;
+            Ok((new, loaded))
         });
-        let (new, bootstrap) = match read {
+        let (new, loaded) = match read {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
                 return;
             }
         };
-        if (&new, &bootstrap) == (&self.config, &self.served.bootstrap) {
+        source.follow_sources(&loaded.sources);
+        tell_of_refused(&self.served.loaded, &loaded);
+        if (&new, &loaded.bootstrap) == (&self.config, &self.served.loaded.bootstrap) {
+            if loaded.dump != self.served.loaded.dump {
+                self.served.loaded = loaded;
+                self.tell_dump();
+            }
             return;
         }
-        if bootstrap != self.served.bootstrap
-            && let Err(error) = self.replace_bootstrap(bootstrap)
-        {
+        if loaded.bootstrap == self.served.loaded.bootstrap {
+            self.served.loaded = loaded;
+            self.tell_dump();
+        } else if let Err(error) = self.replace_bootstrap(loaded) {
             let error = format!("{error:#}");
             tracing::error!(
                 error,

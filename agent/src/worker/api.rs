@@ -1,24 +1,27 @@
 //! The admin API's answers. Changes go to the supervisor, which alone can carry them out.
 
+mod envoy;
+mod stats;
+
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result};
-use serde_json::json;
-use shunt_admin::{AdminApi, Answer, Call, Listener};
+use shunt_admin::{AdminApi, Answer, Call, DumpQuery, Listener, Shape, StatsQuery, StatusCode};
 use shunt_core::config::file;
 use shunt_core::explain::Inquiry;
-use shunt_core::flow::CloseReason;
 use shunt_core::status::WorkloadState;
 use shunt_core::tap::TapRequest;
+use shunt_intercept::memory;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub(super) use self::envoy::Known;
 use super::control::Wish;
 use super::taps::{self, Refusal};
 use super::view::View;
@@ -79,15 +82,21 @@ impl AdminApi for Api {
         self.view.borrow_mut().catch_up();
         match call {
             Call::Ready => self.ready(),
-            Call::ServerInfo => Answer::json(&self.view.borrow().report().agent),
+            Call::ServerInfo => self.server_info(),
             Call::Workloads => Answer::json(&self.view.borrow().report()),
-            Call::Stats => self.stats(),
-            Call::Prometheus => self.prometheus(),
-            Call::ConfigDump => Answer::json(&self.view.borrow().config),
-            Call::Listeners => self.listeners(),
-            Call::Clusters => self.clusters(),
+            Call::Stats(query) => self.stats(&query),
+            Call::ConfigDump(query) => self.config_dump(&query),
+            Call::Listeners(shape) => self.listeners(shape),
+            Call::Clusters(shape) => self.clusters(shape),
+            Call::LogLevel => {
+                let level = &self.view.borrow().config.log.level;
+                text(OK, format!("level: {level}\n"))
+            }
             Call::SetLogLevel(level) => match self.level.set(&level) {
-                Ok(()) => self.change(Change::LogLevel(level)).await,
+                Ok(()) => {
+                    self.view.borrow_mut().config.log.level.clone_from(&level);
+                    self.change(Change::LogLevel(level)).await
+                }
                 Err(error) => text(BAD_REQUEST, format!("{error}\n")),
             },
             Call::Explain(inquiry) => self.explain(inquiry).await,
@@ -135,100 +144,62 @@ impl Api {
         }
     }
 
-    fn stats(&self) -> Answer {
+    fn stats(&self, query: &StatsQuery) -> Answer {
         let view = self.view.borrow();
-        let counters = &view.counters;
-        let mut lines = vec![
-            format!(
-                "connections_active: {}",
-                counters.connections_active.load(Relaxed)
-            ),
-            format!(
-                "original_dst_misses: {}",
-                counters.original_dst_misses.load(Relaxed)
-            ),
-            format!("loops_refused: {}", counters.loops_refused.load(Relaxed)),
-            format!(
-                "connections_refused_by_limit: {}",
-                counters.connections_refused_by_limit.load(Relaxed)
-            ),
-            format!(
-                "policy_denied: {}",
-                counters.closed(CloseReason::PolicyDenied).load(Relaxed)
-            ),
-            format!("accept_errors: {}", counters.accept_errors.load(Relaxed)),
-            format!(
-                "access_log_dropped: {}",
-                counters.access_log_dropped.load(Relaxed)
-            ),
-            format!("snapshot_generation: {}", view.snapshot.load().generation),
-        ];
-        lines.extend(
-            view.kernel_events
-                .iter()
-                .map(|(name, count)| format!("kernel.{name}: {count}")),
-        );
-        lines.extend(
-            view.repairs
-                .iter()
-                .map(|(name, count)| format!("repairs.{name}: {count}")),
-        );
-        text(OK, lines.join("\n") + "\n")
+        match query.shape {
+            Shape::Text => text(OK, stats::text(&stats::all(&view), query)),
+            Shape::Json => Answer::json(&stats::json(&stats::all(&view), query)),
+            Shape::Prometheus => Answer {
+                content_type: metrics::CONTENT_TYPE,
+                ..text(OK, stats::samples(&prometheus(&view), query))
+            },
+        }
     }
 
-    fn prometheus(&self) -> Answer {
-        let view = self.view.borrow();
-        let list = |map: &std::collections::BTreeMap<String, u64>| -> Vec<(String, u64)> {
-            map.iter()
-                .map(|(name, count)| (name.clone(), *count))
-                .collect()
+    fn server_info(&self) -> Answer {
+        let state = match self.ready().status == StatusCode::OK {
+            true => "LIVE",
+            false => "INITIALIZING",
         };
-        let body = metrics::render(&Sources {
-            snapshot: &view.snapshot.load(),
-            agent: &view.counters,
-            workloads: &view.report().workloads,
-            repairs: &list(&view.repairs),
-            kernel_events: &list(&view.kernel_events),
-            version: env!("CARGO_PKG_VERSION"),
-        });
-        Answer {
-            content_type: metrics::CONTENT_TYPE,
-            ..text(OK, body)
-        }
-    }
-
-    fn listeners(&self) -> Answer {
         let view = self.view.borrow();
-        let rows = view
-            .infos
-            .iter()
-            .map(|info| json!({"workload": info.name.to_string(), "listeners": info.listeners}));
-        let snapshot = view.snapshot.load();
-        let own = snapshot.proxy.listeners().iter().map(|served| {
-            let (name, addr) = (&served.listener.name, served.listener.addr);
-            let serves = served.listener.serves;
-            json!({"workload": served.account.name.to_string(), "listeners": [{"name": name, "address": addr.to_string(), "serves": serves}]})
-        });
-        let rows: Vec<serde_json::Value> = rows.chain(own).collect();
-        Answer::json(&rows)
+        let config = &view.config;
+        let bootstrap = config.bootstrap.as_ref();
+        Answer::json(&envoy::server_info(
+            &view.report().agent,
+            state,
+            config.concurrency,
+            bootstrap.map(|path| path.display().to_string()).as_deref(),
+            &view.known,
+        ))
     }
 
-    /// As Envoy prints them: a line for each fact.
-    fn clusters(&self) -> Answer {
-        let snapshot = self.view.borrow().snapshot.load_full();
-        let mut lines = String::new();
-        for cluster in snapshot.proxy.clusters() {
-            let name = &cluster.name;
-            for endpoint in &cluster.endpoints {
-                lines += &format!("{name}::{}::weight::{}\n", endpoint.addr, endpoint.weight);
-            }
-            if cluster.to_original.is_some() {
-                lines += &format!("{name}::original destination\n");
-            } else if cluster.endpoints.is_empty() {
-                lines += &format!("{name}::no endpoint\n");
-            }
+    fn config_dump(&self, query: &DumpQuery) -> Answer {
+        let view = self.view.borrow();
+        let dump = crate::dump::with_own(&view.dump, &view.config);
+        let answer = match envoy::selected(dump, query) {
+            Ok(part) => Answer::json(&part),
+            Err(error) => text(NOT_FOUND, format!("{error}\n")),
+        };
+        memory::give_back();
+        answer
+    }
+
+    fn listeners(&self, shape: Shape) -> Answer {
+        let view = self.view.borrow();
+        let (snapshot, workloads) = (view.snapshot.load(), view.report().workloads);
+        match shape {
+            Shape::Json => Answer::json(&envoy::listener_statuses(&snapshot, &workloads)),
+            _ => text(OK, envoy::listeners(&snapshot, &workloads)),
         }
-        text(OK, lines)
+    }
+
+    fn clusters(&self, shape: Shape) -> Answer {
+        let view = self.view.borrow();
+        let (snapshot, known) = (view.snapshot.load(), &view.known);
+        match shape {
+            Shape::Json => Answer::json(&envoy::cluster_statuses(&snapshot, known)),
+            _ => text(OK, envoy::clusters(&snapshot, known)),
+        }
     }
 
     async fn explain(&self, inquiry: Inquiry) -> Answer {
@@ -266,6 +237,22 @@ impl Api {
             Err(_) => text(UNAVAILABLE, "the agent is stopping\n".into()),
         }
     }
+}
+
+fn prometheus(view: &View) -> String {
+    let list = |map: &BTreeMap<String, u64>| -> Vec<(String, u64)> {
+        map.iter()
+            .map(|(name, count)| (name.clone(), *count))
+            .collect()
+    };
+    metrics::render(&Sources {
+        snapshot: &view.snapshot.load(),
+        agent: &view.counters,
+        workloads: &view.report().workloads,
+        repairs: &list(&view.repairs),
+        kernel_events: &list(&view.kernel_events),
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 fn text(status: u16, body: String) -> Answer {

@@ -1,6 +1,7 @@
 //! The control thread: carries out what the supervisor says and passes on what the workers need.
 
 mod ending;
+mod pieces;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,16 +14,19 @@ use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
 use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Shortcuts};
+use shunt_intercept::memory;
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
 use shunt_telemetry::access_log::AccessLogger;
 use shunt_telemetry::logging::LogLevel;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use self::pieces::Pieces;
 use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
@@ -59,10 +63,9 @@ pub(super) struct Control {
     originals: KernelOriginalDst,
     shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     level: LogLevel,
-    /// As much of a [`Traffic`](crate::ipc::Traffic) as has come.
-    traffic: String,
-    /// The same of a bootstrap.
-    bootstrap: String,
+    traffic: Pieces,
+    bootstrap: Pieces,
+    dump: Pieces,
     leaving: Vec<Leaving>,
     /// By holding these, others know that flows still go through a workload's namespace.
     held: HashMap<WorkloadId, OwnedFd>,
@@ -107,6 +110,7 @@ impl Control {
                 .try_clone()
                 .context("cannot share the heartbeats")?;
             let flows = witness(&access_log, &view.taps);
+            let (snapshot, seen) = (Arc::clone(&view.snapshot), Arc::clone(&view.generations));
             let worker = shunt_proxy::spawn(WorkerContext {
                 index,
                 snapshot: Arc::clone(&view.snapshot),
@@ -117,6 +121,8 @@ impl Control {
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 heartbeat: Arc::new(move || {
+                    // Whatever this thread looks up from now on, it finds in this one or in a newer one.
+                    seen[index].store(snapshot.load().generation, Ordering::Relaxed);
                     if let Err(error) = page.beat(index) {
                         tracing::error!(%error, "cannot write the heartbeat");
                     }
@@ -142,8 +148,9 @@ impl Control {
             originals,
             shortcuts,
             level,
-            traffic: String::new(),
-            bootstrap: String::new(),
+            traffic: Pieces::default(),
+            bootstrap: Pieces::default(),
+            dump: Pieces::default(),
             leaving: Vec::new(),
             held: HashMap::new(),
             servers,
@@ -288,22 +295,26 @@ impl Control {
                 self.level
                     .set(&log_level)
                     .map_err(|error| anyhow::anyhow!("log level: {error}"))?;
+                self.view.borrow_mut().config.log.level = log_level;
             }
             ToWorker::Traffic { part, last } => {
-                self.traffic.push_str(&part);
-                if last {
-                    let text = std::mem::take(&mut self.traffic);
-                    let traffic =
-                        serde_json::from_str(&text).context("cannot read services and policy")?;
+                if let Some(text) = self.traffic.add(&part, last) {
+                    let read = serde_json::from_str(&text);
+                    let traffic = read.context("cannot read services and policy")?;
                     self.view.borrow_mut().set_traffic(traffic);
                 }
             }
             ToWorker::Bootstrap { part, last } => {
-                self.bootstrap.push_str(&part);
-                if last {
-                    let text = std::mem::take(&mut self.bootstrap);
+                if let Some(text) = self.bootstrap.add(&part, last) {
                     let read = serde_json::from_str(&text).context("cannot read the bootstrap")?;
                     self.view.borrow_mut().set_bootstrap(read);
+                    memory::give_back();
+                }
+            }
+            ToWorker::Dump { part, last } => {
+                if let Some(text) = self.dump.add(&part, last) {
+                    self.view.borrow_mut().set_dump(text);
+                    memory::give_back();
                 }
             }
             ToWorker::Serve(addr) => {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::DirectEvents;
 use shunt_proxy::FlowSink;
 
+use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
 use crate::ipc::{EnrolledView, Traffic, WorkloadInfo};
@@ -30,6 +31,8 @@ pub(super) struct View {
     /// The supervisor's age, and when that was.
     uptime: (Duration, Instant),
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// By worker: of the snapshot that it has seen.
+    pub(super) generations: Arc<[AtomicU64]>,
     pub(super) counters: Arc<AgentCounters>,
     pub(super) infos: Vec<WorkloadInfo>,
     /// The supervisor has said who is enrolled.
@@ -46,6 +49,9 @@ pub(super) struct View {
     services: Arc<Services>,
     policy: Arc<Policy>,
     proxy: Arc<Tables>,
+    /// What is said of it: Envoy's dump, JSON. Empty as long as there is none.
+    pub(super) dump: String,
+    pub(super) known: Known,
     enrolled: BTreeMap<WorkloadId, Arc<Enrolled>>,
     /// By name, so that the numbers of a workload survive its being enrolled anew. Gone with its name and last flow.
     workload_counters: BTreeMap<WorkloadName, Arc<WorkloadCounters>>,
@@ -53,7 +59,9 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(config: Config, supervisor_pid: u32, uptime: Duration) -> Self {
+        let generations = (0..config.concurrency).map(|_| AtomicU64::new(0));
         let view = Self {
+            generations: generations.collect(),
             config,
             supervisor_pid,
             uptime: (uptime, Instant::now()),
@@ -70,6 +78,8 @@ impl View {
             services: Arc::default(),
             policy: Arc::default(),
             proxy: Arc::default(),
+            dump: String::new(),
+            known: Known::default(),
             enrolled: BTreeMap::new(),
             workload_counters: BTreeMap::new(),
         };
@@ -100,8 +110,13 @@ impl View {
 
     /// New connections are served by it.
     pub(super) fn set_bootstrap(&mut self, bootstrap: Bootstrap) {
-        self.proxy = Arc::new(Tables::new(bootstrap));
+        self.proxy = Arc::new(Tables::new(bootstrap, &self.proxy));
         self.publish();
+    }
+
+    pub(super) fn set_dump(&mut self, dump: String) {
+        self.known = Known::of(&dump);
+        self.dump = dump;
     }
 
     pub(super) fn enrol(&mut self, view: EnrolledView) {
@@ -214,6 +229,12 @@ impl View {
                 uptime_seconds: (uptime + then.elapsed()).as_secs(),
                 pid: self.supervisor_pid,
                 worker_pid: std::process::id(),
+                generation: self.snapshot.load().generation,
+                worker_generations: self
+                    .generations
+                    .iter()
+                    .map(|of| of.load(Ordering::Relaxed))
+                    .collect(),
             },
             workloads: self
                 .infos

@@ -6,58 +6,99 @@ mod http;
 mod listener;
 mod matchers;
 mod route;
+mod sources;
 mod values;
 
 use std::collections::HashSet;
 
 use shunt_core::bootstrap::Bootstrap;
+use shunt_core::cluster::Cluster;
+use shunt_core::listener::{Listener, NetworkFilter};
 
+use crate::files::Kind;
 use crate::reader::Reader;
 
+/// With what the files hold that it names. Names and addresses of the bootstrap itself are nobody else's.
 pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
-    let Some(resources) = root.message("static_resources") else {
-        return Bootstrap::default();
-    };
-    let clusters: Vec<_> = resources
-        .list("clusters")
-        .iter()
-        .filter_map(cluster::cluster)
-        .collect();
-    let readers = resources.list("listeners");
-    let listeners: Vec<_> = readers
-        .iter()
-        .filter_map(|reader| Some((reader, listener::listener(reader)?)))
-        .collect();
-    unique(
-        &resources.list("clusters"),
-        |reader| reader.text("name"),
-        "name",
-    );
-    unique(&readers, |reader| reader.text("name"), "name");
-    let mut addresses = HashSet::new();
-    for (reader, listener) in &listeners {
+    let resources = root.message("static_resources");
+    let list = |name| resources.as_ref().map(|resources| resources.list(name));
+    let dynamic = root.message("dynamic_resources");
+    let source = |name| dynamic.as_ref().and_then(|dynamic| dynamic.message(name));
+
+    let mut clusters = clusters(&list("clusters").unwrap_or_default(), &[]);
+    let cds = source("cds_config");
+    if let Some(cds) = &cds {
+        let found = sources::read(cds, Kind::Clusters, "", |readers| {
+            self::clusters(readers, &clusters)
+        });
+        clusters.extend(found.unwrap_or_default());
+    }
+
+    let readers = list("listeners").unwrap_or_default();
+    let mut listeners = listeners(&readers, &[]);
+    if cds.is_none() {
+        for (reader, listener) in readers.iter().zip(&listeners) {
+            if let Some(listener) = listener {
+                find_clusters(reader, listener, &clusters);
+            }
+        }
+    }
+    if let Some(lds) = source("lds_config") {
+        let found = sources::read(&lds, Kind::Listeners, "", |readers| {
+            self::listeners(readers, &listeners)
+        });
+        listeners.extend(found.unwrap_or_default());
+    }
+    Bootstrap {
+        listeners: listeners.into_iter().flatten().collect(),
+        clusters,
+    }
+}
+
+/// Beside those that are there already.
+fn clusters(readers: &[Reader<'_>], there: &[Cluster]) -> Vec<Cluster> {
+    unique(readers, |reader| reader.text("name"), "name");
+    let found: Vec<_> = readers.iter().filter_map(cluster::cluster).collect();
+    for (reader, cluster) in readers.iter().zip(&found) {
+        if there.iter().any(|known| known.name == cluster.name) {
+            reader.fault("name", "the bootstrap has a cluster of that name");
+        }
+    }
+    found
+}
+
+/// Beside those that are there already. One for each reader.
+fn listeners(readers: &[Reader<'_>], there: &[Option<Listener>]) -> Vec<Option<Listener>> {
+    unique(readers, |reader| reader.text("name"), "name");
+    let found: Vec<_> = readers.iter().map(listener::listener).collect();
+    let there: Vec<&Listener> = there.iter().flatten().collect();
+    let mut addresses: HashSet<_> = there.iter().map(|known| known.place()).collect();
+    for (reader, listener) in readers.iter().zip(&found) {
+        let Some(listener) = listener else { continue };
+        if there.iter().any(|known| known.name == listener.name) {
+            reader.fault("name", "the bootstrap has a listener of that name");
+        }
         if !addresses.insert(listener.place()) {
             let (_, addr) = listener.place();
             let which = addr.map_or("the rest".to_owned(), |addr| addr.to_string());
             reader.fault("address", format!("another listener has {which}"));
         }
-        let chains = listener.chains.iter().chain(&listener.default_chain);
-        let mut missing: Vec<&str> = chains
-            .flat_map(|chain| chain.filter.clusters())
-            .filter(|name| !clusters.iter().any(|cluster| cluster.name == *name))
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        for name in missing {
-            reader.fault("", format!("there is no cluster `{name}`"));
-        }
     }
-    Bootstrap {
-        listeners: listeners
-            .into_iter()
-            .map(|(_, listener)| listener)
-            .collect(),
-        clusters,
+    found
+}
+
+/// Whoever names a cluster here names one that is there.
+fn find_clusters(reader: &Reader<'_>, listener: &Listener, clusters: &[Cluster]) {
+    let chains = listener.chains.iter().chain(&listener.default_chain);
+    let mut missing: Vec<&str> = chains
+        .filter(|chain| !matches!(&chain.filter, NetworkFilter::Http(http) if http.rds))
+        .flat_map(|chain| chain.filter.clusters())
+        .filter(|name| !clusters.iter().any(|cluster| cluster.name == *name))
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    for name in missing {
+        reader.fault("", format!("there is no cluster `{name}`"));
     }
 }
 

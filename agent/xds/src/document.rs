@@ -2,17 +2,29 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use shunt_core::config::file::Fault;
 
+use crate::files::Files;
+
 #[derive(Debug, Default)]
 pub(crate) struct Document {
+    /// Those that it may name.
+    pub(crate) files: Rc<Files>,
     lines: RefCell<HashMap<String, usize>>,
     faults: RefCell<Vec<Fault>>,
     notes: RefCell<Vec<Fault>>,
 }
 
 impl Document {
+    pub(crate) fn new(files: Rc<Files>) -> Self {
+        Self {
+            files,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn place(&self, path: &str, line: usize) {
         self.lines.borrow_mut().insert(path.to_owned(), line);
     }

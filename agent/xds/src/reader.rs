@@ -1,12 +1,15 @@
 //! A message as the conversion reads it: by field names, with its place for faults.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Duration;
 
 use prost_reflect::{DynamicMessage, Kind, ReflectMessage, Value};
 
 use crate::descriptors;
 use crate::document::{Document, below};
+use crate::dump::json;
+use crate::files::Files;
 use crate::support;
 
 /// A year. Longer ones are typing errors, and may not fit a timer.
@@ -180,6 +183,28 @@ impl<'a> Reader<'a> {
             path: self.path.clone(),
             document: self.document,
         })
+    }
+
+    /// The message itself, for whoever converts nothing.
+    pub(crate) fn raw(&self) -> &DynamicMessage {
+        &self.message
+    }
+
+    /// A text field, of whatever message this is.
+    pub(crate) fn raw_text(&self, name: &str) -> String {
+        let value = self.message.get_field_by_name(name);
+        let text = value.as_ref().and_then(|value| value.as_str());
+        text.unwrap_or_default().to_owned()
+    }
+
+    /// The files that the configuration names.
+    pub(crate) fn files(&self) -> &'a Rc<Files> {
+        &self.document.files
+    }
+
+    /// For the dump: these are routes that stand in their listener.
+    pub(crate) fn note_routes(&self) {
+        self.files().note_routes(json(&self.message));
     }
 
     pub(crate) fn type_name(&self) -> String {

@@ -1,4 +1,5 @@
 mod properties;
+mod sources;
 
 use shunt_core::listener::NetworkFilter;
 use shunt_core::route::Action;
@@ -104,7 +105,7 @@ fn every_fault_is_told_with_its_line_and_path() {
         "clusters[0].wieght: envoy.config.route.v3.WeightedCluster.ClusterWeight has no such field",
         "static_resources.clusters[0].connect_timeout: `fast` is not a duration",
         "static_resources.clusters[0].circuit_breakers: not supported",
-        "static_resources.clusters[1].type: only STATIC is supported",
+        "static_resources.clusters[1].type: only STATIC and EDS are supported",
     ] {
         assert!(faults.contains(fault), "{fault} in\n{faults}");
     }
@@ -151,6 +152,8 @@ fn the_table_says_no_more_than_is_read() {
         include_str!("convert/listener.rs"),
         include_str!("convert/matchers.rs"),
         include_str!("convert/route.rs"),
+        include_str!("convert/sources.rs"),
+        include_str!("files.rs"),
         include_str!("convert/values.rs"),
     ]
     .concat();

@@ -172,25 +172,10 @@ impl Walk<'_> {
         Some(any)
     }
 
-    /// What has no schema is kept by nobody: it is there, or it is not.
+    /// What has no schema, as JSON: nothing but the dump has a use for it.
     fn free(&self, node: &Node, descriptor: &MessageDescriptor) -> DynamicMessage {
-        let mut message = DynamicMessage::new(descriptor.clone());
-        let keys = node
-            .as_mapping()
-            .into_iter()
-            .flat_map(|mapping| mapping.iter());
-        if descriptor.full_name() == "google.protobuf.Struct"
-            && let Some(field) = descriptor.get_field_by_name("fields")
-            && let Kind::Message(entry) = field.kind()
-            && let Kind::Message(value) = entry.map_entry_value_field().kind()
-        {
-            let map = keys.map(|(key, _)| {
-                let key = MapKey::String(key.as_str().to_owned());
-                (key, Value::Message(DynamicMessage::new(value.clone())))
-            });
-            message.set_field(&field, Value::Map(map.collect()));
-        }
-        message
+        DynamicMessage::deserialize(descriptor.clone(), scalar::json(node))
+            .unwrap_or_else(|_| DynamicMessage::new(descriptor.clone()))
     }
 
     fn mapping<'n>(&self, node: &'n Node, path: &str) -> Option<&'n MarkedMappingNode> {

@@ -25,6 +25,11 @@ impl<T> ByDestination<T> {
             .or(self.rest.as_ref())
     }
 
+    /// What was put at this very place.
+    pub fn at(&self, destination: SocketAddr) -> Option<&T> {
+        self.at.get(&destination)
+    }
+
     /// Replaces what was there.
     pub fn insert(&mut self, destination: SocketAddr, value: T) {
         self.at.insert(destination, value);

@@ -60,20 +60,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         progress: Rc<Progress>,
     ) -> Self {
         let most = client.chain.manager.limits.requests_per_connection;
-        // Who stays connected for long must not be served by an old configuration for as long.
-        let now = local.context.snapshot.load();
-        let workload = now.workloads.get(&client.origin.workload());
-        let tables = workload.map_or(&now.proxy, |workload| now.tables(workload));
-        let is_replaced = !Arc::ptr_eq(tables, &client.tables);
         Self {
             local,
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most
-                || is_replaced
-                || progress.talk().is_old()
-                || *client.closing.borrow(),
+            is_last: most > 0 && number >= most || client.is_last || progress.talk().is_old(),
             progress,
         }
     }
@@ -285,7 +277,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             listener: pass.to,
             original: Some(pass.to),
             origin: pass.origin,
-            closing: self.client.closing.clone(),
+            is_last: false,
         };
         let inbound = Exchange {
             local: self.local,

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use shunt_core::cluster::{Balance, Cluster, Endpoint, ToOriginal};
 
+use super::sources;
 use super::values::{address, plain_transport};
+use crate::files::Kind;
 use crate::reader::Reader;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,11 +21,22 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     if name.is_empty() {
         reader.fault("name", "is required");
     }
-    let to_original = match reader.choice("type").as_str() {
-        "STATIC" => None,
-        "ORIGINAL_DST" => Some(to_original(reader)),
+    let mut to_original = None;
+    let endpoints = match reader.choice("type").as_str() {
+        "STATIC" => {
+            if reader.has("eds_cluster_config") {
+                reader.fault("eds_cluster_config", "is for clusters of type EDS");
+            }
+            let assignment = reader.message("load_assignment");
+            assignment.map(|assignment| endpoints(&assignment))
+        }
+        "EDS" => by_eds(reader, &name),
+        "ORIGINAL_DST" => {
+            to_original = Some(self::to_original(reader));
+            None
+        }
         _ => {
-            reader.fault("type", "only STATIC and ORIGINAL_DST are supported");
+            reader.fault("type", "only STATIC, EDS and ORIGINAL_DST are supported");
             None
         }
     };
@@ -65,7 +78,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     }
     Some(Cluster {
         name,
-        endpoints: endpoints(reader),
+        endpoints: endpoints.unwrap_or_default(),
         balance,
         to_original,
         connect_timeout,
@@ -125,11 +138,27 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
     found
 }
 
-/// Those that are chosen from.
-fn endpoints(reader: &Reader<'_>) -> Vec<Endpoint> {
-    let Some(assignment) = reader.message("load_assignment") else {
-        return Vec::new();
+/// `None`, as long as no file with them was right: there is no healthy upstream then.
+fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Endpoint>> {
+    if reader.has("load_assignment") {
+        reader.fault("load_assignment", "is for clusters of type STATIC");
+    }
+    let eds = reader.required("eds_cluster_config", reader.message("eds_cluster_config"))?;
+    let source = eds.required("eds_config", eds.message("eds_config"))?;
+    let service = eds.text("service_name");
+    let name = if service.is_empty() {
+        cluster
+    } else {
+        &service
     };
+    let found = sources::read(&source, Kind::Endpoints, name, |readers| {
+        sources::only(readers, "cluster_name", name).map(|reader| endpoints(&reader))
+    });
+    found.flatten()
+}
+
+/// Those that are chosen from.
+fn endpoints(assignment: &Reader<'_>) -> Vec<Endpoint> {
     if assignment.text("cluster_name").is_empty() {
         assignment.fault("cluster_name", "is required");
     }

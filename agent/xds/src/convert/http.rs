@@ -7,7 +7,8 @@ use shunt_core::http::{
 };
 use shunt_core::route::RouteConfiguration;
 
-use super::route;
+use super::{route, sources};
+use crate::files::Kind;
 use crate::reader::Reader;
 
 /// Envoy's defaults.
@@ -30,9 +31,16 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     if reader.u32("xff_num_trusted_hops").unwrap_or_default() != 0 {
         reader.fault("xff_num_trusted_hops", "only 0 is supported");
     }
-    let routes = match reader.required("route_config", reader.message("route_config")) {
-        Some(routes) => route::configuration(&routes),
-        None => RouteConfiguration::default(),
+    let rds = reader.message("rds");
+    let routes = match &rds {
+        Some(rds) => by_rds(rds),
+        None => match reader.required("route_config", reader.message("route_config")) {
+            Some(routes) => {
+                routes.note_routes();
+                route::configuration(&routes)
+            }
+            None => RouteConfiguration::default(),
+        },
     };
     let suppress_envoy_headers = filters(reader);
     let http1 = reader.message("http_protocol_options");
@@ -82,7 +90,23 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
         },
         suppress_envoy_headers,
         routes,
+        rds: rds.is_some(),
     })
+}
+
+/// None, as long as no file with them was right: every request is answered with 404 then.
+fn by_rds(rds: &Reader<'_>) -> RouteConfiguration {
+    let name = rds.text("route_config_name");
+    if name.is_empty() {
+        rds.fault("route_config_name", "is required");
+    }
+    let Some(source) = rds.required("config_source", rds.message("config_source")) else {
+        return RouteConfiguration::default();
+    };
+    let found = sources::read(&source, Kind::Routes, &name, |readers| {
+        sources::only(readers, "name", &name).map(|reader| route::configuration(&reader))
+    });
+    found.flatten().unwrap_or_default()
 }
 
 fn limits(reader: &Reader<'_>) -> HttpLimits {

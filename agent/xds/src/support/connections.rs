@@ -7,6 +7,7 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.bootstrap.v3.Bootstrap",
         fields: &[
             honoured("static_resources"),
+            honoured("dynamic_resources"),
             no_effect("node", "it names this proxy to a control plane"),
             no_effect(
                 "admin",
@@ -42,6 +43,38 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         message: "envoy.config.bootstrap.v3.Bootstrap.StaticResources",
         fields: &[honoured("listeners"), honoured("clusters")],
+    },
+    Row {
+        message: "envoy.config.bootstrap.v3.Bootstrap.DynamicResources",
+        fields: &[honoured("lds_config"), honoured("cds_config")],
+    },
+    Row {
+        message: "envoy.config.core.v3.ConfigSource",
+        fields: &[
+            honoured("path"),
+            honoured("path_config_source"),
+            within("resource_api_version", "V3"),
+            no_effect("initial_fetch_timeout", "a file is there or is not"),
+        ],
+    },
+    Row {
+        message: "envoy.config.core.v3.PathConfigSource",
+        fields: &[honoured("path"), honoured("watched_directory")],
+    },
+    Row {
+        message: "envoy.config.core.v3.WatchedDirectory",
+        fields: &[honoured("path")],
+    },
+    Row {
+        message: "envoy.service.discovery.v3.DiscoveryResponse",
+        fields: &[
+            honoured("version_info"),
+            honoured("resources"),
+            no_effect("type_url", "every resource says its own type"),
+            no_effect("nonce", "nobody is answered"),
+            no_effect("canary", "nothing reads it"),
+            no_effect("control_plane", "nothing reads it"),
+        ],
     },
     Row {
         message: "envoy.config.listener.v3.Listener",
@@ -151,7 +184,8 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.cluster.v3.Cluster",
         fields: &[
             honoured("name"),
-            within("type", "STATIC or ORIGINAL_DST"),
+            within("type", "STATIC, EDS or ORIGINAL_DST"),
+            honoured("eds_cluster_config"),
             honoured("connect_timeout"),
             within(
                 "lb_policy",
@@ -193,6 +227,10 @@ pub(super) const ROWS: &[Row] = &[
             honoured("http_header_name"),
             honoured("upstream_port_override"),
         ],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.Cluster.EdsClusterConfig",
+        fields: &[honoured("eds_config"), honoured("service_name")],
     },
     Row {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",

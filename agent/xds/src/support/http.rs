@@ -11,6 +11,7 @@ pub(super) const ROWS: &[Row] = &[
                 "AUTO or HTTP1; HTTP/2 is not spoken yet, and who tries is refused",
             ),
             honoured("route_config"),
+            honoured("rds"),
             honoured("http_filters"),
             honoured("common_http_protocol_options"),
             honoured("http_protocol_options"),
@@ -48,6 +49,10 @@ pub(super) const ROWS: &[Row] = &[
                 "a connection is closed once its last bytes are taken",
             ),
         ],
+    },
+    Row {
+        message: "envoy.extensions.filters.network.http_connection_manager.v3.Rds",
+        fields: &[honoured("config_source"), honoured("route_config_name")],
     },
     Row {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",

@@ -1,6 +1,8 @@
 //! Single values, from the text that stands in the file.
 
+use marked_yaml::Node;
 use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
+use serde_json::Value as Json;
 
 /// # Errors
 /// The text is none of its kind.
@@ -58,6 +60,32 @@ pub(super) fn duration(
     message.set_field_by_name("seconds", Value::I64(seconds));
     message.set_field_by_name("nanos", Value::I32(nanos));
     Ok(message)
+}
+
+/// As JSON would say it.
+pub(super) fn json(node: &Node) -> Json {
+    if let Some(mapping) = node.as_mapping() {
+        let pairs = mapping.iter();
+        let pairs = pairs.map(|(key, node)| (key.as_str().to_owned(), json(node)));
+        return Json::Object(pairs.collect());
+    }
+    if let Some(list) = node.as_sequence() {
+        return Json::Array(list.iter().map(json).collect());
+    }
+    let Some(scalar) = node.as_scalar() else {
+        return Json::Null;
+    };
+    let text = scalar.as_str();
+    match text {
+        _ if !scalar.may_coerce() => text.into(),
+        "" | "~" | "null" => Json::Null,
+        "true" => true.into(),
+        "false" => false.into(),
+        _ => match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => number.into(),
+            _ => text.into(),
+        },
+    }
 }
 
 /// In either alphabet, with or without padding.

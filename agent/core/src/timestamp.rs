@@ -1,4 +1,4 @@
-//! Times as the logs print them.
+//! Times as logs and dumps print them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
