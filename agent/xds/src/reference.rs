@@ -14,6 +14,10 @@ what Envoy's documentation says, within the bounds that are named. A field that 
 `shunt config validate FILE` lists it too. **Every other field is refused when it is set**, with its full path: nothing that
 would change traffic is passed over in silence. All faults are told at once.
 
+A listener is bound in the node's namespace, unless it has a `traffic_direction` and `bind_to_port: false`, `use_original_dst: true` or the
+`original_dst` filter: then it serves captured connections of the workloads, and nothing is bound. With `bind_to_port: false` alone it serves those
+that were going to its address, or to its port where the address is the unspecified one; otherwise those that no other listener is for.
+
 Header values may have these format strings: `%REQ(NAME?OTHER):LENGTH%`, `%RESP(NAME?OTHER):LENGTH%`,
 `%DOWNSTREAM_REMOTE_ADDRESS%`, `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`, `%DOWNSTREAM_LOCAL_ADDRESS%`, each also with
 `_WITHOUT_PORT`, and as `%DOWNSTREAM_REMOTE_PORT%`, `%DOWNSTREAM_DIRECT_REMOTE_PORT%`, `%DOWNSTREAM_LOCAL_PORT%`;

@@ -96,7 +96,7 @@ fn the_server_s_listener_is_met_by_bytes_too(way: Way) {
     scene.write(&bootstrap(&[outbound, inbound("passthrough")], &[]));
     shunt_tests::wait::until("the change", std::time::Duration::from_secs(5), || {
         let dump = agent.admin("GET", "/listeners", "").1;
-        dump.contains("\"out\"").then_some(())
+        dump.contains("out::").then_some(())
     });
     let told = scene.curl(&format!("{url}/a"));
     assert!(told.ends_with("x-t-inbound=server"), "{told}");
