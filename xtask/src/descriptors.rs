@@ -15,7 +15,7 @@ const OURS: &str = "agent/xds/src/envoy.bin";
 
 /// What a bootstrap and xDS need of themselves, and the extensions that a bootstrap may name: those that are supported,
 /// and those that people have, so that they are refused field by field.
-const ROOTS: [&str; 39] = [
+const ROOTS: [&str; 41] = [
     "config/bootstrap/v3/bootstrap",
     "service/discovery/v3/discovery",
     "extensions/filters/network/http_connection_manager/v3/http_connection_manager",
@@ -43,6 +43,8 @@ const ROOTS: [&str; 39] = [
     "extensions/filters/http/wasm/v3/wasm",
     "extensions/transport_sockets/tls/v3/tls",
     "extensions/transport_sockets/raw_buffer/v3/raw_buffer",
+    "extensions/path/match/uri_template/v3/uri_template_match",
+    "extensions/path/rewrite/uri_template/v3/uri_template_rewrite",
     "extensions/access_loggers/file/v3/file",
     "extensions/access_loggers/stream/v3/stream",
     "extensions/filters/network/rbac/v3/rbac",

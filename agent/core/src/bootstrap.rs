@@ -1,7 +1,7 @@
 //! What the proxy serves: listeners and clusters, as the agent understood them from Envoy's configuration. Everything in
 //! here has been validated: the data path has nothing to refuse any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::listener::{
 };
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
+use crate::statistics::{Classes, ListenerCounts, ManagerCounts, PerWorker};
 
 /// One configuration of the proxy, replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,8 @@ pub struct Tables {
     bound: HashMap<SocketAddr, Arc<Served>>,
     captured: Captured<Arc<Served>>,
     clusters: HashMap<String, Arc<Cluster>>,
+    /// By `stat_prefix`.
+    managers: BTreeMap<String, PerWorker<ManagerCounts>>,
 }
 
 /// A listener that is served.
@@ -72,6 +75,17 @@ pub struct Served {
     chains: Vec<Arc<Chain>>,
     /// In whose name its connections are accounted for.
     pub account: Enrolled,
+    pub counts: PerWorker<ListenerCounts>,
+    pub requests: Arc<Requests>,
+}
+
+/// A listener's requests by cluster and status.
+#[derive(Debug, Default)]
+pub struct Requests {
+    /// In the order of their names.
+    clusters: Vec<(String, PerWorker<Classes>)>,
+    /// Of clusters that no route names, and answered here.
+    others: PerWorker<Classes>,
 }
 
 #[derive(Debug)]
@@ -87,41 +101,77 @@ pub struct HttpChain {
     /// Without its routes.
     pub manager: HttpConnectionManager,
     pub routes: RouteTable,
+    pub counts: PerWorker<ManagerCounts>,
+    pub listener_counts: PerWorker<ListenerCounts>,
+    pub requests: Arc<Requests>,
 }
 
 impl Tables {
-    /// What is as it was `before` is the same thing.
+    /// What is as it was `before` is the same thing, and what is counted goes on being counted.
     pub fn new(bootstrap: Bootstrap, before: &Self) -> Self {
-        let listener = |listener: Listener| {
+        let mut tables = Self::default();
+        for mut cluster in bootstrap.clusters {
+            let name = cluster.name.clone();
+            let cluster = match before.clusters.get(&name) {
+                Some(known) if **known == cluster => Arc::clone(known),
+                known => {
+                    if let Some(known) = known {
+                        cluster.counts = known.counts.clone();
+                    }
+                    Arc::new(cluster)
+                }
+            };
+            tables.clusters.insert(name, cluster);
+        }
+        let named: HashMap<&str, &Arc<Served>> = before
+            .listeners
+            .iter()
+            .map(|served| (served.listener.name.as_str(), served))
+            .collect();
+        for listener in bootstrap.listeners {
             let known = before.known(&listener);
-            let same = known.filter(|known| known.listener == listener);
-            let served = same.map(Arc::clone);
-            served.unwrap_or_else(|| Arc::new(Served::new(listener, known.map(|known| &**known))))
-        };
-        let cluster = |cluster: Cluster| {
-            let known = before.clusters.get(&cluster.name);
-            let same = known.filter(|known| ***known == cluster);
-            (
-                cluster.name.clone(),
-                same.map_or_else(|| Arc::new(cluster), Arc::clone),
-            )
-        };
-        let mut listeners: Vec<_> = bootstrap.listeners.into_iter().map(listener).collect();
-        listeners.sort_by_key(|served| served.listener.addr);
-        let bound = listeners
+            let served = match known.filter(|known| known.listener == listener) {
+                Some(same) => Arc::clone(same),
+                None => {
+                    let counted = named.get(listener.name.as_str());
+                    let managers = &mut tables.managers;
+                    let served = Served::new(
+                        listener,
+                        known.map(|known| &**known),
+                        counted.map(|served| &***served),
+                        &mut |prefix: &str| {
+                            let counts = || before.managers.get(prefix).cloned();
+                            let counts = || counts().unwrap_or_default();
+                            let entry = managers.entry(prefix.to_owned());
+                            entry.or_insert_with(counts).clone()
+                        },
+                    );
+                    Arc::new(served)
+                }
+            };
+            // Of chains that are as they were nobody has asked.
+            for chain in &served.chains {
+                if let Chain::Http(chain) = &**chain {
+                    let prefix = chain.manager.stat_prefix.clone();
+                    let counts = tables.managers.entry(prefix);
+                    counts.or_insert_with(|| chain.counts.clone());
+                }
+            }
+            tables.listeners.push(served);
+        }
+        tables.listeners.sort_by_key(|served| served.listener.addr);
+        let all = &tables.listeners;
+        let bound = all
             .iter()
             .filter(|served| served.listener.serves == Serves::Bound);
-        let captured = listeners
-            .iter()
-            .map(|served| (&served.listener, Arc::clone(served)));
-        Self {
-            bound: bound
-                .map(|served| (served.listener.addr, Arc::clone(served)))
-                .collect(),
-            captured: sorted(captured),
-            clusters: bootstrap.clusters.into_iter().map(cluster).collect(),
-            listeners,
-        }
+        tables.bound = bound
+            .map(|served| (served.listener.addr, Arc::clone(served)))
+            .collect();
+        tables.captured = sorted(
+            all.iter()
+                .map(|served| (&served.listener, Arc::clone(served))),
+        );
+        tables
     }
 
     /// Which is for the same connections.
@@ -131,6 +181,12 @@ impl Tables {
             Serves::Captured(way) => self.captured.of(way).at(listener.addr),
             Serves::Rest(way) => self.captured.of(way).rest(),
         }
+    }
+
+    /// Numbers of connection managers, by `stat_prefix`.
+    pub fn managers(&self) -> impl Iterator<Item = (&str, &PerWorker<ManagerCounts>)> {
+        let managers = self.managers.iter();
+        managers.map(|(prefix, counts)| (prefix.as_str(), counts))
     }
 
     /// The listener that is bound to this address.
@@ -161,21 +217,53 @@ impl Tables {
 }
 
 impl Served {
-    /// `before`: what was served at the same address.
-    fn new(listener: Listener, before: Option<&Self>) -> Self {
-        let known = before.filter(|before| before.listener.name == listener.name);
-        let account = known.map(|known| known.account.clone());
+    /// `before`: what was served at the same address; `counted`: what has the same name.
+    fn new(
+        listener: Listener,
+        before: Option<&Self>,
+        counted: Option<&Self>,
+        managers: &mut dyn FnMut(&str) -> PerWorker<ManagerCounts>,
+    ) -> Self {
         let same = |chain: &FilterChain| {
-            let before = before?;
+            let before = before.filter(|before| before.listener.name == listener.name)?;
             let at = before.filter_chains().position(|known| known == chain)?;
             Some(Arc::clone(&before.chains[at]))
         };
-        let chains = listener.chains.iter().chain(&listener.default_chain);
-        let chains =
-            chains.map(|chain| same(chain).unwrap_or_else(|| Arc::new(Chain::new(chain.clone()))));
+        let account = counted.map(|counted| counted.account.clone());
+        let counts = counted.map_or_else(PerWorker::default, |counted| counted.counts.clone());
+        let all = || listener.chains.iter().chain(&listener.default_chain);
+        let named = all().flat_map(|chain| match &chain.filter {
+            NetworkFilter::Http(_) => chain.filter.clusters(),
+            NetworkFilter::Tcp(_) => Vec::new(),
+        });
+        let requests = Requests::new(named, counted.map(|counted| &*counted.requests));
+        let requests = Arc::new(requests);
+        let chains = all().map(|chain| {
+            same(chain).unwrap_or_else(|| {
+                let FilterChain {
+                    name,
+                    matches,
+                    filter,
+                } = chain.clone();
+                Arc::new(match filter {
+                    NetworkFilter::Tcp(tcp) => Chain::Tcp(tcp),
+                    NetworkFilter::Http(mut manager) => Chain::Http(Box::new(HttpChain {
+                        name,
+                        matches,
+                        routes: RouteTable::new(std::mem::take(&mut manager.routes)),
+                        counts: managers(&manager.stat_prefix),
+                        listener_counts: counts.clone(),
+                        requests: Arc::clone(&requests),
+                        manager: *manager,
+                    })),
+                })
+            })
+        });
         Self {
             chains: chains.collect(),
             account: account.unwrap_or_else(|| Enrolled::node(listener.name.clone())),
+            counts: counts.clone(),
+            requests,
             listener,
         }
     }
@@ -215,24 +303,108 @@ impl Served {
     }
 }
 
-impl Chain {
-    fn new(chain: FilterChain) -> Self {
-        let FilterChain {
-            name,
-            matches,
-            filter,
-        } = chain;
-        match filter {
-            NetworkFilter::Tcp(tcp) => Self::Tcp(tcp),
-            NetworkFilter::Http(mut manager) => {
-                let routes = RouteTable::new(std::mem::take(&mut manager.routes));
-                Self::Http(Box::new(HttpChain {
-                    name,
-                    matches,
-                    manager: *manager,
-                    routes,
-                }))
-            }
+impl Requests {
+    fn new<'a>(clusters: impl Iterator<Item = &'a str>, before: Option<&Self>) -> Self {
+        let mut names: Vec<&str> = clusters.collect();
+        names.sort_unstable();
+        names.dedup();
+        let known = |name: &str| {
+            let before = before?;
+            let (_, classes) = before.clusters.get(before.place(name))?;
+            Some(classes.clone())
+        };
+        let all = names
+            .into_iter()
+            .map(|name| (name.to_owned(), known(name).unwrap_or_default()));
+        Self {
+            clusters: all.collect(),
+            others: before
+                .map(|before| before.others.clone())
+                .unwrap_or_default(),
         }
+    }
+
+    /// Where requests of this cluster count, for [`Requests::at`].
+    pub fn place(&self, cluster: &str) -> usize {
+        let found = self
+            .clusters
+            .binary_search_by(|(name, _)| name.as_str().cmp(cluster));
+        found.unwrap_or(Self::NOWHERE)
+    }
+
+    /// The place of requests that no cluster was chosen for.
+    pub const NOWHERE: usize = usize::MAX;
+
+    pub fn at(&self, place: usize) -> &PerWorker<Classes> {
+        let found = self.clusters.get(place);
+        found.map_or(&self.others, |(_, classes)| classes)
+    }
+
+    /// By cluster; what no route's cluster answered comes without a name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &PerWorker<Classes>)> {
+        let named = self
+            .clusters
+            .iter()
+            .map(|(name, classes)| (name.as_str(), classes));
+        named.chain(std::iter::once(("", &self.others)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Balance, Weighted};
+    use crate::listener::{FilterChain, Inspect};
+
+    fn bootstrap(port: u16) -> Bootstrap {
+        Bootstrap {
+            listeners: vec![Listener {
+                name: "l".into(),
+                addr: SocketAddr::from(([10, 0, 0, 1], port)),
+                chains: vec![FilterChain {
+                    name: String::new(),
+                    matches: ChainMatch::default(),
+                    filter: NetworkFilter::Tcp(TcpProxy {
+                        clusters: Weighted::only("c".to_owned()),
+                        idle_timeout: std::time::Duration::ZERO,
+                        max_connect_attempts: 1,
+                    }),
+                }],
+                default_chain: None,
+                inspect: Inspect::default(),
+                inspect_timeout: std::time::Duration::ZERO,
+                continue_on_timeout: false,
+            }],
+            clusters: vec![Cluster {
+                name: "c".into(),
+                endpoints: Vec::new(),
+                balance: Balance::RoundRobin,
+                connect_timeout: std::time::Duration::from_secs(1),
+                idle_timeout: None,
+                max_requests_per_connection: 0,
+                counts: PerWorker::default(),
+            }],
+        }
+    }
+
+    #[test]
+    fn numbers_go_on_in_the_next_configuration() {
+        use std::sync::atomic::Ordering::Relaxed;
+        let first = Tables::new(bootstrap(80), &Tables::default());
+        let served = first.listeners()[0];
+        served.account.counters.inbound.total.fetch_add(3, Relaxed);
+        served.requests.at(Requests::NOWHERE).mine().answered(200);
+        let cluster = first.cluster("c").expect("a cluster");
+        cluster.counts.mine().rq_total.add(2);
+        // Also at another address.
+        let next = Tables::new(bootstrap(81), &first);
+        let served = next.listeners()[0];
+        assert_eq!(served.account.counters.inbound.total.load(Relaxed), 3);
+        assert_eq!(
+            served.requests.at(Requests::NOWHERE).sum(|one| one.of(2)),
+            1
+        );
+        let cluster = next.cluster("c").expect("a cluster");
+        assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
     }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::statistics::{ClusterCounts, PerWorker};
+
 /// Of type STATIC: the endpoints are known; or ORIGINAL_DST.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -19,6 +21,8 @@ pub struct Cluster {
     pub idle_timeout: Option<Duration>,
     /// Requests that one upstream HTTP connection carries; 0: any number.
     pub max_requests_per_connection: u32,
+    #[serde(skip)]
+    pub counts: PerWorker<ClusterCounts>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

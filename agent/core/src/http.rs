@@ -1,18 +1,25 @@
 //! What an HTTP connection manager is told.
 
+pub mod filters;
 pub mod format;
+pub mod local_reply;
 pub mod path;
+pub mod record;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::filters::HttpFilter;
+use self::local_reply::LocalReplies;
 pub use self::path::PathRules;
 use crate::route::RouteConfiguration;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpConnectionManager {
+    /// What its statistics are called; not empty.
+    pub stat_prefix: String,
     pub server_name: String,
     pub server_header: ServerHeader,
     /// Appended to `via` of requests and responses; empty: nothing is.
@@ -34,6 +41,9 @@ pub struct HttpConnectionManager {
     pub strip_host_port: StripPort,
     /// Tell upstreams and clients nothing in `x-envoy-` headers.
     pub suppress_envoy_headers: bool,
+    /// In the order in which requests meet them, without the router.
+    pub filters: Vec<HttpFilter>,
+    pub local_replies: LocalReplies,
     pub routes: RouteConfiguration,
     /// The routes come by RDS: clusters that they name may come later.
     pub rds: bool,

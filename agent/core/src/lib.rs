@@ -16,6 +16,7 @@ pub mod rules;
 pub mod service;
 pub mod snapshot;
 pub mod sockets;
+pub mod statistics;
 pub mod status;
 pub mod tap;
 pub mod timestamp;

@@ -3,6 +3,7 @@
 pub mod matching;
 pub mod pattern;
 pub mod rewriting;
+pub mod template;
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::pattern::{Pattern, StringMatch};
 use crate::cluster::Weighted;
+use crate::http::filters::PerFilter;
 use crate::http::format::Format;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +21,7 @@ pub struct RouteConfiguration {
     /// `host:8080` is looked for as `host`.
     pub ignore_port: bool,
     pub mutations: Mutations,
+    pub filters: PerFilter,
     /// The order of mutations is this, virtual host, route rather than the other way round: who comes last wins.
     pub most_specific_wins: bool,
 }
@@ -31,6 +34,7 @@ pub struct VirtualHost {
     pub require_tls: bool,
     pub routes: Vec<Route>,
     pub mutations: Mutations,
+    pub filters: PerFilter,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,7 @@ pub struct Route {
     pub matches: RouteMatch,
     pub action: Action,
     pub mutations: Mutations,
+    pub filters: PerFilter,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,6 +132,7 @@ pub enum Target {
 pub struct ClusterChoice {
     pub name: String,
     pub mutations: Mutations,
+    pub filters: PerFilter,
     pub host: Option<String>,
 }
 

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
 use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
 use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
+use shunt_core::http::record::RequestRecord;
 use shunt_core::snapshot::Enrolled;
 use shunt_core::status::BytesByPath;
 use shunt_core::workload::WorkloadName;
@@ -20,6 +21,14 @@ pub trait FlowWitness: Send + Sync {
     fn is_attentive(&self) -> bool {
         false
     }
+
+    /// Does anybody want to know of requests?
+    fn reads_requests(&self) -> bool {
+        false
+    }
+
+    /// A request's response has ended; called only for those who want to know.
+    fn answered(&self, _record: &RequestRecord) {}
 
     /// What is known of a living flow; called only for the attentive.
     fn goes_on(&self, _moment: Moment, _record: &FlowRecord) {}
@@ -94,6 +103,10 @@ impl Account {
             own,
             peer: None,
         }
+    }
+
+    pub(crate) fn workload(&self) -> &WorkloadName {
+        &self.record.workload
     }
 
     pub(crate) fn client(&self) -> ClientAddr {

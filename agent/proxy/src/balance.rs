@@ -108,6 +108,7 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
             max_requests_per_connection: 0,
+            counts: Default::default(),
         }
     }
 

@@ -30,6 +30,11 @@ pub(crate) enum ConnectError {
 }
 
 impl ConnectError {
+    /// Nobody listens there.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     pub(crate) fn reason(&self) -> CloseReason {
         match self {
             Self::Timeout(_) => CloseReason::ConnectTimeout,

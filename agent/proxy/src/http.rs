@@ -1,12 +1,16 @@
 //! HTTP/1.1: the connection manager of one client's connection. Framing is hyper's business, what is in the frames ours.
 //!
 //! ```text
-//!  Wire (counts bytes) -> hyper server -> exchange: received -> routed -> prepared -> sent -> answered
-//!                                                              '-> redirect, direct response, local reply
+//!  Wire (counts bytes) -> hyper server -> exchange: received -> filters -> routed -> prepared -> sent -> answered
+//!                                                               |            '-> redirect, direct response, local reply
+//!                                                               '-> a filter's own reply
 //! ```
 
 mod body;
+mod books;
 mod exchange;
+mod filters;
+mod local_reply;
 mod pool;
 mod received;
 mod reply;
@@ -31,6 +35,7 @@ use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
 
+use self::books::Books;
 use self::exchange::Exchange;
 pub(crate) use self::pool::Upstreams;
 use self::talk::{Clock, Rung, Talk};
@@ -126,7 +131,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     });
     let told_to_close = closing.clone();
     let carried = Cell::new(0_u32);
+    let books = Books::open(
+        first,
+        Arc::clone(&local.context.flows),
+        account.workload().clone(),
+        from,
+        listener,
+    );
     let talk = Talk::new(manager.timeouts);
+    let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
@@ -139,7 +152,9 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             is_replaced,
         } = current.clone();
         let (number, is_last) = (carried.get(), is_replaced || *told_to_close.borrow());
-        let (talk, progress) = (Rc::clone(&talk), talk.begin());
+        let entry = books.begin();
+        let progress = talk.begin(Rc::clone(&entry));
+        let talk = Rc::clone(&talk);
         async move {
             let client = Client {
                 chain: match &*chain {
@@ -156,11 +171,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 origin,
                 is_last,
             };
-            let answered = Exchange::new(local, &client, number, progress)
-                .run(request)
-                .await;
+            let exchange = Exchange::new(local, &client, number, progress);
+            let answered = exchange.run(request).await;
             talk.answering();
-            answered.map(|response| response.map(|body| Answering::new(body, talk)))
+            answered.map(|response| response.map(|body| Answering::new(body, talk, entry)))
         }
     });
     let mut serving = http1::Builder::new()
@@ -175,7 +189,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let ended = loop {
         let served = poll_fn(|cx| {
             let served = Pin::new(&mut serving).poll(cx);
-            talk.tell(account);
+            books.moved(talk.tell(account));
             served
         });
         tokio::select! {
@@ -188,7 +202,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             rung = poll_fn(|cx| clock.poll(cx, &talk)) => match rung {
                 Rung::Told => {}
                 Rung::Drained => Pin::new(&mut serving).graceful_shutdown(),
-                rung => break Ended::Late(rung),
+                rung => {
+                    if rung == Rung::Stuck {
+                        talk.stuck();
+                    }
+                    break Ended::Late(rung);
+                }
             },
         }
     };
@@ -202,7 +221,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
         Ended::Served(Err(_)) | Ended::Late(_) => drop(wire),
     }
-    talk.tell(account);
+    books.moved(talk.tell(account));
     match ended {
         Ended::Served(Ok(())) => (CloseReason::Finished, None),
         Ended::Served(Err(error)) if error.is_user() => {
@@ -215,6 +234,15 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             (CloseReason::IdleTimeout, Some(text))
         }
         Ended::Late(_) => (CloseReason::IdleTimeout, None),
+    }
+}
+
+/// Ends the talk, also where its connection is dropped in the middle.
+struct Over(Rc<Talk>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.over();
     }
 }
 

@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use shunt_core::counters::AgentCounters;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{Accelerator, ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::statistics;
 use shunt_core::workload::WorkloadId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,6 +101,7 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
     std::thread::Builder::new()
         .name(format!("worker-{}", context.index))
         .spawn(move || {
+            statistics::work_as(context.index);
             let tasks = LocalSet::new();
             // A task of its own, as waking what the thread blocks on costs two system calls more.
             runtime.spawn(beat(Arc::clone(&context.heartbeat)));

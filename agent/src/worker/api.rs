@@ -147,7 +147,10 @@ impl Api {
     fn stats(&self, query: &StatsQuery) -> Answer {
         let view = self.view.borrow();
         match query.shape {
-            Shape::Text => text(OK, stats::text(&stats::all(&view), query)),
+            Shape::Text => {
+                let numbers = stats::text(&stats::all(&view), query);
+                text(OK, numbers + &stats::percentiles(&view, query))
+            }
             Shape::Json => Answer::json(&stats::json(&stats::all(&view), query)),
             Shape::Prometheus => Answer {
                 content_type: metrics::CONTENT_TYPE,

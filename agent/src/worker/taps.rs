@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shunt_core::flow::FlowRecord;
+use shunt_core::http::record::RequestRecord;
 use shunt_core::tap::{FlowSeen, TapEvent, TapRequest};
 use shunt_core::workload::{WorkloadName, called};
 use shunt_proxy::{FlowWitness, Moment};
@@ -79,6 +80,14 @@ impl FlowWitness for Witness {
         if self.is_attentive() {
             self.taps.tell(record, TapEvent::Close, true);
         }
+    }
+
+    fn reads_requests(&self) -> bool {
+        self.log.is_on()
+    }
+
+    fn answered(&self, record: &RequestRecord) {
+        self.log.write_request(record);
     }
 
     fn is_attentive(&self) -> bool {

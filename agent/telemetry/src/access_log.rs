@@ -1,4 +1,4 @@
-//! One line for each application connection that has ended.
+//! One line for each application connection that has ended, and for each HTTP request on one that the agent served itself.
 //!
 //! A worker hands its line to a thread of the log's own and goes on; where that thread does not keep up, lines are
 //! dropped and counted, connections never wait.
@@ -13,9 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use shunt_core::config::{AccessLog, Log, LogFormat};
 use shunt_core::counters::AgentCounters;
 use shunt_core::flow::FlowRecord;
+use shunt_core::http::record::RequestRecord;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 mod line;
+mod request;
 #[cfg(test)]
 mod tests;
 
@@ -116,11 +118,30 @@ impl AccessLogger {
 
     /// Hands over the connection's line. Never blocks: a line that finds no room is dropped and counted.
     pub fn write(&self, record: &FlowRecord) {
+        if self.is_on() {
+            self.hand_over(match self.format {
+                LogFormat::Text => line::text(record),
+                LogFormat::Json => line::json(record),
+            });
+        }
+    }
+
+    /// The same with a request's line.
+    pub fn write_request(&self, record: &RequestRecord) {
+        if self.is_on() {
+            self.hand_over(match self.format {
+                LogFormat::Text => request::text(record),
+                LogFormat::Json => request::json(record),
+            });
+        }
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    fn hand_over(&self, mut line: String) {
         let Some(queue) = &self.queue else { return };
-        let mut line = match self.format {
-            LogFormat::Text => line::text(record),
-            LogFormat::Json => line::json(record),
-        };
         line.push('\n');
         // A full queue is no error here, it only counts.
         let _ = queue.lines.clone().write_all(line.as_bytes());

@@ -3,5 +3,6 @@
 pub mod access_log;
 pub mod logging;
 pub mod metrics;
+pub mod proxy_stats;
 
 pub use shunt_core::timestamp;

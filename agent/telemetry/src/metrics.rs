@@ -16,11 +16,16 @@ use shunt_core::flow::{CloseReason, DataPath, Direction, direction};
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
 
+use crate::proxy_stats;
+
 #[cfg(test)]
 mod tests;
 
 /// Kernel events whose names begin so count connections by whether they may be accelerated.
 const VERDICT: &str = "verdict_";
+
+/// The last line of a page.
+const END: &str = "# EOF\n";
 
 /// The `Content-Type` of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -81,6 +86,8 @@ pub fn render(sources: &Sources<'_>) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = encode(&mut text, &registry);
+    let end = text.strip_suffix(END).map_or(text.len(), str::len);
+    text.insert_str(end, &proxy_stats::metrics(&sources.snapshot.proxy));
     text
 }
 

@@ -2,8 +2,10 @@
 //! same: what comes out counts only when there was no fault.
 
 mod cluster;
+mod filters;
 mod http;
 mod listener;
+mod local_reply;
 mod matchers;
 mod route;
 mod sources;

@@ -185,6 +185,11 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A `google.protobuf.Struct`.
+    pub(crate) fn free(&self, name: &str) -> Option<serde_json::Value> {
+        serde_json::to_value(self.value(name)?.as_message()?).ok()
+    }
+
     /// The message itself, for whoever converts nothing.
     pub(crate) fn raw(&self) -> &DynamicMessage {
         &self.message

@@ -2,6 +2,7 @@
 //! the table is a fault, wherever it stands. docs/config.md is made from the same table.
 
 mod connections;
+mod filters;
 mod http;
 
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
@@ -30,7 +31,10 @@ pub(crate) enum Support {
 }
 
 pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
-    connections::ROWS.iter().chain(http::ROWS)
+    connections::ROWS
+        .iter()
+        .chain(http::ROWS)
+        .chain(filters::ROWS)
 }
 
 fn row(message: &str) -> Option<&'static Row> {

@@ -2,6 +2,7 @@
 
 mod edges;
 mod faults;
+mod filters;
 
 /// `\n` is CR LF on the wire.
 #[derive(Clone, Debug, Default)]
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Case> {
         edges::http(),
         edges::normalized(),
         edges::tcp(),
+        filters::all(),
     ]
     .concat()
 }

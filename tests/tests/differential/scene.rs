@@ -50,7 +50,7 @@ pub struct Outcome {
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 4] = ["MAIN", "EDGE", "PASS", "TCP"];
+const LISTENERS: [&str; 6] = ["MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES"];
 
 impl Scene {
     pub fn new(envoy: &Path) -> Self {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,20 @@ enum Part {
     ResponseCode,
     RouteName,
     Cluster,
+    /// Of a reply of the proxy's own.
+    LocalReplyBody,
+    ResponseFlags,
+    ResponseCodeDetails,
+    /// Milliseconds.
+    Duration,
+}
+
+/// A format's value, as JSON has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Nothing,
+    Number(u64),
+    Text(Vec<u8>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +75,13 @@ pub struct Known<'a> {
     pub upstream: Option<SocketAddr>,
     pub route: &'a str,
     pub cluster: Option<&'a str>,
+    /// The proxy's own reply, as far as it goes.
+    pub local_reply: Option<&'a [u8]>,
+    /// Envoy's response flags; none is empty.
+    pub flags: &'a str,
+    pub details: &'a str,
+    /// Since the request began.
+    pub so_far: Duration,
 }
 
 impl Format {
@@ -104,6 +126,39 @@ impl Format {
                 parts.iter().for_each(|part| part.render(known, &mut value));
                 value.into()
             }
+        }
+    }
+
+    /// The bytes, with `missing` where there is nothing to say.
+    pub fn render_or(&self, known: &Known<'_>, missing: &str) -> Vec<u8> {
+        let mut value = Vec::new();
+        for part in &self.parts {
+            let before = value.len();
+            part.render(known, &mut value);
+            let may_be_empty = matches!(part, Part::LocalReplyBody | Part::Text(_));
+            if value.len() == before && !may_be_empty {
+                value.extend_from_slice(missing.as_bytes());
+            }
+        }
+        value
+    }
+
+    /// Alone, what is a number stays one, and what is not there is nothing.
+    pub fn value(&self, known: &Known<'_>) -> Value {
+        let [part] = self.parts.as_slice() else {
+            return Value::Text(self.render_or(known, "-"));
+        };
+        let mut text = Vec::new();
+        part.render(known, &mut text);
+        let number = || std::str::from_utf8(&text).ok()?.parse().ok();
+        match part {
+            Part::Text(_) | Part::LocalReplyBody => Value::Text(text),
+            Part::ResponseCode
+            | Part::Duration
+            | Part::Peer(_, Piece::Port)
+            | Part::Local(_, Piece::Port) => number().map_or(Value::Nothing, Value::Number),
+            _ if text.is_empty() => Value::Nothing,
+            _ => Value::Text(text),
         }
     }
 }
@@ -159,6 +214,10 @@ fn part(command: &str) -> Result<Part, String> {
         "RESPONSE_CODE" => Part::ResponseCode,
         "ROUTE_NAME" => Part::RouteName,
         "UPSTREAM_CLUSTER" => Part::Cluster,
+        "LOCAL_REPLY_BODY" => Part::LocalReplyBody,
+        "RESPONSE_FLAGS" => Part::ResponseFlags,
+        "RESPONSE_CODE_DETAILS" => Part::ResponseCodeDetails,
+        "DURATION" => Part::Duration,
         _ => return Err(format!("%{command}% is not supported")),
     };
     match (argument, length) {
@@ -188,7 +247,7 @@ impl Part {
             Self::Text(text) => out.extend_from_slice(text.as_bytes()),
             Self::Request(first, second, length) => {
                 let names = std::iter::once(first).chain(second);
-                let mut values = names.filter_map(|name| known.request.any_header(name));
+                let mut values = names.filter_map(|name| first_line(known.request, name));
                 extend(out, values.next().as_deref(), *length);
             }
             Self::Response(first, second, length) => {
@@ -210,8 +269,27 @@ impl Part {
             }
             Self::RouteName => out.extend_from_slice(known.route.as_bytes()),
             Self::Cluster => out.extend_from_slice(known.cluster.unwrap_or_default().as_bytes()),
+            Self::LocalReplyBody => out.extend_from_slice(known.local_reply.unwrap_or_default()),
+            Self::ResponseFlags => out.extend_from_slice(known.flags.as_bytes()),
+            Self::ResponseCodeDetails => out.extend_from_slice(known.details.as_bytes()),
+            Self::Duration => {
+                out.extend_from_slice(known.so_far.as_millis().to_string().as_bytes());
+            }
         }
     }
+}
+
+/// Of several lines of a name the first is meant.
+fn first_line<'a>(request: &'a dyn RequestView, name: &str) -> Option<Cow<'a, [u8]>> {
+    if name.starts_with(':') || name == "host" {
+        return request.any_header(name);
+    }
+    let mut first = None;
+    request.any_line(name, &mut |line| {
+        first = Some(line.to_vec());
+        true
+    });
+    first.map(Cow::Owned)
 }
 
 fn extend(out: &mut Vec<u8>, value: Option<&[u8]>, length: Option<usize>) {
@@ -259,8 +337,8 @@ mod tests {
         }
     }
 
-    fn rendered(text: &str) -> String {
-        let known = Known {
+    fn known() -> Known<'static> {
+        Known {
             request: &Request,
             response: Some(&|name| (name == "etag").then(|| b"\"1\"".to_vec())),
             protocol: "HTTP/1.1",
@@ -270,7 +348,15 @@ mod tests {
             upstream: None,
             route: "r1",
             cluster: Some("c1"),
-        };
+            local_reply: Some(b"sorry"),
+            flags: "",
+            details: "direct_response",
+            so_far: Duration::from_millis(12),
+        }
+    }
+
+    fn rendered(text: &str) -> String {
+        let known = known();
         let format = Format::parse(text).expect(text);
         String::from_utf8(format.render(&known).into_owned()).expect("text")
     }
@@ -293,6 +379,22 @@ mod tests {
             ("%ROUTE_NAME%/%UPSTREAM_CLUSTER%/%UPSTREAM_HOST%", "r1/c1/"),
         ] {
             assert_eq!(rendered(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_shows() {
+        let text = Format::parse("%REQ(x-none)% %RESPONSE_FLAGS% %DURATION% %LOCAL_REPLY_BODY%");
+        let text = text.expect("a format").render_or(&known(), "-");
+        assert_eq!(String::from_utf8_lossy(&text), "- - 12 sorry");
+        for (text, value) in [
+            ("%RESPONSE_CODE%", Value::Number(204)),
+            ("%REQ(x-none)%", Value::Nothing),
+            ("<%RESPONSE_CODE%>", Value::Text(b"<204>".to_vec())),
+            ("plain", Value::Text(b"plain".to_vec())),
+        ] {
+            let format = Format::parse(text).expect("a format");
+            assert_eq!(format.value(&known()), value, "{text}");
         }
     }
 

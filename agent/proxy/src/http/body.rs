@@ -1,5 +1,7 @@
 //! Bodies on their way through: nothing is held but the frame that moves.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -11,16 +13,47 @@ use super::pool::{Link, Upstreams};
 use super::talk::Progress;
 
 /// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.
-#[derive(Debug)]
 pub(super) struct RequestBody {
-    inner: Option<Incoming>,
+    source: Source,
     progress: Rc<Progress>,
+}
+
+enum Source {
+    Nothing,
+    Client(Incoming),
+    /// A filter wanted all of it.
+    Held(VecDeque<Bytes>),
+}
+
+/// Why a body is not held.
+pub(super) enum NotHeld {
+    TooLarge,
+    BrokenOff,
 }
 
 impl RequestBody {
     pub(super) fn new(inner: Incoming, progress: Rc<Progress>) -> Self {
-        let inner = Some(inner).filter(|inner| !inner.is_end_stream());
-        Self { inner, progress }
+        let source = match inner.is_end_stream() {
+            true => Source::Nothing,
+            false => Source::Client(inner),
+        };
+        Self { source, progress }
+    }
+
+    /// Takes all of it, up to so many bytes. Says how many there are.
+    pub(super) async fn hold(&mut self, most: usize) -> Result<usize, NotHeld> {
+        let (mut held, mut bytes) = (VecDeque::new(), 0);
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
+            if let Ok(data) = frame.map_err(|_| NotHeld::BrokenOff)?.into_data() {
+                bytes += data.len();
+                if bytes > most {
+                    return Err(NotHeld::TooLarge);
+                }
+                held.push_back(data);
+            }
+        }
+        self.source = Source::Held(held);
+        Ok(bytes)
     }
 }
 
@@ -32,9 +65,11 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { inner, progress } = &mut *self;
-        let Some(inner) = inner else {
-            return Poll::Ready(None);
+        let Self { source, progress } = &mut *self;
+        let inner = match source {
+            Source::Nothing => return Poll::Ready(None),
+            Source::Held(held) => return Poll::Ready(held.pop_front().map(Frame::data).map(Ok)),
+            Source::Client(inner) => inner,
         };
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
@@ -44,6 +79,11 @@ impl Body for RequestBody {
             if is_over {
                 progress.end_request();
             }
+            if let Some(Ok(frame)) = &frame
+                && let Some(data) = frame.data_ref()
+            {
+                progress.entry().received(data.len());
+            }
             if is_data {
                 return Poll::Ready(frame);
             }
@@ -51,13 +91,20 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            Source::Nothing => true,
+            Source::Client(inner) => inner.is_end_stream(),
+            Source::Held(held) => held.is_empty(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.inner {
-            Some(inner) => inner.size_hint(),
-            None => SizeHint::with_exact(0),
+        match &self.source {
+            Source::Nothing => SizeHint::with_exact(0),
+            Source::Client(inner) => inner.size_hint(),
+            Source::Held(held) => {
+                SizeHint::with_exact(held.iter().map(|data| data.len() as u64).sum())
+            }
         }
     }
 }
@@ -113,7 +160,10 @@ impl Body for ResponseBody {
                     body.settle();
                     return Poll::Ready(None);
                 }
-                Some(Err(error)) => return Poll::Ready(Some(Err(BrokenOff::Upstream(error)))),
+                Some(Err(error)) => {
+                    body.progress.entry().broken_off();
+                    return Poll::Ready(Some(Err(BrokenOff::Upstream(error))));
+                }
                 Some(Ok(frame)) => {
                     if body.inner.is_end_stream() {
                         body.settle();

@@ -1,11 +1,9 @@
 //! One request and its response.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -16,12 +14,13 @@ use shunt_core::flow::CloseReason;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
-use super::Client;
 use super::body::{RequestBody, ResponseBody, Upstream};
+use super::filters::{Asked, Filters, Found};
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
-use super::reply;
+use super::reply::{self, Told};
 use super::sent::Matched;
 use super::talk::{Expired, Progress};
+use super::{Client, local_reply};
 use crate::connect::ConnectError;
 use crate::gateway::OnePass;
 use crate::origin::{Dial, Origin};
@@ -38,6 +37,10 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     is_last: bool,
     progress: Rc<Progress>,
 }
+
+/// Of a response that the far end's connection manager has given: none of this one's own.
+#[derive(Clone, Copy)]
+pub(super) struct PassedOn;
 
 /// What went wrong with an upstream before its response began, as Envoy words it.
 enum Failure {
@@ -65,7 +68,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             client,
             chain: client.chain,
             random: fastrand::u64(..),
-            is_last: most > 0 && number >= most || client.is_last || progress.talk().is_old(),
+            is_last: most > 0 && number >= most || progress.talk().is_old() || client.is_last,
             progress,
         }
     }
@@ -79,10 +82,16 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let (parts, body) = request.into_parts();
         let manager = &self.chain.manager;
         let is_connect = parts.method == Method::CONNECT;
+        let entry = self.progress.entry();
+        if parts.method == Method::HEAD {
+            entry.head_only();
+        }
         let mut head = match Head::new(parts, manager) {
             Ok(head) => head,
             Err(why) => {
                 let mut response = reply::unfit(why);
+                local_reply::rewrite(&mut response, None, "", self.client, entry);
+                entry.answered(response.status().as_u16());
                 reply::finish(&mut response, manager, None);
                 if why != Unfit::NoPath || is_connect {
                     close(&mut response);
@@ -95,23 +104,64 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             self.progress.end_request();
         }
         let received = head.receive(manager, self.client.addr, self.client.listener);
-        let mut response = self.route(&mut head, received, body).await;
+        entry.asked(&head);
+        let body = RequestBody::new(body, Rc::clone(&self.progress));
+        let mut response = self.serve(&mut head, received, body).await;
+        entry.answered(response.status().as_u16());
         reply::finish(&mut response, manager, Some(&head));
         let is_upgrade = received == Received::Upgrade;
-        if self.is_last || is_upgrade || !keeps_alive || !self.progress.has_request_ended() {
+        let reads_on = self.progress.has_request_ended() && !entry.closes();
+        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
             close(&mut response);
         }
         Ok(response)
     }
 
-    async fn route(
+    /// What becomes of a request that was received: by the filters, and then by its route.
+    async fn serve(
         &self,
         head: &mut Head,
         received: Received,
-        body: Incoming,
+        mut body: RequestBody,
     ) -> Response<ResponseBody> {
-        let Some(host) = self.chain.routes.virtual_host(&head.authority) else {
-            return reply::local(404, "");
+        let entry = self.progress.entry();
+        let found = Found::new(&self.chain.routes, head, self.random);
+        let mut filters = Filters::new(&self.chain.manager.filters, &found, self.random);
+        let asked = Asked {
+            head,
+            body: &mut body,
+            client: self.client,
+            progress: &self.progress,
+        };
+        let mut response = match filters.ask(asked).await {
+            Some(mut own) => {
+                // In Envoy such an answer is the connection manager's.
+                if let Some(matched) = found.matched(&self.chain.routes)
+                    && entry.closes()
+                {
+                    matched.change_response(own.headers_mut(), 0, head, self.client);
+                }
+                own
+            }
+            None => self.route(head, &found, received, body).await,
+        };
+        let route = found.route.map_or("", |route| &route.name);
+        entry.routed(route);
+        local_reply::rewrite(&mut response, Some(head), route, self.client, entry);
+        filters.answer(&mut response, head, self.client);
+        response
+    }
+
+    async fn route(
+        &self,
+        head: &mut Head,
+        found: &Found<'_>,
+        received: Received,
+        body: RequestBody,
+    ) -> Response<ResponseBody> {
+        let nowhere = || reply::because(reply::local(404, ""), "NR", "route_not_found");
+        let Some(host) = found.host else {
+            return nowhere();
         };
         let is_https = head
             .headers
@@ -122,19 +172,26 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             let location = format!("https://{}{}", head.authority, head.path);
             return reply::redirect(301, &location);
         }
-        let Some(route) = host.route(head, self.random) else {
-            return reply::local(404, "");
+        let Some(mut matched) = found.matched(&self.chain.routes) else {
+            return nowhere();
         };
-        let mut matched = Matched {
-            routes: self.chain.routes.configuration(),
-            host,
-            route,
-            cluster: None,
-            endpoint: None,
-        };
+        let route = matched.route;
         let mut response = match &route.action {
-            _ if received == Received::Upgrade => reply::local(403, ""),
-            Action::Respond(direct) => reply::local(direct.status, direct.body.clone()),
+            _ if received == Received::Upgrade => {
+                reply::because(reply::local(403, ""), "", "upgrade_failed")
+            }
+            Action::Respond(direct) => {
+                let text = direct.body.clone();
+                // As in Envoy; RFC 9110, section 10.2.2.
+                let reply = match direct.status {
+                    201 | 300..400 => {
+                        let location = format!("{scheme}://{}{}", head.authority, head.path);
+                        reply::located(direct.status, text, &location)
+                    }
+                    status => reply::local(status, text),
+                };
+                reply::because(reply, "", "direct_response")
+            }
             Action::Redirect(redirect) => {
                 let location = redirect.location(head, &route.matches, scheme);
                 reply::redirect(redirect.status, &location)
@@ -157,7 +214,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         head: &mut Head,
         forward: &'m Forward,
         matched: &mut Matched<'m>,
-        body: Incoming,
+        body: RequestBody,
     ) -> Result<Response<ResponseBody>, Response<ResponseBody>> {
         let named;
         let (name, choice): (&str, Option<&'m ClusterChoice>) = match &forward.target {
@@ -171,26 +228,42 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 (&named, None)
             }
         };
-        let Some(cluster) = self.client.tables.cluster(name).map(Arc::clone) else {
-            return Err(reply::local(forward.cluster_not_found, ""));
+        let entry = self.progress.entry();
+        let Some(cluster) = self.client.tables.cluster(name) else {
+            let reply = reply::local(forward.cluster_not_found, "");
+            return Err(reply::because(reply, "NC", "cluster_not_found"));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
-        let Some(endpoint) = self.endpoint(&cluster, head) else {
-            return Err(reply::local(503, "no healthy upstream"));
+        let Some(endpoint) = self.endpoint(cluster, head) else {
+            let counts = cluster.counts.mine();
+            counts.cx_none_healthy.increase();
+            counts.rq.answered(503);
+            entry.sent_to(&cluster.name, None);
+            let reply = reply::local(503, "no healthy upstream");
+            return Err(upstreams(
+                reply::because(reply, "UH", "no_healthy_upstream"),
+                &cluster.name,
+                None,
+            ));
         };
         matched.endpoint = Some(endpoint);
+        entry.sent_to(&cluster.name, Some(endpoint));
         let host = choice.and_then(|choice| choice.host.as_deref());
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
         self.progress.limit_response(forward.timeout);
-        match self.go(head, body, (&cluster, endpoint)).await {
+        match self.go(head, body, (cluster, endpoint)).await {
             Ok(response) => {
                 let (mut parts, body) = response.into_parts();
                 // Of a request that has not ended yet nobody can say how long it took.
+                let time = self.progress.request_ended().map(|ended| ended.elapsed());
+                let counts = cluster.counts.mine();
+                counts.answered(parts.status.as_u16(), time.unwrap_or_default());
+                entry.upstream_time(time);
                 if !self.chain.manager.suppress_envoy_headers
-                    && let Some(ended) = self.progress.request_ended()
+                    && let Some(time) = time
                 {
-                    let millis = u64::try_from(ended.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
                     parts
                         .headers
                         .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
@@ -200,7 +273,23 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, body))
             }
-            Err(failure) => Err(failed(&failure)),
+            Err(failure) => {
+                let reply = failed(&failure);
+                let counts = cluster.counts.mine();
+                counts.rq.answered(reply.status().as_u16());
+                match failure {
+                    Failure::Expired(expired) => {
+                        if expired == Expired::Response {
+                            counts.rq_timeout.increase();
+                        } else {
+                            entry.timed_out();
+                        }
+                    }
+                    Failure::Reset(_) => counts.rq_rx_reset.increase(),
+                    _ => {}
+                }
+                Err(upstreams(reply, &cluster.name, Some(endpoint)))
+            }
         }
     }
 
@@ -227,7 +316,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     async fn go(
         &self,
         head: &Head,
-        body: Incoming,
+        body: RequestBody,
         (cluster, endpoint): (&Cluster, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
         let Client {
@@ -248,7 +337,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         dial.judge(endpoint).map_err(Failure::Connect)?;
         let chain = pass.chain().map(Arc::clone).ok_or(Failure::NoChain)?;
         match &*chain {
-            Chain::Http(http) => Ok(self.pass_on(head, body, pass, http).await),
+            Chain::Http(http) => {
+                let mut response = self.pass_on(head, body, pass, http).await;
+                response.extensions_mut().insert(PassedOn);
+                self.progress.entry().sent_to(&cluster.name, Some(endpoint));
+                Ok(response)
+            }
             Chain::Tcp(tcp) => {
                 let name = tcp.clusters.choose(self.random);
                 let cluster = pass.tables.cluster(name).ok_or(Failure::NoChain)?;
@@ -264,7 +358,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     async fn pass_on(
         &self,
         head: &Head,
-        body: Incoming,
+        body: RequestBody,
         pass: OnePass,
         chain: &HttpChain,
     ) -> Response<ResponseBody> {
@@ -292,7 +386,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         head.pass_on(manager);
         let received = head.receive(manager, client.addr, client.listener);
         let routed: Pin<Box<dyn Future<Output = _> + '_>> =
-            Box::pin(inbound.route(&mut head, received, body));
+            Box::pin(inbound.serve(&mut head, received, body));
         let mut response = routed.await;
         reply::finish(&mut response, manager, Some(&head));
         response
@@ -301,11 +395,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     async fn send(
         &self,
         head: &Head,
-        body: Incoming,
+        body: RequestBody,
         dial: &Dial<'_, S, O>,
         (cluster, endpoint): (&Cluster, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
-        let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         loop {
             let taken = self.local.upstreams.take(dial, cluster, endpoint);
@@ -333,15 +426,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
     }
 
-    /// What `work` gives, unless one of the request's times is up.
     async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        tokio::pin!(work);
-        // Whoever says that time is up polls the whole connection.
-        poll_fn(|cx| match self.progress.expired() {
-            Some(expired) => Poll::Ready(Err(Failure::Expired(expired))),
-            None => work.as_mut().poll(cx).map(Ok),
-        })
-        .await
+        let done = self.progress.in_time(work).await;
+        done.map_err(Failure::Expired)
     }
 }
 
@@ -385,29 +472,78 @@ fn expects_body(method: &Method) -> bool {
     ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
 }
 
+const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+
 fn failed(failure: &Failure) -> Response<ResponseBody> {
     const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
+    let reset = |status, reason: &str, flags, details| {
+        reply::because(
+            reply::local(status, format!("{BEFORE} {reason}")),
+            flags,
+            details,
+        )
+    };
     match failure {
-        Failure::Expired(expired) => match expired {
-            Expired::Response => reply::local(504, "upstream request timeout"),
-            Expired::Request => reply::local(408, "request timeout"),
-            Expired::Stream { request_ended } => {
-                reply::local(if *request_ended { 504 } else { 408 }, "stream timeout")
-            }
-        },
-        Failure::NoPath => reply::local(500, "the rewritten path is no path"),
-        Failure::Connect(ConnectError::Timeout(_)) => {
-            reply::local(503, format!("{BEFORE} connection timeout"))
+        Failure::Expired(expired) => late(*expired),
+        Failure::NoPath => {
+            let reply = reply::local(500, "the rewritten path is no path");
+            reply::because(reply, "", "no_path")
         }
         Failure::Connect(ConnectError::Refused(CloseReason::PolicyDenied, _)) => {
-            reply::local(403, "RBAC: access denied")
+            let reply = reply::local(403, "RBAC: access denied");
+            reply::because(reply, "UAEX", "policy_denied")
         }
-        Failure::Connect(_) => reply::local(503, format!("{BEFORE} remote connection failure")),
-        Failure::Reset(error) if error.is_parse() => {
-            reply::local(502, format!("{BEFORE} protocol error"))
-        }
-        Failure::Reset(_) | Failure::NoChain => {
-            reply::local(503, format!("{BEFORE} connection termination"))
-        }
+        Failure::Connect(ConnectError::Timeout(_)) => reset(
+            503,
+            "connection timeout",
+            "UF",
+            "upstream_reset_before_response_started{connection_timeout}",
+        ),
+        Failure::Connect(error) => reset(
+            503,
+            "remote connection failure",
+            "UF",
+            match error.is_refused() {
+                true => REFUSED,
+                false => "upstream_reset_before_response_started{remote_connection_failure}",
+            },
+        ),
+        Failure::Reset(error) if error.is_parse() => reset(
+            502,
+            "protocol error",
+            "UPE",
+            "upstream_reset_before_response_started{protocol_error}",
+        ),
+        Failure::Reset(_) | Failure::NoChain => reset(
+            503,
+            "connection termination",
+            "UC",
+            "upstream_reset_before_response_started{connection_termination}",
+        ),
     }
+}
+
+/// Time was up.
+pub(super) fn late(expired: Expired) -> Response<ResponseBody> {
+    let (status, text, flags, details) = match expired {
+        Expired::Response => (504, "upstream request timeout", "UT", "response_timeout"),
+        Expired::Request => (408, "request timeout", "", "request_overall_timeout"),
+        Expired::Stream { request_ended } => {
+            let status = if request_ended { 504 } else { 408 };
+            (status, "stream timeout", "SI", "stream_idle_timeout")
+        }
+    };
+    reply::because(reply::local(status, text), flags, details)
+}
+
+/// The reply, and whose response was waited for.
+fn upstreams(
+    mut reply: Response<ResponseBody>,
+    cluster: &str,
+    upstream: Option<SocketAddr>,
+) -> Response<ResponseBody> {
+    if let Some(told) = reply.extensions_mut().get_mut::<Told>() {
+        (told.cluster, told.upstream) = (Some(cluster.to_owned()), upstream);
+    }
+    reply
 }

@@ -12,6 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use shunt_core::cluster::Cluster;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use shunt_core::statistics::{ClusterCounts, PerWorker};
 use shunt_core::workload::WorkloadId;
 use socket2::SockRef;
 use tokio::time::{Instant, sleep_until};
@@ -54,6 +55,9 @@ pub(super) struct Link {
     /// The workload whose namespace it leaves from was withdrawn.
     is_stale: Option<Arc<AtomicBool>>,
     most: u32,
+    counts: PerWorker<ClusterCounts>,
+    /// A request is under way.
+    is_busy: bool,
 }
 
 impl Upstreams {
@@ -75,7 +79,15 @@ impl Upstreams {
                 return Ok(link);
             }
         }
-        let dialled = dial.connect(endpoint, cluster.connect_timeout).await?;
+        let dialled = dial.connect(endpoint, cluster.connect_timeout).await;
+        let dialled = dialled.inspect_err(|error| {
+            let counts = cluster.counts.mine();
+            counts.cx_total.increase();
+            counts.cx_connect_fail.increase();
+            if matches!(error, ConnectError::Timeout(_)) {
+                counts.cx_connect_timeout.increase();
+            }
+        })?;
         let workload = dial.snapshot.workloads.get(&dial.origin.workload());
         let withdrawn = workload.map(|workload| Arc::clone(&workload.withdrawn));
         let mut link = Link::begin(dialled, cluster, place).await?;
@@ -105,7 +117,8 @@ impl Upstreams {
     }
 
     /// Its exchange has ended in order.
-    pub(super) fn give_back(&self, link: Link) {
+    pub(super) fn give_back(&self, mut link: Link) {
+        link.rest();
         let is_worn = link.most > 0 && link.carried >= link.most;
         let is_stale = link
             .is_stale
@@ -153,9 +166,10 @@ impl Link {
         let idle_since = Rc::new(Cell::new(None));
         let idle = Rc::clone(&idle_since);
         let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let alive = Alive::new(&cluster.counts);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
-            let _held = held;
+            let _kept = (held, alive);
             let mut look = Instant::now() + longest;
             loop {
                 tokio::select! {
@@ -188,7 +202,16 @@ impl Link {
             place,
             is_stale: None,
             most: cluster.max_requests_per_connection,
+            counts: cluster.counts.clone(),
+            is_busy: false,
         })
+    }
+
+    /// No request is under way any more.
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.is_busy) {
+            self.counts.mine().rq_active.decrease();
+        }
     }
 
     /// Was it used before? Then the upstream may have closed it while the request was on its way.
@@ -203,6 +226,34 @@ impl Link {
 
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        let counts = self.counts.mine();
+        counts.rq_total.increase();
+        if !std::mem::replace(&mut self.is_busy, true) {
+            counts.rq_active.increase();
+        }
         &mut self.sender
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Alive(PerWorker<ClusterCounts>);
+
+impl Alive {
+    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+        counts.mine().cx_total.increase();
+        counts.mine().cx_active.increase();
+        Self(counts.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.mine().cx_active.decrease();
     }
 }

@@ -10,7 +10,7 @@ use shunt_core::route::matching::without_port;
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Headers that no client can have taken away, and `te`, of which the rest is seen to.
 const KEPT: [HeaderName; 6] = [
     X_FORWARDED_FOR,

@@ -1,5 +1,7 @@
 //! Responses: those the proxy gives itself, worded as Envoy words them, and what every response gets on its way out.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use hyper::ext::ReasonPhrase;
 use hyper::header::{self, HeaderValue};
@@ -10,14 +12,37 @@ use super::body::ResponseBody;
 use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop};
 use super::wire::Signature;
 
-/// A local reply. Without a text it has no body and no type.
+/// Why a reply is the proxy's own; Envoy's words. Without one a response is an upstream's, or a filter's that nobody
+/// rewrites.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    pub(super) flags: &'static str,
+    pub(super) details: &'static str,
+    /// Who was to answer.
+    pub(super) cluster: Option<String>,
+    pub(super) upstream: Option<SocketAddr>,
+}
+
+/// The same reply, and why.
+pub(super) fn because(
+    mut response: Response<ResponseBody>,
+    flags: &'static str,
+    details: &'static str,
+) -> Response<ResponseBody> {
+    response.extensions_mut().insert(Told {
+        flags,
+        details,
+        ..Told::default()
+    });
+    response
+}
+
+/// A local reply. Without a text it has no body. Its type is said when nobody can change it any more.
 pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBody> {
     let text = text.into();
     let mut response = Response::new(ResponseBody::Local(None));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     if !text.is_empty() {
-        let plain = HeaderValue::from_static("text/plain");
-        response.headers_mut().insert(header::CONTENT_TYPE, plain);
         *response.body_mut() = ResponseBody::Local(Some(text));
     }
     response
@@ -25,15 +50,24 @@ pub(super) fn local(status: u16, text: impl Into<Bytes>) -> Response<ResponseBod
 
 pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
     match why {
-        Unfit::TooOld => local(426, "Upgrade Required"),
-        Unfit::NoHost => local(400, ""),
-        Unfit::NoPath => local(404, ""),
+        Unfit::TooOld => because(local(426, "Upgrade Required"), "DPE", "low_version"),
+        Unfit::NoHost => because(local(400, ""), "DPE", "missing_host_header"),
+        Unfit::NoPath => because(local(404, ""), "", "missing_path_rejected"),
     }
 }
 
 /// Location of a redirect.
 pub(super) fn redirect(status: u16, location: &str) -> Response<ResponseBody> {
-    let mut response = local(status, "");
+    because(located(status, "", location), "", "direct_response")
+}
+
+/// A local reply that says where something is.
+pub(super) fn located(
+    status: u16,
+    text: impl Into<Bytes>,
+    location: &str,
+) -> Response<ResponseBody> {
+    let mut response = local(status, text);
     if let Ok(location) = HeaderValue::from_str(location) {
         response.headers_mut().insert(header::LOCATION, location);
     }

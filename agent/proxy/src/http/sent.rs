@@ -1,16 +1,17 @@
 //! A request on its way to an upstream: what the configuration adds, removes and rewrites; and the same for responses.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use shunt_core::http::format::Known;
 use shunt_core::route::{
-    AppendAction, Forward, HeaderMutations, Mutations, Rewrite, Route, RouteConfiguration,
-    VirtualHost,
+    AppendAction, Forward, HeaderAddition, HeaderMutations, Mutations, Rewrite, Route,
+    RouteConfiguration, VirtualHost,
 };
 
 use super::Client;
-use super::received::{Head, append, joined, protocol};
+use super::received::{Head, append, protocol};
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_ENVOY_ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
@@ -47,15 +48,9 @@ impl Matched<'_> {
 
     fn known<'k>(&'k self, head: &'k Head, client: &Client<'_>) -> Known<'k> {
         Known {
-            request: head,
-            response: None,
-            protocol: protocol(head.version),
-            response_code: None,
-            client: client.addr,
-            listener: client.listener,
-            upstream: None,
             route: &self.route.name,
             cluster: self.cluster.map(|(name, _)| name),
+            ..known(head, client)
         }
     }
 
@@ -111,13 +106,7 @@ impl Matched<'_> {
                 .value
                 .render(&self.known(head, client))
                 .into_owned();
-            add(
-                &mut head.headers,
-                &addition.name,
-                &value,
-                addition.action,
-                addition.keep_empty,
-            );
+            add(&mut head.headers, addition, &value);
         }
     }
 
@@ -133,8 +122,7 @@ impl Matched<'_> {
             remove(headers, &level.response);
             for addition in &level.response.add {
                 let value = {
-                    let response =
-                        |name: &str| joined(headers, name).map(|value| value.into_owned());
+                    let response = lookup(headers);
                     let known = Known {
                         response: Some(&response),
                         response_code: Some(status),
@@ -143,16 +131,34 @@ impl Matched<'_> {
                     };
                     addition.value.render(&known).into_owned()
                 };
-                add(
-                    headers,
-                    &addition.name,
-                    &value,
-                    addition.action,
-                    addition.keep_empty,
-                );
+                add(headers, addition, &value);
             }
         }
     }
+}
+
+/// Of a request of which nothing but itself is known.
+pub(super) fn known<'k>(head: &'k Head, client: &Client<'_>) -> Known<'k> {
+    Known {
+        request: head,
+        response: None,
+        protocol: protocol(head.version),
+        response_code: None,
+        client: client.addr,
+        listener: client.listener,
+        upstream: None,
+        route: "",
+        cluster: None,
+        local_reply: None,
+        flags: "",
+        details: "",
+        so_far: Duration::ZERO,
+    }
+}
+
+/// A response's headers, as formats look them up.
+pub(super) fn lookup(headers: &HeaderMap) -> impl Fn(&str) -> Option<Vec<u8>> {
+    |name| headers.get(name).map(|value| value.as_bytes().to_vec())
 }
 
 fn remove(headers: &mut HeaderMap, mutations: &HeaderMutations) {
@@ -161,16 +167,18 @@ fn remove(headers: &mut HeaderMap, mutations: &HeaderMutations) {
     }
 }
 
-fn add(headers: &mut HeaderMap, name: &str, value: &[u8], action: AppendAction, keep_empty: bool) {
+/// `value`: what the addition's format has become.
+pub(super) fn add(headers: &mut HeaderMap, addition: &HeaderAddition, value: &[u8]) {
     // Both were checked; what a client has sent may still be no value.
-    let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value)) else {
+    let name = HeaderName::try_from(addition.name.as_str());
+    let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) else {
         return;
     };
-    if value.is_empty() && !keep_empty {
+    if value.is_empty() && !addition.keep_empty {
         return;
     }
     let is_there = headers.contains_key(&name);
-    match action {
+    match addition.action {
         AppendAction::AppendIfExistsOrAdd => {
             headers.append(name, value);
         }

@@ -8,6 +8,7 @@
 //! that does nothing.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,6 +21,7 @@ use shunt_core::http::HttpTimeouts;
 use shunt_core::snapshot::Enrolled;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::books::Entry;
 use crate::account::Account;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +38,6 @@ enum State {
     Flushing,
 }
 
-#[derive(Debug)]
 pub(super) struct Talk {
     limits: HttpTimeouts,
     opened: Instant,
@@ -60,13 +61,13 @@ pub(super) struct Talk {
 }
 
 /// What is known of a request while it is under way.
-#[derive(Debug)]
 pub(super) struct Progress {
     talk: Rc<Talk>,
     request_ended: Cell<Option<Instant>>,
     /// From the request's end to the response's; zero: no limit.
     route: Cell<Duration>,
     expired: Cell<Option<Expired>>,
+    entry: Rc<Entry>,
 }
 
 /// A time that was up before a response began.
@@ -156,7 +157,7 @@ impl Talk {
     }
 
     /// A request's head is there.
-    pub(super) fn begin(self: &Rc<Self>) -> Rc<Progress> {
+    pub(super) fn begin(self: &Rc<Self>, entry: Rc<Entry>) -> Rc<Progress> {
         if self.state.get() != State::Head {
             self.since.set(Instant::now());
         }
@@ -167,6 +168,7 @@ impl Talk {
             request_ended: Cell::default(),
             route: Cell::default(),
             expired: Cell::default(),
+            entry,
         });
         *self.request.borrow_mut() = Some(Rc::clone(&progress));
         progress
@@ -185,6 +187,18 @@ impl Talk {
         self.touch();
     }
 
+    /// The response does not go on, and nobody waits for it any longer.
+    pub(super) fn stuck(&self) {
+        if let Some(request) = &*self.request.borrow() {
+            request.entry.stuck();
+        }
+    }
+
+    /// The connection has ended, whatever was under way: the two know each other, and would keep each other alive.
+    pub(super) fn over(&self) {
+        self.request.borrow_mut().take();
+    }
+
     pub(super) fn is_old(&self) -> bool {
         self.is_old.get()
     }
@@ -199,8 +213,8 @@ impl Talk {
         self.peer.replace(Some(Arc::clone(peer)));
     }
 
-    /// Tells what is new.
-    pub(super) fn tell(&self, account: &mut Account) {
+    /// Tells what is new: bytes that were read, and written.
+    pub(super) fn tell(&self, account: &mut Account) -> (u64, u64) {
         if let Some(peer) = self.peer.take() {
             account.peer(peer.name.clone());
             account.count_at_peer(&peer);
@@ -209,17 +223,14 @@ impl Talk {
             account.upstream(upstream, local);
         }
         let (read, written) = self.told.replace((self.read.get(), self.written.get()));
-        for (bytes, tell) in [
-            (
-                self.read.get() - read,
-                Account::received as fn(&mut _, _, _),
-            ),
-            (self.written.get() - written, Account::sent),
-        ] {
-            if bytes > 0 {
-                tell(account, DataPath::Copy, bytes);
-            }
+        let (read, written) = (self.read.get() - read, self.written.get() - written);
+        if read > 0 {
+            account.received(DataPath::Copy, read);
         }
+        if written > 0 {
+            account.sent(DataPath::Copy, written);
+        }
+        (read, written)
     }
 
     fn due(&self) -> Option<(Instant, Due)> {
@@ -275,6 +286,21 @@ impl Talk {
 impl Progress {
     pub(super) fn talk(&self) -> &Rc<Talk> {
         &self.talk
+    }
+
+    pub(super) fn entry(&self) -> &Rc<Entry> {
+        &self.entry
+    }
+
+    /// What `work` gives, unless one of the request's times is up.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Expired> {
+        tokio::pin!(work);
+        // Whoever says that time is up polls the whole connection.
+        poll_fn(|cx| match self.expired() {
+            Some(expired) => Poll::Ready(Err(expired)),
+            None => work.as_mut().poll(cx).map(Ok),
+        })
+        .await
     }
 
     pub(super) fn has_request_ended(&self) -> bool {

@@ -7,19 +7,20 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use bytes::Buf;
 use hyper::body::{Body, Frame, SizeHint};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::books::Entry;
 use super::talk::Talk;
 
 /// For the client to take the last answer and to close; bytes which it sends meanwhile are thrown away, as a reset would
 /// take the answer away from it.
 const DELAYED_CLOSE: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
 pub(super) struct Wire {
     stream: TcpStream,
     /// Bytes that were read before, and how many of them were taken.
@@ -80,19 +81,24 @@ const HYPERS_OWN: [&[u8]; 2] = [
 ];
 
 /// A response's body, as long as which lives its answer has not ended.
-pub(super) struct Answering<B> {
+pub(super) struct Answering<B: Body> {
     body: B,
     talk: Rc<Talk>,
+    entry: Rc<Entry>,
 }
 
-impl<B> Answering<B> {
-    pub(super) fn new(body: B, talk: Rc<Talk>) -> Self {
-        Self { body, talk }
+impl<B: Body> Answering<B> {
+    pub(super) fn new(body: B, talk: Rc<Talk>, entry: Rc<Entry>) -> Self {
+        Self { body, talk, entry }
     }
 }
 
-impl<B> Drop for Answering<B> {
+impl<B: Body> Drop for Answering<B> {
     fn drop(&mut self) {
+        // Nothing of it is asked for where there is nothing, or where the method has it that there is nothing.
+        if self.body.is_end_stream() || self.entry.is_head_only() {
+            self.entry.whole();
+        }
         self.talk.answered();
     }
 }
@@ -105,7 +111,16 @@ impl<B: Body + Unpin> Body for Answering<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.entry.whole(),
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Buf::remaining);
+                self.entry.sent(bytes);
+            }
+            Some(Err(_)) => {}
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

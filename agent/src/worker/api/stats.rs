@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::{Value, json};
 use shunt_admin::StatsQuery;
 use shunt_core::flow::CloseReason;
+use shunt_telemetry::proxy_stats;
 
 use crate::worker::view::View;
 
 type Stats = Vec<(String, u64)>;
 
 /// Told in this order.
-const GROUPS: [fn(&View, &mut Stats); 3] = [agent, kernel, repairs];
+const GROUPS: [fn(&View, &mut Stats); 4] = [agent, kernel, repairs, proxy];
 
 pub(super) fn all(view: &View) -> Stats {
     let mut stats = Vec::new();
@@ -59,6 +60,19 @@ fn kernel(view: &View, stats: &mut Stats) {
 fn repairs(view: &View, stats: &mut Stats) {
     let repairs = view.repairs.iter();
     stats.extend(repairs.map(|(name, count)| (format!("repairs.{name}"), *count)));
+}
+
+fn proxy(view: &View, stats: &mut Stats) {
+    stats.extend(proxy_stats::numbers(&view.snapshot.load().proxy));
+}
+
+/// What is told after the numbers.
+pub(super) fn percentiles(view: &View, query: &StatsQuery) -> String {
+    let all = proxy_stats::percentiles(&view.snapshot.load().proxy);
+    let wanted = all.iter().filter(|(name, _)| query.wants(name, false));
+    wanted
+        .map(|(name, text)| format!("{name}: {text}\n"))
+        .collect()
 }
 
 pub(super) fn text(stats: &[(String, u64)], query: &StatsQuery) -> String {

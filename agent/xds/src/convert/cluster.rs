@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shunt_core::cluster::{Balance, Cluster, Endpoint, ToOriginal};
+use shunt_core::statistics::PerWorker;
 
 use super::sources;
 use super::values::{address, plain_transport};
@@ -86,6 +87,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
         max_requests_per_connection: requests
             .or_else(|| reader.u32("max_requests_per_connection"))
             .unwrap_or_default(),
+        counts: PerWorker::default(),
     })
 }
 

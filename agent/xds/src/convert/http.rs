@@ -7,7 +7,7 @@ use shunt_core::http::{
 };
 use shunt_core::route::RouteConfiguration;
 
-use super::{route, sources};
+use super::{filters, local_reply, route, sources};
 use crate::files::Kind;
 use crate::reader::Reader;
 
@@ -17,8 +17,6 @@ const HEADERS: u32 = 100;
 const IDLE: Duration = Duration::from_secs(3600);
 const STREAM_IDLE: Duration = Duration::from_secs(300);
 const DRAIN: Duration = Duration::from_secs(5);
-
-const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     let codec = reader.choice("codec_type");
@@ -42,7 +40,7 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             None => RouteConfiguration::default(),
         },
     };
-    let suppress_envoy_headers = filters(reader);
+    let (filters, suppress_envoy_headers) = filters::chain(reader);
     let http1 = reader.message("http_protocol_options");
     let http1 = http1.as_ref();
     let flag = |name| http1.is_some_and(|options| options.is(name));
@@ -56,6 +54,9 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
         );
     }
     Some(HttpConnectionManager {
+        stat_prefix: Some(reader.text("stat_prefix"))
+            .filter(|prefix| !prefix.is_empty())
+            .unwrap_or_else(|| "http".to_owned()),
         server_name: Some(reader.text("server_name"))
             .filter(|name| !name.is_empty())
             .unwrap_or_else(|| "envoy".to_owned()),
@@ -89,6 +90,8 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             _ => StripPort::Never,
         },
         suppress_envoy_headers,
+        filters,
+        local_replies: local_reply::replies(reader),
         routes,
         rds: rds.is_some(),
     })
@@ -144,30 +147,4 @@ fn timeouts(reader: &Reader<'_>) -> HttpTimeouts {
         connection: common("max_connection_duration").unwrap_or_default(),
         drain: reader.duration("drain_timeout").unwrap_or(DRAIN),
     }
-}
-
-/// There is one, at the end of every chain. Does it say nothing in `x-envoy-` headers?
-fn filters(reader: &Reader<'_>) -> bool {
-    let filters = reader.list("http_filters");
-    let mut suppress = false;
-    for (at, filter) in filters.iter().enumerate() {
-        let Some(inner) = filter
-            .message("typed_config")
-            .and_then(|any| any.unpacked())
-        else {
-            filter.fault("typed_config", "is required");
-            continue;
-        };
-        if inner.type_name() != ROUTER {
-            filter.fault("typed_config", "only the router is supported");
-        } else if at + 1 < filters.len() {
-            filter.fault("", "the router must be the last filter");
-        } else {
-            suppress = inner.is("suppress_envoy_headers");
-        }
-    }
-    if filters.is_empty() {
-        reader.fault("http_filters", "the router is required");
-    }
-    suppress
 }

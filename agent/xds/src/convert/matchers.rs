@@ -1,6 +1,7 @@
 //! What routes match.
 
 use shunt_core::route::pattern::StringMatchKind;
+use shunt_core::route::template::Template;
 use shunt_core::route::{
     HeaderMatch, HeaderValueMatch, PathMatch, Pattern, QueryMatch, QueryValueMatch, RouteMatch,
     StringMatch,
@@ -8,6 +9,8 @@ use shunt_core::route::{
 
 use super::values::is_token;
 use crate::reader::Reader;
+
+const TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
 
 /// A field that has a text, and what that makes.
 type ByName = (&'static str, fn(String) -> StringMatchKind);
@@ -50,15 +53,31 @@ fn path(reader: &Reader<'_>) -> Option<PathMatch> {
     if reader.has("prefix") {
         return Some(PathMatch::Prefix(reader.text("prefix")));
     }
+    if let Some(policy) = reader.message("path_match_policy") {
+        return template(&policy).map(|template| PathMatch::Regex(template.pattern));
+    }
     reader.fault(
         "",
-        "says no path (prefix, path, safe_regex, path_separated_prefix)",
+        "says no path (prefix, path, safe_regex, path_separated_prefix, path_match_policy)",
     );
     None
 }
 
+/// Of a `path_match_policy`.
+pub(super) fn template(policy: &Reader<'_>) -> Option<Template> {
+    let inner = policy
+        .message("typed_config")
+        .and_then(|any| any.unpacked());
+    let inner = policy.required("typed_config", inner)?;
+    if inner.type_name() != TEMPLATE {
+        policy.fault("typed_config", format!("only {TEMPLATE} is supported"));
+        return None;
+    }
+    inner.parsed("path_template", Template::parse)
+}
+
 /// `None` when everybody is meant.
-fn millionths(reader: &Reader<'_>) -> Option<u32> {
+pub(super) fn millionths(reader: &Reader<'_>) -> Option<u32> {
     let share = reader.required("default_value", reader.message("default_value"))?;
     let numerator = u64::from(share.u32("numerator").unwrap_or_default());
     let factor = match share.choice("denominator").as_str() {
@@ -90,7 +109,7 @@ pub(super) fn substitution(reader: &Reader<'_>) -> Option<(Pattern, String)> {
     Some((pattern, text))
 }
 
-fn string(reader: &Reader<'_>) -> Option<StringMatch> {
+pub(super) fn string(reader: &Reader<'_>) -> Option<StringMatch> {
     let kind = if reader.has("exact") {
         StringMatchKind::Exact(reader.text("exact"))
     } else if let Some(regex) = reader.message("safe_regex") {
@@ -115,7 +134,7 @@ fn string(reader: &Reader<'_>) -> Option<StringMatch> {
     })
 }
 
-fn header(reader: &Reader<'_>) -> Option<HeaderMatch> {
+pub(super) fn header(reader: &Reader<'_>) -> Option<HeaderMatch> {
     let name = reader.text("name");
     if !is_token(name.trim_start_matches(':')) {
         reader.fault("name", format!("`{name}` is no header name"));

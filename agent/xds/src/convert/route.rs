@@ -4,22 +4,24 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use shunt_core::cluster::Weighted;
+use shunt_core::route::template::Template;
 use shunt_core::route::{
     Action, ClusterChoice, DirectResponse, Forward, HostRewrite, Mutations, PathMatch, Redirect,
     RedirectPath, Rewrite, Route, RouteConfiguration, RouteMatch, Target, VirtualHost,
 };
 
-use super::matchers::{route_match, substitution};
+use super::filters::per_filter;
+use super::matchers::{route_match, substitution, template};
 use super::unique;
-use super::values::{is_token, mutations, status};
+use super::values::{data, is_token, mutations, status};
 use crate::reader::Reader;
 
+const TEMPLATE_REWRITE: &str =
+    "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig";
 /// Envoy's.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes; Envoy's.
 const MAX_DIRECT_BODY: u32 = 4096;
-/// Bytes of a direct response's body, however it is configured: it is held as long as the configuration is.
-const MAX_BODY_FILE: u64 = 1 << 20;
 
 pub(super) fn configuration(reader: &Reader<'_>) -> RouteConfiguration {
     let limit = reader.u32("max_direct_response_body_size_bytes");
@@ -40,6 +42,7 @@ pub(super) fn configuration(reader: &Reader<'_>) -> RouteConfiguration {
         virtual_hosts,
         ignore_port: reader.is("ignore_port_in_host_matching"),
         mutations: mutations(reader),
+        filters: per_filter(reader),
         most_specific_wins: reader.is("most_specific_header_mutations_wins"),
     }
 }
@@ -88,6 +91,7 @@ fn virtual_host(reader: &Reader<'_>, limit: usize) -> VirtualHost {
             .filter_map(|reader| route(reader, limit))
             .collect(),
         mutations: mutations(reader),
+        filters: per_filter(reader),
     }
 }
 
@@ -95,7 +99,14 @@ fn route(reader: &Reader<'_>, limit: usize) -> Option<Route> {
     let matches = reader.required("match", reader.message("match"));
     let matches = matches.and_then(|matches| route_match(&matches));
     let action = if let Some(forward) = reader.message("route") {
-        self::forward(&forward).map(Box::new).map(Action::Forward)
+        let template = reader.message("match").and_then(|matches| {
+            matches
+                .message("path_match_policy")
+                .map(|policy| self::template(&policy))
+        });
+        self::forward(&forward, template.flatten().as_ref())
+            .map(Box::new)
+            .map(Action::Forward)
     } else if let Some(redirect) = reader.message("redirect") {
         Some(Action::Redirect(Box::new(self::redirect(&redirect))))
     } else if let Some(response) = reader.message("direct_response") {
@@ -111,6 +122,7 @@ fn route(reader: &Reader<'_>, limit: usize) -> Option<Route> {
         matches,
         action,
         mutations: mutations(reader),
+        filters: per_filter(reader),
     })
 }
 
@@ -126,7 +138,7 @@ fn check_rewrite(reader: &Reader<'_>, matches: &RouteMatch, action: &Action) {
     }
 }
 
-fn forward(reader: &Reader<'_>) -> Option<Forward> {
+fn forward(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Forward> {
     let not_found = reader.choice("cluster_not_found_response_code");
     Some(Forward {
         target: target(reader)?,
@@ -135,7 +147,7 @@ fn forward(reader: &Reader<'_>) -> Option<Forward> {
             "INTERNAL_SERVER_ERROR" => 500,
             _ => 503,
         },
-        rewrite: rewrite(reader),
+        rewrite: rewrite(reader).or_else(|| template_rewrite(reader, matched)),
         host: host_rewrite(reader),
         append_x_forwarded_host: reader.is("append_x_forwarded_host"),
         timeout: reader.duration("timeout").unwrap_or(TIMEOUT),
@@ -156,6 +168,7 @@ fn target(reader: &Reader<'_>) -> Option<Target> {
             let cluster = ClusterChoice {
                 name: choice.text("name"),
                 mutations: mutations(choice),
+                filters: per_filter(choice),
                 host: Some(choice.text("host_rewrite_literal")).filter(|host| !host.is_empty()),
             };
             (choice.u32("weight").unwrap_or_default(), cluster)
@@ -180,6 +193,7 @@ fn target(reader: &Reader<'_>) -> Option<Target> {
     Some(Target::Clusters(Weighted::only(ClusterChoice {
         name,
         mutations: Mutations::default(),
+        filters: Vec::new(),
         host: None,
     })))
 }
@@ -198,6 +212,31 @@ fn rewrite(reader: &Reader<'_>) -> Option<Rewrite> {
         None if prefix.is_empty() => None,
         None => Some(Rewrite::Prefix(prefix)),
     }
+}
+
+/// Of a path that matched a template.
+fn template_rewrite(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Rewrite> {
+    let policy = reader.message("path_rewrite_policy")?;
+    if reader.has("prefix_rewrite") || reader.has("regex_rewrite") {
+        reader.fault("path_rewrite_policy", "another rewrite is said too");
+    }
+    let inner = policy
+        .message("typed_config")
+        .and_then(|any| any.unpacked());
+    let inner = policy.required("typed_config", inner)?;
+    if inner.type_name() != TEMPLATE_REWRITE {
+        policy.fault(
+            "typed_config",
+            format!("only {TEMPLATE_REWRITE} is supported"),
+        );
+        return None;
+    }
+    let Some(matched) = matched else {
+        reader.fault("path_rewrite_policy", "match has no path_match_policy");
+        return None;
+    };
+    let text = inner.parsed("path_template_rewrite", |text| matched.substitution(text))?;
+    Some(Rewrite::Regex(matched.pattern.clone(), text))
 }
 
 fn host_rewrite(reader: &Reader<'_>) -> Option<HostRewrite> {
@@ -245,14 +284,8 @@ fn redirect(reader: &Reader<'_>) -> Redirect {
 }
 
 fn direct_response(reader: &Reader<'_>, limit: usize) -> DirectResponse {
-    let body = reader.message("body").map(|body| {
-        if !body.has("filename") {
-            let text = body.text("inline_string").into_bytes();
-            return body.bytes("inline_bytes").unwrap_or(text);
-        }
-        read(&body).unwrap_or_default()
-    });
-    let body = body.unwrap_or_default();
+    let body = reader.message("body");
+    let body = body.map(|body| data(&body)).unwrap_or_default();
     if body.len() > limit {
         let message = format!("{} bytes, more than the {limit} allowed", body.len());
         reader.fault("body", message);
@@ -261,17 +294,4 @@ fn direct_response(reader: &Reader<'_>, limit: usize) -> DirectResponse {
         status: status(reader, "status"),
         body,
     }
-}
-
-fn read(body: &Reader<'_>) -> Option<Vec<u8>> {
-    body.parsed("filename", |name| {
-        let size = std::fs::metadata(name).map(|meta| meta.len());
-        match size {
-            Ok(size) if size > MAX_BODY_FILE => {
-                Err(format!("{size} bytes, more than {MAX_BODY_FILE}"))
-            }
-            Ok(_) => std::fs::read(name).map_err(|error| format!("cannot read {name}: {error}")),
-            Err(error) => Err(format!("cannot read {name}: {error}")),
-        }
-    })
 }

@@ -89,7 +89,7 @@ fn header_mutations(reader: &Reader<'_>, kind: &str) -> HeaderMutations {
     }
 }
 
-fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
+pub(super) fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     let header = option.required("header", option.message("header"))?;
     let name = header_name(&header, "key")?;
     let append = option.bool("append");
@@ -103,11 +103,9 @@ fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     if append.is_some() && option.has("append_action") {
         option.fault("append", "append_action says it already");
     }
-    let value = header.parsed("value", |text| {
-        match text.bytes().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
-            true => Err("a header's value is one line".to_owned()),
-            false => Format::parse(text),
-        }
+    let value = header.parsed("value", |text| match is_line(text) {
+        true => Format::parse(text),
+        false => Err("a header's value is one line".to_owned()),
     })?;
     Some(HeaderAddition {
         name,
@@ -118,7 +116,7 @@ fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
 }
 
 /// Of a header that may be changed.
-fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {
+pub(super) fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {
     reader.parsed(field, |name| {
         if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
             Err(format!(
@@ -130,6 +128,11 @@ fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {
             Err(format!("`{name}` is no header name"))
         }
     })
+}
+
+/// May it be a header's value?
+pub(super) fn is_line(text: &str) -> bool {
+    !text.bytes().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
 }
 
 /// RFC 9110, section 5.6.2.
@@ -151,4 +154,23 @@ pub(super) fn status(reader: &Reader<'_>, name: &str) -> u16 {
             200
         }
     }
+}
+
+/// Bytes of a file that a configuration names: they are held as long as the configuration is.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Of a `DataSource`.
+pub(super) fn data(source: &Reader<'_>) -> Vec<u8> {
+    if !source.has("filename") {
+        let text = source.text("inline_string").into_bytes();
+        return source.bytes("inline_bytes").unwrap_or(text);
+    }
+    let read = source.parsed("filename", |name| {
+        match std::fs::metadata(name).map(|meta| meta.len()) {
+            Ok(size) if size > MAX_FILE => Err(format!("{size} bytes, more than {MAX_FILE}")),
+            Ok(_) => std::fs::read(name).map_err(|error| format!("cannot read {name}: {error}")),
+            Err(error) => Err(format!("cannot read {name}: {error}")),
+        }
+    });
+    read.unwrap_or_default()
 }

@@ -45,6 +45,7 @@ fn host(name: &str, domains: &[&str]) -> VirtualHost {
         require_tls: false,
         routes: Vec::new(),
         mutations: Mutations::default(),
+        filters: Vec::new(),
     }
 }
 
@@ -218,6 +219,7 @@ fn the_first_route_that_matches_is_taken_by_its_share() {
             body: Vec::new(),
         }),
         mutations: Mutations::default(),
+        filters: Vec::new(),
     };
     let host = VirtualHost {
         routes: vec![route("some", Some(250_000)), route("rest", None)],
