@@ -217,11 +217,15 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
     }
 
     fn connection(&self, client: TcpStream, origin: Origin) -> Connection {
+        let from = match self.listener.direction {
+            Direction::Inbound => self.client,
+            Direction::Outbound => gateway::own_address(self.workload, self.client, self.original),
+        };
         Connection {
             client,
             read: Vec::new(),
-            from: self.client,
-            direct_from: self.client,
+            from,
+            direct_from: from,
             listener: self.original,
             original: Some(self.original),
             origin,

@@ -38,7 +38,7 @@ fn who_comes_from_elsewhere_meets_the_server_s_listener(way: Way) {
         asks(),
         format!("/a {other} 1 x-t-inbound=server/b {other} 1 x-t-inbound=server")
     );
-    let lines = agent.lines(1);
+    let lines = scene.connections(&agent, 1);
     assert_eq!(lines[0]["workload"], "default/server", "{:#}", lines[0]);
     assert_eq!(lines[0]["direction"], "inbound", "{:#}", lines[0]);
     // The application as it is reached from inside.
@@ -62,7 +62,7 @@ fn a_call_runs_both_sides_in_one_pass(way: Way) {
     let (client, server) = (&scene.client.v4, &scene.server.v4);
     let rest = format!("{client} 1 x-t-inbound=server x-t-outbound={server}:8080");
     assert_eq!(told, format!("/a {rest}/b {rest}"));
-    let lines = agent.lines(1);
+    let lines = scene.connections(&agent, 1);
     let line = &lines[0];
     assert_eq!(line["workload"], "default/client", "{line:#}");
     assert_eq!(line["peer_workload"], "default/server", "{line:#}");
@@ -79,7 +79,7 @@ fn the_server_s_listener_is_met_by_bytes_too(way: Way) {
     let url = scene.told_at();
     let told = format!("/a {} 1 x-t-inbound=server", scene.client.v4);
     assert_eq!(scene.curl(&format!("{url}/a")), told);
-    let line = &agent.lines(1)[0];
+    let line = &scene.connections(&agent, 1)[0];
     assert_eq!(line["workload"], "default/client", "{line:#}");
     assert_eq!(line["peer_workload"], "default/server", "{line:#}");
     let query = format!(

@@ -48,7 +48,7 @@ fn the_listener_is_found_by_destination(way: Way) {
     let reset = scene.fails(&format!("http://{v4}:82/"));
     // What curl calls it depends on when the reset comes.
     assert!(matches!(reset, Some(7 | 52 | 56)), "{reset:?}");
-    let lines = agent.lines(6);
+    let lines = scene.connections(&agent, 6);
     for line in &lines {
         assert_eq!(line["workload"], "default/client", "{line:#}");
         assert_eq!(line["path"], "copy", "{line:#}");
@@ -75,7 +75,7 @@ fn what_no_listener_is_for_goes_as_ever(way: Way) {
     assert_eq!(scene.curl(&format!("http://{nowhere}:80/")), "exact");
     let url = format!("http://{}/", scene.server.v4);
     assert_eq!(scene.curl(&url), scene.client.v4);
-    let lines = agent.lines(2);
+    let lines = scene.connections(&agent, 2);
     let path_to = |addr: &str| {
         let was_going = |line: &&serde_json::Value| line["original_dst"] == addr;
         let line = lines.iter().find(was_going);

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, Way, World, require};
+use serde_json::Value;
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, Way, World, require, wait};
 
 /// Says of each request who asked, how many connections there have been, and which `x-` headers came, sorted.
 const TELLER: &str = "
@@ -88,6 +90,22 @@ impl Scene {
     pub fn fails(&self, url: &str) -> Option<i32> {
         let out = self.client.run("curl", &["-sS", "-m", "5", url]);
         out.status.code()
+    }
+
+    /// Lines of the access log about connections, once there are so many.
+    pub fn connections(&self, agent: &Agent, count: usize) -> Vec<Value> {
+        let lines = || {
+            let mut lines = agent.access_log();
+            lines.retain(|line| line["kind"] != "request");
+            lines
+        };
+        let what = format!("{count} connections in the log");
+        let lines = wait::until(&what, Duration::from_secs(5), || {
+            let lines = lines();
+            (lines.len() >= count).then_some(lines)
+        });
+        assert_eq!(lines.len(), count, "{lines:#?}");
+        lines
     }
 
     pub fn told_at(&self) -> String {
