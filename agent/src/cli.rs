@@ -31,6 +31,9 @@ pub enum Command {
     /// The data plane; started by `run`
     #[command(hide = true)]
     Worker,
+    /// Watch the Kubernetes API; started by `run`
+    #[command(hide = true)]
+    Pods,
     /// Ask this kernel what its queues past TCP do; started by `run` and `check`
     #[command(hide = true)]
     Battery(BatteryArgs),

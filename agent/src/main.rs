@@ -13,6 +13,7 @@ mod dump;
 mod explain;
 mod heartbeat;
 mod ipc;
+mod pods;
 mod privileges;
 mod run;
 mod status;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Worker => worker::run(),
+        Command::Pods => pods::run(),
         Command::Battery(args) => battery::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),

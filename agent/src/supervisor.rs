@@ -20,6 +20,7 @@ mod home;
 mod leaving;
 mod lifecycle;
 mod node;
+mod pods;
 mod settings;
 mod strays;
 mod telling;
@@ -49,6 +50,7 @@ use self::home::Home;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use self::node::Node;
+use self::pods::Pods;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
@@ -66,6 +68,8 @@ struct Supervisor {
     home: Home,
     /// In the node's own name.
     served: Node,
+    /// Whom the Kubernetes API wants enrolled.
+    pods: Pods,
     backends: Backends,
     data_plane: DataPlane,
     workloads: BTreeMap<WorkloadName, Workload>,
@@ -109,9 +113,13 @@ pub async fn supervise(
     source.follow_sources(&loaded.sources);
     node::tell_of_refused(&Loaded::default(), &loaded);
     let home = Home::open(&config)?;
-    home.clean_up_after_the_dead(&config.workloads);
+    let pods = Pods::open(&config)?;
+    let named = config.workloads.iter().cloned();
+    let expected: Vec<_> = named.chain(pods.specs()).collect();
+    home.clean_up_after_the_dead(&expected);
     let node = Node::open(&config, loaded)?;
-    let mut supervisor = Supervisor::new(config, home, node, level)?;
+    let mut supervisor = Supervisor::new(config, home, (node, pods), level)?;
+    supervisor.recall_pods();
     supervisor.start_data_plane()?;
     supervisor.tick();
 
@@ -125,6 +133,7 @@ pub async fn supervise(
             event = supervisor.data_plane.next() => {
                 if supervisor.heard(event).is_stop() { break }
             }
+            said = supervisor.pods.next() => supervisor.heard_of_pods(said),
             () = source.changed() => supervisor.reload(args, &mut source),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
@@ -156,7 +165,12 @@ impl Next {
 }
 
 impl Supervisor {
-    fn new(config: Config, home: Home, node: Node, level: LogLevel) -> Result<Self> {
+    fn new(
+        config: Config,
+        home: Home,
+        (node, pods): (Node, Pods),
+        level: LogLevel,
+    ) -> Result<Self> {
         let data_plane = DataPlane::new(config.concurrency)?;
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
@@ -164,6 +178,7 @@ impl Supervisor {
             config,
             home,
             served: node,
+            pods,
             backends,
             data_plane,
             workloads: BTreeMap::new(),
@@ -302,6 +317,7 @@ impl Supervisor {
         self.take_over();
         self.look();
         self.look_for_strays();
+        self.look_for_pods();
         self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();

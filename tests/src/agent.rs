@@ -167,7 +167,9 @@ impl<'a> AgentBuilder<'a> {
         agent.wait_until_ready();
         let status = agent.status();
         let all = status["workloads"].as_array().expect("a list");
+        let of_file = |workload: &&Value| workload["labels"]["shunt.io/pod-uid"].is_null();
         let served = all.iter().filter(|workload| workload["state"] == "ready");
+        let served = served.filter(of_file);
         assert_eq!(served.count(), self.workloads.len(), "{status:#}");
         agent
     }
@@ -280,9 +282,22 @@ impl Agent {
 
     /// The data plane's process, `None` while there is none.
     pub fn worker_pid(&self) -> Option<u32> {
+        self.child_called("worker")
+    }
+
+    /// The process that watches the Kubernetes API, where there is one.
+    pub fn watcher_pid(&self) -> Option<u32> {
+        self.child_called("pods")
+    }
+
+    fn child_called(&self, verb: &str) -> Option<u32> {
         let pid = self.pid();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
+        let is = |child: &&str| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes())
+        };
+        children.split_whitespace().find(is)?.parse().ok()
     }
 
     /// Replaces the list of workloads in the configuration file.

@@ -10,6 +10,7 @@ pub mod conform;
 pub mod events;
 pub mod greeter;
 pub mod kernel;
+pub mod kubernetes;
 pub mod load;
 pub mod mayfly;
 pub mod ongoing;

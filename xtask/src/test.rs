@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 27] = [
+const NEEDED: [(&str, &str); 28] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -27,6 +27,7 @@ const NEEDED: [(&str, &str); 27] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
     ("haproxy", "haproxy"),
     ("sshd", "openssh-server"),
     ("ssh", "openssh-client"),

@@ -9,7 +9,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::run::{root, say};
 
 /// A crate depends only on crates of a lower tier.
-const TIERS: [(&str, u8); 9] = [
+const TIERS: [(&str, u8); 10] = [
     ("shunt-ebpf-common", 0),
     ("shunt-core", 0),
     ("shunt-proxy", 1),
@@ -18,6 +18,7 @@ const TIERS: [(&str, u8); 9] = [
     ("shunt-admin", 1),
     ("shunt-xds", 1),
     ("shunt-cni", 1),
+    ("shunt-workload", 1),
     ("shunt", 2),
 ];
 

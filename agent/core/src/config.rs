@@ -1,6 +1,7 @@
 //! The agent's configuration: types here, reading in [`mod@file`].
 
 pub mod file;
+mod kubernetes;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::kubernetes::Kubernetes;
 use crate::policy::PolicyRule;
 use crate::service::Service;
 use crate::workload::{ModeSetting, WorkloadSpec};
@@ -31,6 +33,8 @@ pub struct Config {
     pub splice_after: Option<u64>,
     /// An Envoy v3 bootstrap: what the agent's proxy serves in its own name.
     pub bootstrap: Option<PathBuf>,
+    /// `None`: pods are not looked for.
+    pub kubernetes: Option<Kubernetes>,
     pub services: Vec<Service>,
     pub policy: Vec<PolicyRule>,
     pub workloads: Vec<WorkloadSpec>,
@@ -115,6 +119,7 @@ impl Default for Config {
             limits: Limits::default(),
             splice_after: Some(Self::SPLICE_AFTER),
             bootstrap: None,
+            kubernetes: None,
             services: Vec::new(),
             policy: Vec::new(),
             workloads: Vec::new(),

@@ -1,5 +1,6 @@
 //! Routing of HTTP requests: what is matched, what is done. How: [`matching`], [`rewriting`].
 
+mod index;
 pub mod matching;
 pub mod pattern;
 pub mod rewriting;

@@ -25,6 +25,7 @@ impl Supervisor {
         }
         let name = spec.name.clone();
         self.desire(spec);
+        self.fulfil(&name);
         Ok(name)
     }
 
@@ -34,6 +35,7 @@ impl Supervisor {
             return Err(format!("no workload {name}"));
         }
         self.withdraw(name);
+        self.pod_taken_out(name);
         Ok(name.clone())
     }
 

@@ -154,6 +154,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("admin", old.admin != new.admin),
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
+        ("kubernetes", old.kubernetes != new.kubernetes),
     ];
     rows.into_iter()
         .filter(|(_, changed)| *changed)

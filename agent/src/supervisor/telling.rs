@@ -155,7 +155,8 @@ impl Supervisor {
     /// Sends what `status` and the metrics show, where it differs from what was sent last.
     pub(super) fn publish(&mut self) {
         let states = self.workloads.values();
-        let states = states.map(|workload| self.info(workload)).collect();
+        let states = states.map(|workload| self.info(workload));
+        let states = states.chain(self.pods_not_enrolled()).collect();
         self.data_plane.publish_states(states);
         self.publish_counters();
     }
@@ -163,7 +164,10 @@ impl Supervisor {
     fn info(&self, workload: &Workload) -> WorkloadInfo {
         let serving = workload.serving();
         let learned = serving.map(|serving| self.backends.classes(serving.enrolment.id));
-        info(workload, learned.unwrap_or_default())
+        let mut info = info(workload, learned.unwrap_or_default());
+        info.notes
+            .extend(self.pod_trouble(&info.name).map(str::to_owned));
+        info
     }
 
     pub(super) fn publish_counters(&mut self) {

@@ -1,7 +1,5 @@
 //! Files as xDS sources: read, followed, refused, and changed a hundred times under load. The admin API beside Envoy's.
 
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
-
 mod admin;
 mod load;
 mod scene;

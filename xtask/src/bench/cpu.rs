@@ -58,9 +58,14 @@ fn nothing() -> Result<(f64, f64)> {
 
 /// Seconds that the agent's two processes have had so far, by the scheduler's own count.
 pub(super) fn of_agent(agent: &Agent) -> Result<f64> {
-    let mut nanoseconds = 0.0;
     let worker = agent.worker_pid().context("no data plane")?;
-    for pid in [agent.pid(), worker] {
+    of_processes(&[agent.pid(), worker])
+}
+
+/// The same of any processes.
+pub(super) fn of_processes(pids: &[u32]) -> Result<f64> {
+    let mut nanoseconds = 0.0;
+    for pid in pids {
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let file = thread?.path().join("schedstat");
             let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;

@@ -121,9 +121,14 @@ pub(super) fn resident(agent: &Agent) -> Result<f64> {
         .into_iter()
         .flatten()
     {
-        total += field(&format!("/proc/{pid}/status"), "VmRSS:")?;
+        total += of_process(pid)?;
     }
     Ok(total)
+}
+
+/// What a process has of memory, in KiB.
+pub(super) fn of_process(pid: u32) -> Result<f64> {
+    field(&format!("/proc/{pid}/status"), "VmRSS:")
 }
 
 /// How many directions of connections so far.

@@ -245,12 +245,12 @@ impl Stage {
 }
 
 /// Namespaces may choose only what the host allows; a host whose default is another algorithm may not allow cubic.
-struct Congestion(Option<String>);
+pub(super) struct Congestion(Option<String>);
 
 impl Congestion {
     const ALLOWED: &'static str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 
-    fn allow() -> Self {
+    pub(super) fn allow() -> Self {
         let before = fs::read_to_string(Self::ALLOWED).unwrap_or_default();
         let changed = !before.contains("cubic")
             && fs::write(Self::ALLOWED, format!("{} cubic", before.trim())).is_ok();
@@ -269,7 +269,7 @@ impl Drop for Congestion {
 }
 
 /// Both ends: enough ports and queue for many short connections, and the congestion control most hosts use.
-fn tune(pod: &Pod) {
+pub(super) fn tune(pod: &Pod) {
     for setting in [
         "net.ipv4.ip_local_port_range=1024 65000",
         "net.ipv4.tcp_tw_reuse=1",

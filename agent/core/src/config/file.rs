@@ -19,6 +19,7 @@ use crate::workload::{ModeSetting, WorkloadName, WorkloadSpec};
 
 mod dump;
 mod flags;
+mod kubernetes;
 mod node;
 mod policy;
 mod sections;

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
+use super::index::RouteIndex;
 use super::{
     HeaderMatch, HeaderValueMatch, PathMatch, QueryMatch, QueryValueMatch, Route,
     RouteConfiguration, RouteMatch, VirtualHost,
@@ -18,6 +19,15 @@ pub struct RouteTable {
     suffixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
     prefixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
     any: Option<usize>,
+    /// Of each virtual host.
+    indexes: Vec<Option<RouteIndex>>,
+}
+
+/// A virtual host, ready to be asked for a route.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    pub host: &'a VirtualHost,
+    index: Option<&'a RouteIndex>,
 }
 
 impl RouteTable {
@@ -38,6 +48,8 @@ impl RouteTable {
                 }
             }
         }
+        let hosts = configuration.virtual_hosts.iter();
+        table.indexes = hosts.map(|host| RouteIndex::new(&host.routes)).collect();
         table.configuration = configuration;
         table
     }
@@ -47,7 +59,7 @@ impl RouteTable {
     }
 
     /// The virtual host that serves `host`, in any case of letters.
-    pub fn virtual_host(&self, host: &str) -> Option<&VirtualHost> {
+    pub fn virtual_host(&self, host: &str) -> Option<Found<'_>> {
         let host = match self.configuration.ignore_port {
             true => without_port(host),
             false => host,
@@ -70,16 +82,24 @@ impl RouteTable {
             let start = |length| host.get(..length).map(str::to_owned);
             longest(&self.suffixes, &end).or_else(|| longest(&self.prefixes, &start))
         });
-        self.configuration.virtual_hosts.get(at.or(self.any)?)
+        let at = at.or(self.any)?;
+        Some(Found {
+            host: self.configuration.virtual_hosts.get(at)?,
+            index: self.indexes.get(at)?.as_ref(),
+        })
     }
 }
 
-impl VirtualHost {
+impl<'a> Found<'a> {
     /// The first that matches. `random` decides on fractions, and must be the same whenever this request asks again.
-    pub fn route(&self, request: &dyn RequestView, random: u64) -> Option<&Route> {
-        self.routes
-            .iter()
-            .find(|route| route.matches.matches(request, random))
+    pub fn route(self, request: &dyn RequestView, random: u64) -> Option<&'a Route> {
+        let routes = &self.host.routes;
+        match self.index {
+            Some(index) => index.first(routes, request, random),
+            None => routes
+                .iter()
+                .find(|route| route.matches.matches(request, random)),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{AccessLog, Config, LogFormat};
+use crate::config::{AccessLog, Config, Kubernetes, LogFormat};
 use crate::flow::direction;
 use crate::policy::{Action, Peer, PolicyRule, Selector};
 use crate::service::{Balance, Service};
@@ -38,6 +38,7 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
         limits,
         splice_after,
         bootstrap,
+        kubernetes,
         services,
         policy,
         workloads,
@@ -92,6 +93,9 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
     if let Some(bootstrap) = bootstrap {
         writeln!(out, "bootstrap: {}", quoted_path(bootstrap))?;
     }
+    if let Some(kubernetes) = kubernetes {
+        write_kubernetes(out, kubernetes)?;
+    }
     write_services(out, services)?;
     write_policy(out, policy)?;
     if workloads.is_empty() {
@@ -101,6 +105,33 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
     workloads
         .iter()
         .try_for_each(|workload| write_workload(out, workload))
+}
+
+fn write_kubernetes(out: &mut String, kubernetes: &Kubernetes) -> fmt::Result {
+    let Kubernetes {
+        node_name,
+        kubeconfig,
+        default_on,
+        inject_label,
+        dataplane_mode_label,
+        exempt_namespaces,
+    } = kubernetes;
+    writeln!(out, "kubernetes:")?;
+    if let Some(name) = node_name {
+        writeln!(out, "  node_name: {}", quoted(name))?;
+    }
+    if let Some(path) = kubeconfig {
+        writeln!(out, "  kubeconfig: {}", quoted_path(path))?;
+    }
+    let default = if *default_on { "on" } else { "off" };
+    writeln!(out, "  default: {default}")?;
+    writeln!(
+        out,
+        "  labels: {{inject: {}, dataplane_mode: {}}}",
+        quoted(inject_label),
+        quoted(dataplane_mode_label)
+    )?;
+    writeln!(out, "  exempt_namespaces: {}", list(exempt_namespaces))
 }
 
 fn write_services(out: &mut String, services: &[Service]) -> fmt::Result {

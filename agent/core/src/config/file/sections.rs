@@ -1,7 +1,7 @@
 //! The file's sections, in the order in which they are documented.
 
 use super::node::{Field, Mapping};
-use super::{policy, services, values, workloads};
+use super::{kubernetes, policy, services, values, workloads};
 use crate::config::{Admin, Config, Limits, Log, LogFormat, Ports, Timeouts};
 use crate::workload::ModeSetting;
 
@@ -18,6 +18,7 @@ const KEYS: &[&str] = &[
     "limits",
     "splice_after",
     "bootstrap",
+    "kubernetes",
     "services",
     "policy",
     "workloads",
@@ -59,6 +60,7 @@ pub(super) fn config(root: &Field<'_>) -> Option<Config> {
     if let Some(field) = file.get("bootstrap").filter(|field| !field.is_empty()) {
         config.bootstrap = field.value(values::absolute_path);
     }
+    config.kubernetes = kubernetes::section(&file);
     if let Some(field) = file.get("services") {
         config.services = services::list(&field);
     }

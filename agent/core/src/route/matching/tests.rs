@@ -83,7 +83,9 @@ fn hosts_are_looked_for_from_exact_to_any() {
     };
     let found = |ignore_port, host: &str| {
         let table = table(ignore_port);
-        table.virtual_host(host).map(|host| host.name.clone())
+        table
+            .virtual_host(host)
+            .map(|found| found.host.name.clone())
     };
     for (host, name) in [
         ("www.foo.com", "exact"),
@@ -225,12 +227,19 @@ fn the_first_route_that_matches_is_taken_by_its_share() {
         routes: vec![route("some", Some(250_000)), route("rest", None)],
         ..host("h", &["*"])
     };
+    let table = RouteTable::new(RouteConfiguration {
+        virtual_hosts: vec![host],
+        ..RouteConfiguration::default()
+    });
     let name = |random| {
         let request = Request {
             path: "/",
             headers: &[],
         };
-        host.route(&request, random).map(|route| route.name.clone())
+        let found = table.virtual_host("h").expect("a host");
+        found
+            .route(&request, random)
+            .map(|route| route.name.clone())
     };
     assert_eq!(name(249_999).as_deref(), Some("some"));
     assert_eq!(name(250_000).as_deref(), Some("rest"));

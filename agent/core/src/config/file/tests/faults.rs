@@ -93,6 +93,27 @@ fn each_wrong_value_is_named() {
         ("splice_after: never", "splice_after", "off, or"),
         ("splice_after: ", "splice_after", "off, or"),
         ("bootstrap: x", "bootstrap", "absolute path"),
+        (
+            "kubernetes: yes",
+            "kubernetes",
+            "a single value where a mapping",
+        ),
+        ("kubernetes: {default: yes}", "kubernetes.default", "on"),
+        (
+            "kubernetes: {kubeconfig: x}",
+            "kubernetes.kubeconfig",
+            "absolute path",
+        ),
+        (
+            "kubernetes: {labels: {inject: a b}}",
+            "kubernetes.labels.inject",
+            "key of a label",
+        ),
+        (
+            "kubernetes: {exempt_namespaces: [a/b]}",
+            "kubernetes.exempt_namespaces[0]",
+            "not a name",
+        ),
         ("services: {}", "services", "where a list"),
         ("services: [~]", "services[0]", "empty"),
         ("policy: {}", "policy", "where a list"),

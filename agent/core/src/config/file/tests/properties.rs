@@ -170,6 +170,13 @@ prop_compose! {
             limits: Limits { connections: 7, connections_per_workload: 100_000_000 },
             splice_after,
             bootstrap: splice_after.map(|_| "/etc/a: b.yaml".into()),
+            kubernetes: splice_after.map(|bytes| crate::config::Kubernetes {
+                node_name: (bytes % 2 == 0).then(|| "node-1.example".into()),
+                kubeconfig: (bytes % 3 == 0).then(|| "/etc/kube: config".into()),
+                default_on: bytes % 5 == 0,
+                exempt_namespaces: if bytes % 7 == 0 { Vec::new() } else { vec!["kube-system".into()] },
+                ..crate::config::Kubernetes::default()
+            }),
             workloads,
         }
     }

@@ -1,0 +1,71 @@
+//! `shunt pods`: watches the Kubernetes API without any privilege, and tells the supervisor which pods are to be
+//! enrolled. It is a process of its own so that what a network says is parsed neither where the privileges are nor where
+//! connections are.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use shunt_core::config::Log;
+use shunt_workload::{Discovered, Rules, watch};
+use tokio::sync::mpsc;
+
+use crate::ipc::{Channel, ChannelError};
+use crate::{cli, privileges};
+
+/// The supervisor's first and only message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Begin {
+    pub rules: Rules,
+    pub node: String,
+    pub log: Log,
+}
+
+pub fn run() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::failed(&error),
+    }
+}
+
+fn start() -> Result<()> {
+    privileges::drop_all()?;
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("cannot take the channel")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut channel: Channel<Discovered, Begin> = Channel::new(socket)
+            .context("standard input is not a channel; `shunt pods` is started by `shunt run`")?;
+        let (_, begin, _) = channel.receive().await.context("no greeting")?;
+        let level = shunt_telemetry::logging::init(&begin.log);
+        let _level = level.context("cannot start logging")?;
+        serve(channel, begin).await
+    })
+}
+
+async fn serve(mut channel: Channel<Discovered, Begin>, begin: Begin) -> Result<()> {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let watching = watch::watch(begin.rules, &begin.node, |news| tell.send(news).is_ok());
+    let mut watching = std::pin::pin!(watching);
+    loop {
+        tokio::select! {
+            ended = &mut watching => {
+                return ended.context("cannot watch the Kubernetes API");
+            }
+            Some(news) = told.recv() => {
+                channel.send(&news, Vec::new()).context("cannot tell the supervisor")?;
+            }
+            heard = channel.receive() => match heard {
+                Err(ChannelError::Closed) => return Ok(()),
+                Err(error) => return Err(error.into()),
+                Ok(_) => bail!("the supervisor said something that is not expected"),
+            },
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! Pods that the Kubernetes API wants enrolled. The API says who; where a pod is, the node itself tells:
+//!
+//! ```text
+//! wish ──► sought in /proc ──► placed: its network namespace, held open ──► a workload like any other
+//!             ^                     │
+//!             '── its sandbox ended ┘
+//! ```
+//! What the API does not say any more because it cannot be had stays as it is.
+
+mod place;
+mod state;
+mod watcher;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use shunt_core::config::{Config, file};
+use shunt_core::status::{StatusMode, WorkloadState};
+use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use shunt_intercept::cgroup;
+use shunt_workload::{Discovered, PodUid, PodWish, Verdict, processes};
+
+use self::place::Place;
+use self::state::StateFile;
+use self::watcher::Watcher;
+use super::Supervisor;
+use super::lifecycle::Workload;
+use crate::ipc::WorkloadInfo;
+
+/// Whose a workload is: the pod's uid.
+const POD: &str = "shunt.io/pod-uid";
+/// As `shunt-cni` sets it.
+const CNI: &str = "shunt.io/cni-container";
+const CNI_LABELS: &str = "shunt.io/cni-";
+/// More than a node can have.
+const MAX_PODS: usize = 4096;
+/// Between two looks for a pod without processes.
+const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+/// Between two looks whether a pod's oldest process lives.
+const CHECK: Duration = Duration::from_secs(1);
+/// A pod whose processes have all ended for so long has no network any more.
+const DEAD: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Pods {
+    pub(super) watcher: Option<Watcher>,
+    pods: BTreeMap<WorkloadName, Pod>,
+    state: StateFile,
+    /// Why the API cannot be had, while it cannot.
+    outage: Option<String>,
+    checked: Instant,
+    /// `None`: cgroup2 is not mounted.
+    cgroups: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Pod {
+    wish: PodWish,
+    /// Since the watcher began.
+    named: bool,
+    place: Option<Place>,
+    /// `None`: it is where it is.
+    look: Option<Look>,
+    /// Somebody took it out over the admin API; so it stays until it is another.
+    taken_out: bool,
+    /// Why it is not enrolled as wished, for people.
+    trouble: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    at: Instant,
+    pause: Duration,
+    since: Instant,
+}
+
+impl Look {
+    fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            pause: LOOKS[0],
+            since: Instant::now(),
+        }
+    }
+
+    fn later(self) -> Self {
+        Self {
+            at: Instant::now() + self.pause,
+            pause: (self.pause * 2).min(LOOKS[1]),
+            ..self
+        }
+    }
+}
+
+impl Pod {
+    fn new(wish: PodWish) -> Self {
+        Self {
+            wish,
+            named: true,
+            place: None,
+            look: Some(Look::now()),
+            taken_out: false,
+            trouble: String::new(),
+        }
+    }
+
+    fn enrols(&self) -> bool {
+        matches!(self.wish.verdict, Verdict::Enrol(_))
+    }
+}
+
+impl Pods {
+    /// With those that an earlier agent knew, where they are now.
+    ///
+    /// # Errors
+    /// The configuration does not say what the node is called.
+    pub(super) fn open(config: &Config) -> Result<Self> {
+        let state = StateFile::new(&config.state_dir);
+        let mut pods = Self {
+            watcher: Watcher::new(config)?,
+            pods: BTreeMap::new(),
+            state,
+            outage: None,
+            checked: Instant::now(),
+            cgroups: cgroup::mount_point().ok(),
+        };
+        if pods.watcher.is_none() {
+            pods.state.remove();
+            return Ok(pods);
+        }
+        for wish in pods.state.read() {
+            if is_sound(&wish) {
+                pods.pods.insert(wish.name.clone(), Pod::new(wish));
+            }
+        }
+        pods.find();
+        Ok(pods)
+    }
+
+    /// What [`Supervisor::fulfil`] would make of those that are placed.
+    pub(super) fn specs(&self) -> impl Iterator<Item = WorkloadSpec> {
+        self.pods
+            .values()
+            .filter_map(|pod| match &pod.wish.verdict {
+                Verdict::Enrol(spec) => Some(pod.place.as_ref()?.given(spec)),
+                _ => None,
+            })
+    }
+
+    /// For ever, where pods are not looked for.
+    pub(super) async fn next(&mut self) -> Result<Discovered, String> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn named(&self, uid: &PodUid) -> Option<WorkloadName> {
+        let mut all = self.pods.iter();
+        all.find(|(_, pod)| pod.wish.uid == *uid)
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Looks for those whose time has come. Gives those that are elsewhere than before.
+    fn find(&mut self) -> Vec<WorkloadName> {
+        let now = Instant::now();
+        let due = |pod: &Pod| pod.enrols() && pod.look.is_some_and(|look| look.at <= now);
+        let wanted: BTreeSet<PodUid> = self
+            .pods
+            .values()
+            .filter(|pod| due(pod))
+            .map(|pod| pod.wish.uid.clone())
+            .collect();
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let mut found = processes::find(&wanted);
+        let mut moved = Vec::new();
+        for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| due(pod)) {
+            let leader = found.remove(&pod.wish.uid);
+            let place = leader.map(|leader| Place::of(leader, self.cgroups.as_deref()));
+            match place {
+                Some(Ok(place)) => {
+                    pod.look = None;
+                    pod.trouble.clear();
+                    match &mut pod.place {
+                        // Its containers were started anew, its network is the same.
+                        Some(old) if old.is_same(&place) => old.led_by(place),
+                        _ => {
+                            pod.taken_out = false;
+                            pod.place = Some(place);
+                        }
+                    }
+                    moved.push(name.clone());
+                }
+                Some(Err(trouble)) => {
+                    if pod.trouble != trouble {
+                        tracing::warn!(pod = %name, trouble, "a pod cannot be enrolled");
+                    }
+                    pod.trouble = trouble;
+                    pod.look = pod.look.map(Look::later);
+                }
+                None => pod.look = pod.look.map(Look::later),
+            }
+        }
+        moved
+    }
+
+    /// Those whose oldest process has ended are looked for again; gives those that are gone for good.
+    fn check(&mut self) -> Vec<WorkloadName> {
+        if self.checked.elapsed() < CHECK {
+            return Vec::new();
+        }
+        self.checked = Instant::now();
+        let mut gone = Vec::new();
+        for (name, pod) in &mut self.pods {
+            match (&pod.place, pod.look) {
+                (Some(place), None) if !place.is_inhabited() => pod.look = Some(Look::now()),
+                (Some(_), Some(look)) if look.since.elapsed() > DEAD => {
+                    pod.place = None;
+                    gone.push(name.clone());
+                }
+                _ => {}
+            }
+        }
+        gone
+    }
+}
+
+impl Supervisor {
+    /// Those that were enrolled before this agent, wherever the API is.
+    pub(super) fn recall_pods(&mut self) {
+        let names: Vec<WorkloadName> = self.pods.pods.keys().cloned().collect();
+        if !names.is_empty() {
+            tracing::info!(pods = names.len(), "pods that were enrolled before");
+        }
+        names.iter().for_each(|name| self.fulfil(name));
+    }
+
+    /// The watcher said something, or ended.
+    pub(super) fn heard_of_pods(&mut self, said: Result<Discovered, String>) {
+        match said {
+            Ok(Discovered::Begin) => self
+                .pods
+                .pods
+                .values_mut()
+                .for_each(|pod| pod.named = false),
+            Ok(Discovered::Pod(wish)) => self.wished(wish),
+            Ok(Discovered::Gone(uid)) => {
+                if let Some(name) = self.pods.named(&uid) {
+                    self.forget_pod(&name);
+                }
+            }
+            Ok(Discovered::Complete) => {
+                let unnamed = self.pods.pods.iter().filter(|(_, pod)| !pod.named);
+                let unnamed: Vec<WorkloadName> = unnamed.map(|(name, _)| name.clone()).collect();
+                unnamed.iter().for_each(|name| self.forget_pod(name));
+                self.pods.outage = None;
+                tracing::info!(
+                    pods = self.pods.pods.len(),
+                    "the Kubernetes API told of all pods"
+                );
+            }
+            Ok(Discovered::Connected) => {
+                self.pods.outage = None;
+                tracing::info!("the Kubernetes API answers again");
+            }
+            Ok(Discovered::Outage(reason)) | Err(reason) => {
+                tracing::warn!(
+                    reason,
+                    "the Kubernetes API cannot be had; who is enrolled stays so"
+                );
+                self.pods.outage = Some(reason);
+            }
+        }
+        self.changed = true;
+    }
+
+    fn wished(&mut self, wish: PodWish) {
+        let name = wish.name.clone();
+        if !is_sound(&wish)
+            || self.pods.pods.len() >= MAX_PODS && !self.pods.pods.contains_key(&name)
+        {
+            tracing::warn!(pod = %name, "a pod is passed over");
+            return;
+        }
+        let same = |pod: &Pod| pod.wish.uid == wish.uid;
+        if self.pods.pods.get(&name).is_some_and(|pod| !same(pod)) {
+            self.forget_pod(&name);
+        }
+        let refuses = wish.verdict == Verdict::Refuse;
+        if let Verdict::Wrong(reason) = &wish.verdict {
+            tracing::warn!(pod = %name, reason, "what a pod asks for is not understood; nothing becomes different");
+        }
+        match self.pods.pods.get_mut(&name) {
+            Some(pod) => {
+                pod.named = true;
+                pod.taken_out &= pod.wish == wish;
+                pod.wish = wish;
+                if let Some(look) = &mut pod.look {
+                    look.at = Instant::now();
+                }
+            }
+            None => {
+                self.pods.pods.insert(name.clone(), Pod::new(wish));
+            }
+        }
+        self.pods.state.is_old = true;
+        if refuses && !self.is_in_file(&name) {
+            self.withdraw(&name);
+        }
+        self.fulfil(&name);
+    }
+
+    /// It is not of this node any more, or of no interest. Whom the CNI plugin enrolled, it withdraws.
+    fn forget_pod(&mut self, name: &WorkloadName) {
+        let Some(pod) = self.pods.pods.remove(name) else {
+            return;
+        };
+        self.pods.state.is_old = true;
+        let spec = self.workloads.get(name).map(|workload| &workload.spec);
+        let ours = |spec: &WorkloadSpec| {
+            spec.labels.get(POD).map(String::as_str) == Some(pod.wish.uid.as_str())
+        };
+        if spec.is_some_and(|spec| ours(spec) && !spec.labels.contains_key(CNI)) {
+            self.withdraw(name);
+        }
+    }
+
+    /// A tick's share: where pods are, and what is remembered of them.
+    pub(super) fn look_for_pods(&mut self) {
+        for name in self.pods.check() {
+            let of_cni = |spec: &WorkloadSpec| spec.labels.contains_key(CNI);
+            let workload = self.workloads.get(&name);
+            if workload.is_some_and(|workload| {
+                workload.spec.labels.contains_key(POD) && !of_cni(&workload.spec)
+            }) {
+                self.withdraw(&name);
+            }
+        }
+        for name in self.pods.find() {
+            self.fulfil(&name);
+        }
+        if self.pods.state.is_old && self.pods.watcher.is_some() {
+            let Pods { pods, state, .. } = &mut self.pods;
+            state.write(pods.values().map(|pod| &pod.wish));
+        }
+    }
+
+    /// Makes the pod's wish its workload's, where it can be.
+    pub(super) fn fulfil(&mut self, name: &WorkloadName) {
+        let in_file = self.is_in_file(name);
+        let Some(pod) = self.pods.pods.get(name) else {
+            return;
+        };
+        let Verdict::Enrol(wished) = &pod.wish.verdict else {
+            return;
+        };
+        let existing = self.workloads.get(name).map(|workload| &workload.spec);
+        let of_cni = existing.filter(|spec| spec.labels.contains_key(CNI));
+        let mut spec = match (&pod.place, of_cni) {
+            // The plugin knows the namespace before there is a process in it.
+            (place, Some(by_cni)) => {
+                let mut spec = WorkloadSpec {
+                    netns: by_cni.netns.clone(),
+                    cgroup: by_cni
+                        .cgroup
+                        .clone()
+                        .or_else(|| place.as_ref()?.cgroup.clone()),
+                    ..wished.as_ref().clone()
+                };
+                let whose = by_cni
+                    .labels
+                    .iter()
+                    .filter(|(key, _)| key.starts_with(CNI_LABELS));
+                spec.labels
+                    .extend(whose.map(|(key, value)| (key.clone(), value.clone())));
+                spec
+            }
+            (Some(place), None) => place.given(wished),
+            (None, None) => return,
+        };
+        spec.labels.insert(POD.into(), pod.wish.uid.to_string());
+        let others = |(other, workload): &(&WorkloadName, &Workload)| {
+            let inode = pod.place.as_ref().map(Place::inode);
+            *other != name
+                && workload
+                    .serving()
+                    .map(|serving| serving.enrolment.netns.inode())
+                    == inode
+                && inode.is_some()
+        };
+        let strange =
+            |spec: &WorkloadSpec| !spec.labels.contains_key(POD) && !spec.labels.contains_key(CNI);
+        let trouble = if in_file {
+            "the configuration file says what becomes of it".to_owned()
+        } else if existing.is_some_and(strange) {
+            "somebody enrolled it over the admin API".to_owned()
+        } else if let Some((other, _)) = self.workloads.iter().find(others) {
+            format!("its network namespace is enrolled as {other}")
+        } else {
+            String::new()
+        };
+        let go = trouble.is_empty() && !pod.taken_out && existing != Some(&spec);
+        if let Some(pod) = self.pods.pods.get_mut(name) {
+            pod.trouble = trouble;
+        }
+        if go {
+            self.desire(spec);
+            self.changed = true;
+        }
+    }
+
+    /// Somebody withdrew it over the admin API: the CNI plugin, as its sandbox ends.
+    pub(super) fn pod_taken_out(&mut self, name: &WorkloadName) {
+        if let Some(pod) = self.pods.pods.get_mut(name) {
+            pod.taken_out = true;
+        }
+    }
+
+    fn is_in_file(&self, name: &WorkloadName) -> bool {
+        self.config.workloads.iter().any(|spec| spec.name == *name)
+    }
+
+    /// What `status` shows of pods that are no workloads.
+    pub(super) fn pods_not_enrolled(&self) -> impl Iterator<Item = WorkloadInfo> {
+        let mut troubled = Vec::new();
+        for (name, pod) in &self.pods.pods {
+            if let Some(reason) = self
+                .pod_trouble(name)
+                .filter(|_| !self.workloads.contains_key(name))
+            {
+                let labels = BTreeMap::from([(POD.to_owned(), pod.wish.uid.to_string())]);
+                troubled.push(WorkloadInfo {
+                    name: name.clone(),
+                    netns: String::new(),
+                    labels,
+                    mode: StatusMode::Off,
+                    mode_reason: reason.to_owned(),
+                    state: WorkloadState::Failed,
+                    state_reason: reason.to_owned(),
+                    notes: Vec::new(),
+                    listeners: Vec::new(),
+                    acceleration: BTreeMap::new(),
+                });
+            }
+        }
+        troubled.into_iter()
+    }
+
+    /// Why a pod is not enrolled as it wishes.
+    pub(super) fn pod_trouble(&self, name: &WorkloadName) -> Option<&str> {
+        let pod = self.pods.pods.get(name)?;
+        match &pod.wish.verdict {
+            Verdict::Wrong(reason) => Some(reason),
+            _ => Some(pod.trouble.as_str()).filter(|trouble| !trouble.is_empty()),
+        }
+    }
+}
+
+/// The watcher is not trusted with more than it is there for.
+fn is_sound(wish: &PodWish) -> bool {
+    let names = [&wish.name.namespace, &wish.name.name];
+    let named = names.into_iter().all(|name| file::name(name).is_ok());
+    let spec = match &wish.verdict {
+        Verdict::Enrol(spec) => {
+            spec.name == wish.name
+                && spec.netns == Path::new("")
+                && spec.cgroup.is_none()
+                && !spec.labels.contains_key(POD)
+                && !spec.labels.keys().any(|key| key.starts_with(CNI_LABELS))
+        }
+        Verdict::Refuse | Verdict::Wrong(_) => true,
+    };
+    named && spec
+}

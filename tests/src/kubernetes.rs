@@ -1,0 +1,161 @@
+//! Pods as a kubelet leaves them on a node, and an API server that tells of them.
+
+mod api;
+mod objects;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub use self::api::{ApiServer, Failing};
+pub use self::objects::{namespace, pod};
+use crate::wait;
+use crate::world::{Pod, Running, World, cgroup2};
+
+/// Whose names of cgroups a pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    Systemd,
+    Cgroupfs,
+}
+
+/// What a kubelet makes of a pod: its cgroup, in it its sandbox with a process in a network namespace of its own.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub uid: String,
+    /// Its programs run in a container of it.
+    pub pod: Pod,
+    top: PathBuf,
+    sandbox: PathBuf,
+    pause: Option<Running>,
+}
+
+/// An uid that no other pod of the tests has.
+pub fn uid() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!(
+        "6b0a6f2e-2a3c-4a7e-{:04x}-{:08x}{number:04x}",
+        0x9d0b,
+        std::process::id()
+    )
+}
+
+impl Sandbox {
+    /// The pod's cgroups below `root`, and no process yet. `pod` is a namespace with its network.
+    ///
+    /// # Panics
+    /// The host does not allow it.
+    pub fn prepare(root: PathBuf, uid: &str, driver: Driver, mut pod: Pod) -> Self {
+        let id = format!("{}{}", uid.replace('-', ""), "0".repeat(32));
+        let (of_pod, sandbox, container) = match driver {
+            Driver::Systemd => {
+                let slice = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
+                let path = PathBuf::from("kubepods.slice/kubepods-burstable.slice").join(slice);
+                (
+                    path,
+                    format!("cri-containerd-{id}.scope"),
+                    format!("cri-containerd-c{}.scope", &id[1..]),
+                )
+            }
+            Driver::Cgroupfs => (
+                PathBuf::from("kubepods/burstable").join(format!("pod{uid}")),
+                id.clone(),
+                format!("c{}", &id[1..]),
+            ),
+        };
+        let top = root.join(of_pod);
+        let (sandbox, container) = (top.join(sandbox), top.join(container));
+        for cgroup in [&sandbox, &container] {
+            fs::create_dir_all(cgroup).expect("a cgroup");
+        }
+        pod.cgroup = container;
+        Self {
+            uid: uid.to_owned(),
+            pod,
+            top,
+            sandbox,
+            pause: None,
+        }
+    }
+
+    /// A pod that runs, below the world's own cgroup.
+    ///
+    /// # Panics
+    /// As [`Sandbox::prepare`].
+    pub fn run(world: &World, driver: Driver) -> Self {
+        let mut sandbox = Self::prepare(world.cgroup().to_owned(), &uid(), driver, world.pod());
+        sandbox.start();
+        sandbox
+    }
+
+    /// Its first process.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start(&mut self) {
+        let script = "echo 0 > \"$1/cgroup.procs\"; exec ip netns exec \"$2\" sleep infinity";
+        let child = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(&self.sandbox)
+            .arg(&self.pod.netns)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        let pid = child.id();
+        self.pause = Some(Running(child));
+        wait::until("the sandbox's process", Duration::from_secs(5), || {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            (name.trim() == "sleep").then_some(())
+        });
+    }
+
+    /// Its processes end; its network and cgroups stay as long as the kubelet likes.
+    pub fn end(&mut self) {
+        self.pause = None;
+    }
+
+    /// Ends, and is started in another network namespace, as after a reboot or a lost sandbox.
+    ///
+    /// # Panics
+    /// As [`Sandbox::start`].
+    pub fn restart(&mut self, mut elsewhere: Pod) {
+        self.end();
+        elsewhere.cgroup.clone_from(&self.pod.cgroup);
+        self.pod = elsewhere;
+        self.start();
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.end();
+        let _ = fs::write(self.top.join("cgroup.kill"), "1");
+        let remove = || {
+            for cgroup in [&self.sandbox, &self.pod.cgroup, &self.top] {
+                let _ = fs::remove_dir(cgroup);
+            }
+            !self.top.exists()
+        };
+        for _ in 0..200 {
+            if remove() {
+                break;
+            }
+            wait::pause(Duration::from_millis(10));
+        }
+        // Where this was the last pod, also what is above: below the mount's own entries.
+        let root = cgroup2();
+        for above in self
+            .top
+            .ancestors()
+            .skip(1)
+            .take_while(|above| **above != root)
+        {
+            if !above.to_string_lossy().contains("kubepods") || fs::remove_dir(above).is_err() {
+                break;
+            }
+        }
+    }
+}
