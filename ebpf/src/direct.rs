@@ -1,11 +1,12 @@
 //! Connections that need no proxy: what the maps can say is decided when the application connects, and its own socket
 //! goes to the destination. No life of the agent is needed for it.
 
+use aya_ebpf::maps::lpm_trie::Key;
 use shunt_ebpf_common::decision::{Address, Direction};
-use shunt_ebpf_common::maps::{Destination, Workload};
+use shunt_ebpf_common::maps::{Destination, RuleKey, Workload};
 use shunt_ebpf_common::policy::Peer;
 
-use crate::maps::{ADDRESSES, WORKLOADS};
+use crate::maps::{ADDRESSES, RULES, WORKLOADS};
 use crate::policy::{self, Decision};
 use crate::rules::acceleration;
 use crate::services::{self, Chosen};
@@ -36,7 +37,7 @@ pub enum Way {
 
 #[inline(always)]
 pub fn way(workload: &Workload, destination: Destination) -> Way {
-    if !is_allowed(workload, destination.port) {
+    if !may_leave(workload, &destination) {
         return Way::Agent;
     }
     let upstream = match services::choose(&destination) {
@@ -54,7 +55,7 @@ pub fn way(workload: &Workload, destination: Destination) -> Way {
         Server::Elsewhere => None,
         // It is steered by rules that bring the connection to the agent anyhow.
         Server::NotHooked => return Way::Agent,
-        Server::Hooked(server) if is_allowed(server, upstream.port) => Some(server),
+        Server::Hooked(server) if may_arrive(server, upstream.port) => Some(server),
         Server::Hooked(_) => return Way::Agent,
     };
     let route = Route {
@@ -127,7 +128,23 @@ fn server(address: &Address) -> Server {
     }
 }
 
+/// May a connection of this workload go there directly, as far as its own end is concerned?
 #[inline(always)]
-fn is_allowed(workload: &Workload, port: u16) -> bool {
-    acceleration(workload, port) & Workload::DIRECT != 0
+fn may_leave(workload: &Workload, to: &Destination) -> bool {
+    let bits = acceleration(workload, to.port);
+    if bits & Workload::DIRECT == 0 || bits & Workload::PROXIED_OUTBOUND != 0 {
+        return false;
+    }
+    if bits & Workload::PROXIED_BY_ADDRESS == 0 {
+        return true;
+    }
+    let key = RuleKey::listener(workload.rules, to.port, &to.address);
+    RULES.get(Key::new(RuleKey::ADDRESS_BITS, key)).is_none()
+}
+
+/// The same of the other end.
+#[inline(always)]
+fn may_arrive(workload: &Workload, port: u16) -> bool {
+    let bits = acceleration(workload, port);
+    bits & (Workload::DIRECT | Workload::PROXIED_INBOUND) == Workload::DIRECT
 }

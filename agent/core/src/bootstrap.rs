@@ -8,8 +8,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
+use crate::flow::Direction;
 use crate::http::HttpConnectionManager;
-use crate::listener::{ChainMatch, Facts, FilterChain, Listener, NetworkFilter, TcpProxy, choose};
+use crate::listener::{
+    Captured, ChainMatch, Facts, FilterChain, Listener, NetworkFilter, Serves, TcpProxy, choose,
+};
 use crate::route::matching::RouteTable;
 use crate::snapshot::Enrolled;
 use crate::statistics::{Classes, ListenerCounts, ManagerCounts, PerWorker};
@@ -17,7 +20,7 @@ use crate::statistics::{Classes, ListenerCounts, ManagerCounts, PerWorker};
 /// One configuration of the proxy, replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// Names are unique, and so are addresses.
+    /// Names are unique, and so are addresses of each kind.
     pub listeners: Vec<Listener>,
     /// Names are unique; every cluster that a listener's filters name is here.
     pub clusters: Vec<Cluster>,
@@ -27,12 +30,38 @@ impl Bootstrap {
     pub fn is_empty(&self) -> bool {
         self.listeners.is_empty() && self.clusters.is_empty()
     }
+
+    /// Those that the agent binds.
+    pub fn bound(&self) -> impl Iterator<Item = &Listener> {
+        let all = self.listeners.iter();
+        all.filter(|listener| listener.serves == Serves::Bound)
+    }
+
+    /// The names of those that serve captured connections.
+    pub fn captured(&self) -> Captured<String> {
+        let all = self.listeners.iter();
+        sorted(all.map(|listener| (listener, listener.name.clone())))
+    }
+}
+
+fn sorted<'a, T>(all: impl Iterator<Item = (&'a Listener, T)>) -> Captured<T> {
+    let mut captured = Captured::default();
+    for (listener, value) in all {
+        match listener.serves {
+            Serves::Bound => {}
+            Serves::Captured(way) => captured.of_mut(way).insert(listener.addr, value),
+            Serves::Rest(way) => captured.of_mut(way).set_rest(value),
+        }
+    }
+    captured
 }
 
 /// A [`Bootstrap`] to be looked up in.
 #[derive(Debug, Default)]
 pub struct Tables {
-    listeners: HashMap<SocketAddr, Arc<Served>>,
+    listeners: Vec<Arc<Served>>,
+    bound: HashMap<SocketAddr, Arc<Served>>,
+    captured: Captured<Arc<Served>>,
     clusters: HashMap<String, Arc<Cluster>>,
     /// By `stat_prefix`.
     managers: BTreeMap<String, PerWorker<ManagerCounts>>,
@@ -96,11 +125,11 @@ impl Tables {
         }
         let named: HashMap<&str, &Arc<Served>> = before
             .listeners
-            .values()
+            .iter()
             .map(|served| (served.listener.name.as_str(), served))
             .collect();
         for listener in bootstrap.listeners {
-            let known = before.listeners.get(&listener.addr);
+            let known = before.known(&listener);
             let served = match known.filter(|known| known.listener == listener) {
                 Some(same) => Arc::clone(same),
                 None => {
@@ -128,9 +157,30 @@ impl Tables {
                     counts.or_insert_with(|| chain.counts.clone());
                 }
             }
-            tables.listeners.insert(served.listener.addr, served);
+            tables.listeners.push(served);
         }
+        tables.listeners.sort_by_key(|served| served.listener.addr);
+        let all = &tables.listeners;
+        let bound = all
+            .iter()
+            .filter(|served| served.listener.serves == Serves::Bound);
+        tables.bound = bound
+            .map(|served| (served.listener.addr, Arc::clone(served)))
+            .collect();
+        tables.captured = sorted(
+            all.iter()
+                .map(|served| (&served.listener, Arc::clone(served))),
+        );
         tables
+    }
+
+    /// Which is for the same connections.
+    fn known(&self, listener: &Listener) -> Option<&Arc<Served>> {
+        match listener.serves {
+            Serves::Bound => self.bound.get(&listener.addr),
+            Serves::Captured(way) => self.captured.of(way).at(listener.addr),
+            Serves::Rest(way) => self.captured.of(way).rest(),
+        }
     }
 
     /// Numbers of connection managers, by `stat_prefix`.
@@ -141,14 +191,17 @@ impl Tables {
 
     /// The listener that is bound to this address.
     pub fn listener(&self, addr: SocketAddr) -> Option<&Arc<Served>> {
-        self.listeners.get(&addr)
+        self.bound.get(&addr)
+    }
+
+    /// The listener that serves a captured connection which was going there.
+    pub fn capturing(&self, direction: Direction, to: SocketAddr) -> Option<&Arc<Served>> {
+        self.captured.of(direction).find(to)
     }
 
     /// In the order of their addresses.
-    pub fn listeners(&self) -> Vec<&Arc<Served>> {
-        let mut all: Vec<_> = self.listeners.values().collect();
-        all.sort_by_key(|served| served.listener.addr);
-        all
+    pub fn listeners(&self) -> &[Arc<Served>] {
+        &self.listeners
     }
 
     /// In the order of their names.
@@ -298,63 +351,4 @@ impl Requests {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::{Balance, Weighted};
-    use crate::listener::{FilterChain, Inspect};
-
-    fn bootstrap(port: u16) -> Bootstrap {
-        Bootstrap {
-            listeners: vec![Listener {
-                name: "l".into(),
-                addr: SocketAddr::from(([10, 0, 0, 1], port)),
-                chains: vec![FilterChain {
-                    name: String::new(),
-                    matches: ChainMatch::default(),
-                    filter: NetworkFilter::Tcp(TcpProxy {
-                        clusters: Weighted::only("c".to_owned()),
-                        idle_timeout: std::time::Duration::ZERO,
-                        max_connect_attempts: 1,
-                    }),
-                }],
-                default_chain: None,
-                inspect: Inspect::default(),
-                inspect_timeout: std::time::Duration::ZERO,
-                continue_on_timeout: false,
-            }],
-            clusters: vec![Cluster {
-                name: "c".into(),
-                endpoints: Vec::new(),
-                balance: Balance::RoundRobin,
-                connect_timeout: std::time::Duration::from_secs(1),
-                idle_timeout: None,
-                max_requests_per_connection: 0,
-                max_connection_duration: None,
-                limits: Default::default(),
-                in_use: Default::default(),
-                counts: PerWorker::default(),
-            }],
-        }
-    }
-
-    #[test]
-    fn numbers_go_on_in_the_next_configuration() {
-        use std::sync::atomic::Ordering::Relaxed;
-        let first = Tables::new(bootstrap(80), &Tables::default());
-        let served = first.listeners()[0];
-        served.account.counters.inbound.total.fetch_add(3, Relaxed);
-        served.requests.at(Requests::NOWHERE).mine().answered(200);
-        let cluster = first.cluster("c").expect("a cluster");
-        cluster.counts.mine().rq_total.add(2);
-        // Also at another address.
-        let next = Tables::new(bootstrap(81), &first);
-        let served = next.listeners()[0];
-        assert_eq!(served.account.counters.inbound.total.load(Relaxed), 3);
-        assert_eq!(
-            served.requests.at(Requests::NOWHERE).sum(|one| one.of(2)),
-            1
-        );
-        let cluster = next.cluster("c").expect("a cluster");
-        assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
-    }
-}
+mod tests;

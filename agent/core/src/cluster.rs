@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::statistics::{ClusterCounts, PerWorker};
 
-/// Of type STATIC: the endpoints are known.
+/// Of type STATIC: the endpoints are known; or ORIGINAL_DST.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cluster {
     pub name: String,
     /// Those that may be chosen, in the order of the configuration; none: no healthy upstream.
     pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
+    /// Connections go where they were going; there are no endpoints then.
+    pub to_original: Option<ToOriginal>,
     pub connect_timeout: Duration,
     /// An idle upstream HTTP connection is closed after this; `None`: never.
     pub idle_timeout: Option<Duration>,
@@ -130,6 +132,30 @@ pub struct Endpoint {
     pub addr: SocketAddr,
     /// At least 1.
     pub weight: u32,
+}
+
+/// Of clusters of type ORIGINAL_DST.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToOriginal {
+    /// A request's header that names another destination, in lower case.
+    pub header: Option<String>,
+    /// In place of the destination's own port.
+    pub port: Option<u16>,
+}
+
+impl ToOriginal {
+    /// `dialled`: where the connection was going; `named`: what the request's header says.
+    pub fn endpoint(
+        &self,
+        dialled: Option<SocketAddr>,
+        named: Option<SocketAddr>,
+    ) -> Option<SocketAddr> {
+        let mut addr = named.or(dialled)?;
+        if let Some(port) = self.port {
+            addr.set_port(port);
+        }
+        Some(addr)
+    }
 }
 
 /// `lb_policy`.

@@ -29,6 +29,8 @@ pub struct Enrolled {
     pub transparent: bool,
     /// As in its acceleration.
     pub handoff: bool,
+    /// A configuration of its own, in place of [`Snapshot::proxy`].
+    pub proxy: Option<Arc<Tables>>,
     pub counters: Arc<WorkloadCounters>,
     /// Set when the workload was withdrawn: it takes no new connections.
     pub withdrawn: Arc<AtomicBool>,
@@ -44,7 +46,7 @@ pub struct Snapshot {
     pub splice_after: Option<u64>,
     pub services: Arc<Services>,
     pub policy: Arc<Policy>,
-    /// What the proxy serves for itself.
+    /// What the proxy serves: in its own name, and of the workloads' connections.
     pub proxy: Arc<Tables>,
     pub workloads: BTreeMap<WorkloadId, Arc<Enrolled>>,
     by_address: HashMap<IpAddr, Owner>,
@@ -72,6 +74,7 @@ impl Enrolled {
             inbound: CapturePolicy::default(),
             transparent: false,
             handoff: false,
+            proxy: None,
             counters: Arc::default(),
             withdrawn: Arc::default(),
         }
@@ -117,6 +120,11 @@ impl Snapshot {
         }
     }
 
+    /// The configuration of a workload's connections.
+    pub fn tables<'a>(&'a self, workload: &'a Enrolled) -> &'a Arc<Tables> {
+        workload.proxy.as_ref().unwrap_or(&self.proxy)
+    }
+
     /// The enrolled workload that alone uses `address`. Another network may use the same address: this is what policy
     /// means by a workload's address, a name for people and a hint for the data path, but no proof.
     pub fn owner(&self, address: IpAddr) -> Option<&Arc<Enrolled>> {
@@ -147,6 +155,7 @@ mod tests {
             inbound: CapturePolicy::default(),
             transparent: true,
             handoff: true,
+            proxy: None,
             counters: Arc::default(),
             withdrawn: Arc::default(),
         };

@@ -25,6 +25,7 @@ mod path;
 mod pins;
 mod policies;
 mod probe;
+mod proxied;
 mod services;
 mod sharing;
 mod shortcuts;
@@ -36,12 +37,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
+use shunt_core::listener::Captured;
 use shunt_core::rules::PolicyRules;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::maps::{NetnsCookie, RuleKey, RuleMarks, Workload};
@@ -106,6 +109,7 @@ struct Enrolled {
     /// What the hooks read of it.
     value: Workload,
     handoff: bool,
+    captured: Arc<Captured<String>>,
     addresses: Vec<IpAddr>,
     rules: Vec<RuleEntry>,
     /// Where the round of looks at them is.
@@ -169,6 +173,7 @@ impl EbpfBackend {
                 cookie,
                 value,
                 handoff: enrolment.spec.acceleration.handoff,
+                captured: Arc::clone(&enrolment.captured),
                 addresses: enrolment.addresses.clone(),
                 rules,
                 rules_looked: 0,
@@ -228,7 +233,9 @@ impl EbpfBackend {
         };
         let mut entries = trie::compile(set, Direction::Outbound, &outbound);
         entries.extend(trie::compile(set, Direction::Inbound, &inbound));
-        entries.extend(trie::acceleration(set, &self.possible(enrolment)));
+        let possible = self.possible(enrolment);
+        entries.extend(trie::acceleration(set, &possible));
+        entries.extend(possible.proxied.entries(set));
         self.policies.write(set, &enrolment.spec)?;
         for (index, (key, marks)) in entries.iter().enumerate() {
             if let Err(error) = self.rules.insert(key, marks, 0) {
@@ -292,6 +299,7 @@ impl Backend for EbpfBackend {
             self.policies.retire(enrolled.value.rules);
             enrolled.value = value;
             enrolled.handoff = enrolment.spec.acceleration.handoff;
+            enrolled.captured = Arc::clone(&enrolment.captured);
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
             let now = &enrolment.addresses;

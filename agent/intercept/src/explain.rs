@@ -118,6 +118,11 @@ impl<'a> Case<'a> {
     }
 }
 
+/// Why a connection goes through the agent.
+pub(crate) fn served_by(listener: &str) -> String {
+    format!("listener `{listener}` of the configuration is for it")
+}
+
 /// Is it one of the kinds of address that are never captured? Asked of the decision function itself.
 fn kind(ip: IpAddr, rule: Verdict, what: &str) -> String {
     let is = if never(ip) == Some(rule) {

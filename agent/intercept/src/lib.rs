@@ -39,6 +39,7 @@ use std::sync::Arc;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
+use shunt_core::listener::Captured;
 use shunt_core::sockets::{Family, ListenerSpec};
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use thiserror::Error;
@@ -131,6 +132,8 @@ pub struct Enrolment {
     pub listeners: Vec<Listener>,
     /// Why no connection may go past the agent, as `timeouts.idle is set`.
     pub needs_proxy: Option<&'static str>,
+    /// The names of the configuration's listeners which serve captured connections of this workload.
+    pub captured: Arc<Captured<String>>,
 }
 
 impl Enrolment {

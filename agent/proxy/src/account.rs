@@ -128,6 +128,9 @@ impl Account {
 
     /// The flow counts at the other end too: nobody else will.
     pub(crate) fn count_at_peer(&mut self, peer: &Enrolled) {
+        if self.peer.is_some() {
+            return;
+        }
         begin(peer.counters.of(Direction::Inbound));
         self.peer = Some(Arc::clone(&peer.counters));
     }

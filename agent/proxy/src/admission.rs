@@ -14,9 +14,7 @@ use shunt_core::address::OriginalDst;
 use shunt_core::flow::{CloseReason, Direction};
 use shunt_core::policy::Decision;
 use shunt_core::snapshot::{Enrolled, Snapshot};
-use shunt_core::sockets::{
-    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketSupply,
-};
+use shunt_core::sockets::{Family, OriginalDstError, OriginalDstSource, SocketSupply};
 use shunt_core::workload::WorkloadName;
 
 use crate::account::Account;
@@ -25,12 +23,11 @@ use crate::worker::Local;
 /// Why a connection ends before it has begun, and the same for people.
 pub(crate) type Refused = (CloseReason, Option<String>);
 
-/// The destination, or why the connection is refused.
-pub(crate) fn admit<S: SocketSupply, O: OriginalDstSource>(
+/// Where it was going, or why the connection is refused whatever becomes of it.
+pub(crate) fn recognise<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     snapshot: &Snapshot,
     workload: &Enrolled,
-    listener: &ListenerSpec,
     original: Result<OriginalDst, OriginalDstError>,
     account: &mut Account,
 ) -> Result<SocketAddr, Refused> {
@@ -42,51 +39,71 @@ pub(crate) fn admit<S: SocketSupply, O: OriginalDstSource>(
     account.original_dst(original);
     refuse_loop(local, workload, original.addr)?;
     refuse_over_limit(local, snapshot, workload)?;
-    match listener.direction {
-        Direction::Inbound => {
-            let client = account.client().0.ip();
-            let peer = snapshot.owner(client);
-            if let Some(peer) = peer {
-                account.peer(peer.name.clone());
-            }
-            let decision = snapshot.policy.decide(
-                Direction::Inbound,
-                workload.identity(),
-                peer.map(|peer| peer.identity()),
-                client,
-                original.addr.port(),
-            );
-            if decision.is_denied() {
-                return Err(denied(Direction::Inbound, decision, &workload.name));
-            }
-            Ok(original.addr)
-        }
-        Direction::Outbound => {
-            let destination = choose_endpoint(snapshot, original.addr)?;
-            if destination != original.addr {
-                refuse_loop(local, workload, destination)?;
-            }
-            let peer = snapshot.owner(destination.ip());
-            if let Some(peer) = peer {
-                account.peer(peer.name.clone());
-            }
-            refuse_denied(
-                snapshot,
-                workload,
-                account,
-                destination,
-                peer.map(AsRef::as_ref),
-            )?;
-            if let Some(peer) = peer {
-                account.count_at_peer(peer);
-            }
-            Ok(destination)
-        }
+    Ok(original.addr)
+}
+
+/// By the rules of the workload where it arrives.
+pub(crate) fn admit_arriving(
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+    original: SocketAddr,
+    account: &mut Account,
+) -> Result<(), Refused> {
+    let client = account.client().0.ip();
+    let peer = snapshot.owner(client);
+    if let Some(peer) = peer {
+        account.peer(peer.name.clone());
+    }
+    let decision = snapshot.policy.decide(
+        Direction::Inbound,
+        workload.identity(),
+        peer.map(|peer| peer.identity()),
+        client,
+        original.port(),
+    );
+    match decision.is_denied() {
+        true => Err(denied(Direction::Inbound, decision, &workload.name)),
+        false => Ok(()),
     }
 }
 
+/// The destination, or why the connection is refused.
+pub(crate) fn admit_leaving<S: SocketSupply, O: OriginalDstSource>(
+    local: &Local<S, O>,
+    snapshot: &Snapshot,
+    workload: &Enrolled,
+    original: SocketAddr,
+    account: &mut Account,
+) -> Result<SocketAddr, Refused> {
+    let destination = choose_endpoint(snapshot, original)?;
+    if destination != original {
+        refuse_loop(local, workload, destination)?;
+    }
+    let peer = snapshot.owner(destination.ip());
+    if let Some(peer) = peer {
+        account.peer(peer.name.clone());
+    }
+    let client = account.client().0;
+    // What the connect hook steered comes from loopback; which of its addresses it will use, routes decide later.
+    let is_known = !client.ip().is_loopback() && Family::of(client) == Family::of(destination);
+    refuse_denied(
+        snapshot,
+        workload,
+        is_known.then_some(client.ip()),
+        destination,
+        peer.map(AsRef::as_ref),
+    )?;
+    if let Some(peer) = peer {
+        account.count_at_peer(peer);
+    }
+    Ok(destination)
+}
+
 /// The endpoint of the service that was dialled, or what was dialled.
-fn choose_endpoint(snapshot: &Snapshot, dialled: SocketAddr) -> Result<SocketAddr, Refused> {
+pub(crate) fn choose_endpoint(
+    snapshot: &Snapshot,
+    dialled: SocketAddr,
+) -> Result<SocketAddr, Refused> {
     let Some(service) = snapshot.services.at(dialled) else {
         return Ok(dialled);
     };
@@ -94,22 +111,18 @@ fn choose_endpoint(snapshot: &Snapshot, dialled: SocketAddr) -> Result<SocketAdd
     service.choose(Family::of(dialled)).ok_or_else(nobody)
 }
 
-/// By the client's rules, and by those of the workload at the destination.
-fn refuse_denied(
+/// By the client's rules, and by those of the workload at the destination. `source`: the client's address, if it is
+/// known.
+pub(crate) fn refuse_denied(
     snapshot: &Snapshot,
     workload: &Enrolled,
-    account: &Account,
+    source: Option<IpAddr>,
     destination: SocketAddr,
     owner: Option<&Enrolled>,
 ) -> Result<(), Refused> {
-    let client = account.client().0;
-    // What the connect hook steered comes from loopback; which of its addresses it will use, routes decide later.
-    let known = !client.ip().is_loopback() && Family::of(client) == Family::of(destination);
-    let ip = client.ip();
-    let addresses: &[IpAddr] = if known {
-        slice::from_ref(&ip)
-    } else {
-        &workload.addresses
+    let addresses = match &source {
+        Some(source) => slice::from_ref(source),
+        None => &workload.addresses,
     };
     let judgement = snapshot.policy.judge(
         workload.identity(),
@@ -156,7 +169,7 @@ pub(crate) fn refuse_over_limit<S: SocketSupply, O: OriginalDstSource>(
 }
 
 /// Going on would connect the agent to itself.
-fn refuse_loop<S: SocketSupply, O: OriginalDstSource>(
+pub(crate) fn refuse_loop<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     workload: &Enrolled,
     destination: SocketAddr,

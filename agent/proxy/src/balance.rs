@@ -27,8 +27,15 @@ enum Turns {
 const LAP: u128 = 1 << 64;
 
 impl RoundRobin {
-    /// `None`: the cluster has nobody.
-    pub(crate) fn choose(&self, cluster: &Arc<Cluster>) -> Option<SocketAddr> {
+    /// `None`: the cluster has nobody. `dialled`: where the connection was going, for clusters that go there.
+    pub(crate) fn choose(
+        &self,
+        cluster: &Arc<Cluster>,
+        dialled: Option<SocketAddr>,
+    ) -> Option<SocketAddr> {
+        if let Some(original) = &cluster.to_original {
+            return original.endpoint(dialled, None);
+        }
         match cluster.endpoints.as_slice() {
             [] => None,
             [only] => Some(only.addr),
@@ -117,6 +124,7 @@ mod tests {
             name: "c".into(),
             endpoints: (1..).zip(weights).map(endpoint).collect(),
             balance,
+            to_original: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
             max_requests_per_connection: 0,
@@ -130,7 +138,7 @@ mod tests {
     fn counts(cluster: &Arc<Cluster>, turns: &RoundRobin, rounds: usize) -> Vec<usize> {
         let mut counts = vec![0; cluster.endpoints.len()];
         for _ in 0..rounds {
-            let chosen = turns.choose(cluster).expect("an endpoint");
+            let chosen = turns.choose(cluster, None).expect("an endpoint");
             counts[usize::from(chosen.port()) - 1] += 1;
         }
         counts
@@ -144,7 +152,7 @@ mod tests {
         // The same name with others behind it begins anew.
         let equal = cluster(Balance::RoundRobin, &[1, 1]);
         assert_eq!(counts(&equal, &turns, 10), [5, 5]);
-        assert_eq!(turns.choose(&cluster(Balance::RoundRobin, &[])), None);
+        assert_eq!(turns.choose(&cluster(Balance::RoundRobin, &[]), None), None);
         assert_eq!(turns.0.borrow().len(), 2);
         turns.follow(&Snapshot::default());
         assert!(turns.0.borrow().is_empty());

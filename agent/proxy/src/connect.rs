@@ -5,8 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use shunt_core::flow::CloseReason;
-use shunt_core::sockets::{Family, SocketRole, SocketSupply, SocketWant};
-use shunt_core::workload::WorkloadId;
+use shunt_core::sockets::{SocketSupply, SocketWant};
 use socket2::{SockAddr, Socket, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -25,6 +24,9 @@ pub(crate) enum ConnectError {
     Connect(#[source] io::Error),
     #[error("no answer in {0:?}")]
     Timeout(Duration),
+    /// It was not tried.
+    #[error("{1}")]
+    Refused(CloseReason, String),
 }
 
 impl ConnectError {
@@ -38,6 +40,7 @@ impl ConnectError {
             Self::Timeout(_) => CloseReason::ConnectTimeout,
             Self::Connect(_) => CloseReason::ConnectFailed,
             Self::NoSocket(_) | Self::Bind(..) => CloseReason::InternalError,
+            Self::Refused(reason, _) => *reason,
         }
     }
 }
@@ -75,21 +78,6 @@ pub(crate) async fn begin<S: SocketSupply>(
         stream,
         local: local.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
     })
-}
-
-/// Connects from the node's own namespace.
-pub(crate) async fn from_node<S: SocketSupply>(
-    supply: &S,
-    destination: SocketAddr,
-    longest: Duration,
-) -> Result<TcpStream, ConnectError> {
-    let want = SocketWant {
-        workload: WorkloadId::NODE,
-        role: SocketRole::Upstream,
-        family: Family::of(destination),
-    };
-    let begun = begin(supply, want, None, destination).await?;
-    begun.connected(longest).await
 }
 
 /// From asm-generic/errno.h; std has no stable kind for it.

@@ -1,29 +1,28 @@
 //! One connection, from accept to close.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
-use shunt_core::address::{ClientAddr, OriginalDst, canonical, to_kernel};
+use shunt_core::address::{ClientAddr, OriginalDst, canonical};
+use shunt_core::bootstrap::Served;
 use shunt_core::flow::{CloseReason, Direction};
-use shunt_core::rules::PolicyRules;
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::sockets::{
-    Family, ListenerSpec, OriginalDstError, OriginalDstSource, SocketRole, SocketSupply,
-    SocketWant, Steering,
+    ListenerSpec, OriginalDstError, OriginalDstSource, SocketSupply, Steering,
 };
-use shunt_core::workload::{Mode, WorkloadId};
-use shunt_ebpf_common::decision::{Question, Verdict, decide};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::account::Account;
-use crate::admission::{Refused, admit};
-use crate::connect::{self, ConnectError};
+use crate::admission::{Refused, admit_arriving, admit_leaving, recognise};
+use crate::connect::ConnectError;
+use crate::gateway::{self, Connection, OnePass, Place};
+use crate::origin::{Dial, Dialled, Origin};
 use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
-use crate::worker::{Counted, Local};
+use crate::worker::Local;
 
 /// The whole path. Whoever returns early drops the sockets, which resets the client.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
@@ -31,9 +30,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     listener: Rc<ListenerSpec>,
     client: TcpStream,
     from: SocketAddr,
+    closing: watch::Receiver<bool>,
 ) {
     let snapshot = local.context.snapshot.load_full();
-    let Some(workload) = snapshot.workloads.get(&listener.workload) else {
+    let Some(workload) = snapshot.workloads.get(&listener.workload).map(Arc::clone) else {
         return;
     };
     let client_addr = ClientAddr(canonical(from));
@@ -47,57 +47,28 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         return; // Its outbound task goes on with it, and tells of it.
     }
     let mut account = Account::open(
-        workload,
+        &workload,
         listener.direction,
         client_addr,
         Arc::clone(&local.context.counters),
         Arc::clone(&local.context.flows),
     );
-    let (reason, detail) = match admit(
-        &local,
-        &snapshot,
-        workload,
-        &listener,
-        original,
-        &mut account,
-    ) {
+    let recognised = recognise(&local, &snapshot, &workload, original, &mut account);
+    let (reason, detail) = match recognised {
         Err(refused) => refused,
-        Ok(destination) => {
+        Ok(original) => {
             let flow = Flow {
                 local: &local,
-                snapshot: &snapshot,
-                workload,
-                client: client_addr,
-                destination,
+                snapshot,
+                workload: &workload,
+                listener: &listener,
+                client: client_addr.0,
+                original,
+                closing,
             };
-            match flow.connect(listener.direction).await {
-                Err(error) => connect_failed(&error, destination, &account),
-                // Delivered into another workload, the flow keeps that one's return path alive too.
-                Ok((upstream, _destination_holds)) => {
-                    account.upstream(destination, upstream.local_addr().ok());
-                    let rules = Rules {
-                        timeouts: snapshot.timeouts,
-                        splice_after: snapshot.splice_after,
-                    };
-                    // Only flows that the connect hook steered can be accelerated.
-                    let hooked = listener.steering == Steering::ConnectHook;
-                    let kernel = local.context.shortcuts.get().filter(|_| hooked);
-                    let may_leave = flow.may_leave();
-                    let shortcut = kernel.and_then(|kernel| {
-                        let counting = &local.pools.counting;
-                        Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
-                    });
-                    let end = relay(
-                        client,
-                        upstream,
-                        &local.pools,
-                        &rules,
-                        shortcut,
-                        &mut account,
-                    )
-                    .await;
-                    (end.reason, end.error.map(|error| error.to_string()))
-                }
+            match listener.direction {
+                Direction::Inbound => flow.arrive(client, &mut account).await,
+                Direction::Outbound => flow.leave(client, &mut account).await,
             }
         }
     };
@@ -167,6 +138,9 @@ async fn came_from_us<S: SocketSupply, O: OriginalDstSource>(
 /// Another endpoint of a service is not tried: the application's own retry is balanced anew.
 pub(crate) fn connect_failed(error: &ConnectError, to: SocketAddr, account: &Account) -> Refused {
     let reason = error.reason();
+    if let ConnectError::Refused(_, detail) = error {
+        return (reason, Some(detail.clone()));
+    }
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     let endpoint = match account.dialled() {
         Some(dialled) if dialled != to => format!("endpoint {to}: "),
@@ -176,142 +150,138 @@ pub(crate) fn connect_failed(error: &ConnectError, to: SocketAddr, account: &Acc
     (reason, Some(format!("{endpoint}{error}{cause}")))
 }
 
-/// A flow that was admitted and is to be connected.
+/// A flow whose destination is known.
 struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
     local: &'a Local<S, O>,
-    snapshot: &'a Snapshot,
+    snapshot: Arc<Snapshot>,
     workload: &'a Enrolled,
-    client: ClientAddr,
-    destination: SocketAddr,
+    listener: &'a ListenerSpec,
+    client: SocketAddr,
+    original: SocketAddr,
+    closing: watch::Receiver<bool>,
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
-    async fn connect(
-        &self,
-        direction: Direction,
-    ) -> Result<(TcpStream, Option<Counted>), ConnectError> {
-        let stream = match direction {
-            Direction::Inbound => {
-                let source = self.client.0.ip();
-                self.deliver(self.workload.id, self.workload.transparent, source)
-                    .await
-            }
-            Direction::Outbound => match self.expected_crossing() {
-                Some(_) => return self.cross().await,
-                None => {
-                    self.upstream()
-                        .await?
-                        .connected(self.snapshot.timeouts.connect)
-                        .await
-                }
-            },
+    async fn arrive(self, client: TcpStream, account: &mut Account) -> Refused {
+        if let Err(refused) = admit_arriving(&self.snapshot, self.workload, self.original, account)
+        {
+            return refused;
+        }
+        let origin = Origin::Inbound {
+            workload: self.workload.id,
+            client: self.client.ip(),
         };
-        stream.map(|stream| (stream, None))
+        let tables = self.snapshot.tables(self.workload);
+        match tables.capturing(Direction::Inbound, self.original) {
+            Some(served) => self.listened(served, client, origin, account).await,
+            None => self.pass(client, origin, self.original, account).await,
+        }
+    }
+
+    async fn leave(self, client: TcpStream, account: &mut Account) -> Refused {
+        let origin = Origin::outbound(self.workload.id, self.client);
+        let tables = self.snapshot.tables(self.workload);
+        if let Some(served) = tables.capturing(Direction::Outbound, self.original) {
+            return self.listened(served, client, origin, account).await;
+        }
+        let admitted = admit_leaving(
+            self.local,
+            &self.snapshot,
+            self.workload,
+            self.original,
+            account,
+        );
+        let destination = match admitted {
+            Ok(destination) => destination,
+            Err(refused) => return refused,
+        };
+        match OnePass::to(&self.snapshot, origin, self.client, destination) {
+            Some(pass) => {
+                let connection = self.connection(client, origin);
+                gateway::pass_on(self.local, pass, connection, account).await
+            }
+            None => self.pass(client, origin, destination, account).await,
+        }
+    }
+
+    /// A listener of the configuration is for it.
+    async fn listened(
+        &self,
+        served: &Served,
+        client: TcpStream,
+        origin: Origin,
+        account: &mut Account,
+    ) -> Refused {
+        let connection = self.connection(client, origin);
+        gateway::listen(self.local, served, connection, account).await
+    }
+
+    fn connection(&self, client: TcpStream, origin: Origin) -> Connection {
+        let from = match self.listener.direction {
+            Direction::Inbound => self.client,
+            Direction::Outbound => gateway::own_address(self.workload, self.client, self.original),
+        };
+        Connection {
+            client,
+            read: Vec::new(),
+            from,
+            direct_from: from,
+            listener: self.original,
+            original: Some(self.original),
+            origin,
+            place: Place::Captured {
+                workload: self.workload.id,
+                direction: self.listener.direction,
+                to: self.original,
+            },
+            tables: Arc::clone(self.snapshot.tables(self.workload)),
+            snapshot: Arc::clone(&self.snapshot),
+            closing: self.closing.clone(),
+        }
+    }
+
+    /// Bytes both ways, and nothing else.
+    async fn pass(
+        &self,
+        client: TcpStream,
+        origin: Origin,
+        destination: SocketAddr,
+        account: &mut Account,
+    ) -> Refused {
+        let dial = Dial {
+            local: self.local,
+            snapshot: &self.snapshot,
+            origin,
+        };
+        let longest = self.snapshot.timeouts.connect;
+        let Dialled {
+            stream: upstream,
+            held: _held,
+        } = match dial.connect(destination, longest).await {
+            Ok(dialled) => dialled,
+            Err(error) => return connect_failed(&error, destination, account),
+        };
+        account.upstream(destination, upstream.local_addr().ok());
+        let rules = Rules {
+            timeouts: self.snapshot.timeouts,
+            splice_after: self.snapshot.splice_after,
+        };
+        // Only flows that the connect hook steered can be accelerated.
+        let hooked = self.listener.steering == Steering::ConnectHook;
+        let kernel = self.local.context.shortcuts.get().filter(|_| hooked);
+        let may_leave = self.may_leave(destination);
+        let shortcut = kernel.and_then(|kernel| {
+            let counting = &self.local.pools.counting;
+            Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
+        });
+        let pools = &self.local.pools;
+        let end = relay(client, upstream, pools, &rules, shortcut, account).await;
+        (end.reason, end.error.map(|error| error.to_string()))
     }
 
     /// May the two applications be left alone, as far as their workloads are concerned?
-    fn may_leave(&self) -> bool {
-        let server = self.snapshot.owner(self.destination.ip());
+    fn may_leave(&self, destination: SocketAddr) -> bool {
+        let server = self.snapshot.owner(destination.ip());
         self.workload.handoff && server.is_none_or(|server| server.handoff)
-    }
-
-    /// Is the destination, as far as we know, a workload whose rules will bring the connection back to us?
-    fn expected_crossing(&self) -> Option<&Enrolled> {
-        let owner = self.snapshot.owner(self.destination.ip())?;
-        // A service's endpoint: what a workload sends itself stays in its namespace, and is not redirected.
-        if owner.id == self.workload.id {
-            return None;
-        }
-        let question = Question {
-            direction: Direction::Inbound,
-            // Any ordinary address: inbound rules look at ports only.
-            address: to_kernel(self.destination.ip()),
-            port: self.destination.port(),
-            bound_to_device: false,
-        };
-        let captured = decide(
-            &question,
-            &PolicyRules {
-                policy: &owner.inbound,
-                own: &[],
-            },
-        ) == Verdict::Capture;
-        (owner.mode == Mode::Iptables && captured && !owner.withdrawn.load(Relaxed))
-            .then_some(owner)
-    }
-
-    /// From the workload's own namespace, with its own address.
-    async fn upstream(&self) -> Result<connect::Begun, ConnectError> {
-        let want = self.want(self.workload.id, SocketRole::Upstream);
-        let supply = &self.local.context.supply;
-        let source = self.client.0.ip();
-        if source.is_loopback() || Family::of(self.client.0) != want.family {
-            return connect::begin(supply, want, None, self.destination).await;
-        }
-        // The application chose a source address, or REDIRECT kept it.
-        match connect::begin(supply, want, Some(source), self.destination).await {
-            Err(ConnectError::Bind(_, error)) => {
-                tracing::debug!(%source, %error, "cannot keep the application's source address");
-                connect::begin(supply, want, None, self.destination).await
-            }
-            other => other,
-        }
-    }
-
-    /// Connects across the node; if that leads back to ourselves, delivers directly instead.
-    async fn cross(&self) -> Result<(TcpStream, Option<Counted>), ConnectError> {
-        let intent = self.local.context.rendezvous.intend(self.destination);
-        let begun = self.upstream().await?;
-        let source = begun.local;
-        let mut crossing = intent.cross(canonical(source));
-        let held = match begun.connected(self.snapshot.timeouts.connect).await {
-            Ok(stream) => match crossing.arrived().await {
-                Some(held) => held,
-                None => return Ok((stream, None)),
-            },
-            Err(error) => crossing.has_arrived().ok_or(error)?,
-        };
-        let there = held.workload();
-        let transparent = self
-            .snapshot
-            .workloads
-            .get(&there)
-            .is_some_and(|workload| workload.transparent);
-        let stream = self.deliver(there, transparent, source.ip()).await?;
-        Ok((stream, Some(held)))
-    }
-
-    /// Inside the destination's namespace, with the client's address where that is possible.
-    async fn deliver(
-        &self,
-        to: WorkloadId,
-        transparent: bool,
-        client: IpAddr,
-    ) -> Result<TcpStream, ConnectError> {
-        let want = self.want(to, SocketRole::Delivery);
-        let supply = &self.local.context.supply;
-        let longest = self.snapshot.timeouts.connect;
-        let same_family = client.is_ipv4() == self.destination.is_ipv4();
-        if transparent && same_family && client != self.destination.ip() {
-            match connect::begin(supply, want, Some(client), self.destination).await {
-                Ok(begun) => return begun.connected(longest).await,
-                Err(error @ (ConnectError::Bind(..) | ConnectError::NoSocket(_))) => {
-                    tracing::warn!(%client, %error, "delivering with the agent's own address");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        connect::begin(supply, want, None, self.destination)
-            .await?
-            .connected(longest)
-            .await
-    }
-
-    fn want(&self, workload: WorkloadId, role: SocketRole) -> SocketWant {
-        SocketWant {
-            workload,
-            role,
-            family: Family::of(self.destination),
-        }
     }
 }

@@ -9,7 +9,9 @@
 mod body;
 mod books;
 mod exchange;
+mod failure;
 mod filters;
+mod link;
 mod local_reply;
 mod pool;
 mod received;
@@ -29,7 +31,7 @@ use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use shunt_core::bootstrap::{Chain, HttpChain};
+use shunt_core::bootstrap::{Chain, HttpChain, Tables};
 use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
@@ -42,15 +44,23 @@ use self::talk::{Clock, Rung, Talk};
 use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
-use crate::gateway::Connection;
+use crate::gateway::{Connection, Place};
+use crate::origin::Origin;
 use crate::worker::Local;
 
 /// What the requests of one connection have in common.
 pub(crate) struct Client<'a> {
     pub(crate) chain: &'a HttpChain,
     pub(crate) snapshot: Arc<Snapshot>,
+    /// Of whoever's configuration it is.
+    pub(crate) tables: Arc<Tables>,
     pub(crate) addr: SocketAddr,
+    /// Whose connection it is, whatever a PROXY header says.
+    pub(crate) direct_addr: SocketAddr,
     pub(crate) listener: SocketAddr,
+    /// Where a captured connection was going.
+    pub(crate) original: Option<SocketAddr>,
+    pub(crate) origin: Origin,
     /// The listener is going away, or serves others in another way: this request is the connection's last.
     pub(crate) is_last: bool,
 }
@@ -59,21 +69,30 @@ pub(crate) struct Client<'a> {
 #[derive(Clone)]
 struct Current {
     snapshot: Arc<Snapshot>,
+    tables: Arc<Tables>,
     chain: Arc<Chain>,
     /// New connections are served in another way. This one is served in the old one, which it leaves soon.
     is_replaced: bool,
 }
 
 impl Current {
-    fn refresh(&mut self, now: &ArcSwap<Snapshot>, bound: SocketAddr) {
+    fn refresh(&mut self, now: &ArcSwap<Snapshot>, place: Place) {
         let now = now.load();
-        if self.is_replaced || Arc::ptr_eq(&now.proxy, &self.snapshot.proxy) {
+        if self.is_replaced || Arc::ptr_eq(&now, &self.snapshot) {
             return;
         }
-        let served = now.proxy.listener(bound);
-        match served.and_then(|served| served.successor(&self.chain)) {
-            Some(chain) => {
+        let tables = place.tables(&now);
+        if tables.is_some_and(|tables| Arc::ptr_eq(tables, &self.tables)) {
+            self.snapshot = Arc::clone(&now);
+            return;
+        }
+        let served = tables.and_then(|tables| Some((tables, place.listener(tables)?)));
+        let successor =
+            served.and_then(|(tables, served)| Some((tables, served.successor(&self.chain)?)));
+        match successor {
+            Some((tables, chain)) => {
                 self.chain = Arc::clone(chain);
+                self.tables = Arc::clone(tables);
                 self.snapshot = Arc::clone(&now);
             }
             None => self.is_replaced = true,
@@ -96,14 +115,19 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         client,
         read,
         from,
+        direct_from,
         listener,
-        bound,
+        original,
+        origin,
+        place,
+        tables,
         snapshot,
         mut closing,
     } = connection;
     let manager = &first.manager;
     let current = RefCell::new(Current {
         snapshot,
+        tables,
         chain: Arc::clone(begun_with),
         is_replaced: false,
     });
@@ -123,9 +147,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         carried.set(carried.get() + 1);
         local.follow(&local.context.snapshot.load());
         let mut current = current.borrow_mut();
-        current.refresh(&local.context.snapshot, bound);
+        current.refresh(&local.context.snapshot, place);
         let Current {
             snapshot,
+            tables,
             chain,
             is_replaced,
         } = current.clone();
@@ -141,8 +166,12 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                     Chain::Tcp(_) => first,
                 },
                 snapshot,
+                tables,
                 addr: from,
+                direct_addr: direct_from,
                 listener,
+                original,
+                origin,
                 is_last,
             };
             let exchange = Exchange::new(local, &client, number, progress);

@@ -2,11 +2,12 @@
 
 use std::io;
 
-use shunt_core::listener::{Inspect, Listener};
+use shunt_core::listener::{Inspect, Listener, ProxyProtocol};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::proxy_protocol::{self, Addresses};
 use crate::sniff::{self, Sniffed};
 
 /// Bytes; what has not shown itself by then is something else.
@@ -15,26 +16,39 @@ const MOST: usize = 64 << 10;
 /// What was found out, and the bytes that were read for it.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
+    /// Without a PROXY header.
     pub(crate) read: Vec<u8>,
+    /// As the PROXY header says.
+    pub(crate) proxied: Option<Addresses>,
     pub(crate) is_tls: bool,
     pub(crate) server_name: Option<String>,
     /// Of TLS, or what HTTP is spoken without it.
     pub(crate) protocols: Vec<String>,
 }
 
-/// `None`: the bytes did not come in time, and the listener does not go on without them.
+/// `None`: the bytes did not come in time, and the listener does not go on without them. `read`: those that have come
+/// already.
 ///
 /// # Errors
-/// The client is gone.
+/// The client is gone; or, [`io::ErrorKind::InvalidData`], its PROXY header is wrong or missing.
 pub(crate) async fn inspect(
     client: &mut TcpStream,
     listener: &Listener,
+    read: Vec<u8>,
 ) -> io::Result<Option<Findings>> {
-    let mut findings = Findings::default();
-    if listener.inspect.is_nothing() {
+    let mut findings = Findings {
+        read,
+        ..Findings::default()
+    };
+    if listener.inspect.is_nothing() && listener.proxy_protocol.is_none() {
         return Ok(Some(findings));
     }
-    let reading = read(client, listener.inspect, &mut findings);
+    let reading = async {
+        if let Some(wanted) = listener.proxy_protocol {
+            take_header(client, wanted, &mut findings).await?;
+        }
+        look(client, listener.inspect, &mut findings).await
+    };
     if listener.inspect_timeout.is_zero() {
         return reading.await.map(|()| Some(findings));
     }
@@ -44,8 +58,36 @@ pub(crate) async fn inspect(
     }
 }
 
+/// Cancel safe, as the next one.
+async fn take_header(
+    client: &mut TcpStream,
+    wanted: ProxyProtocol,
+    findings: &mut Findings,
+) -> io::Result<()> {
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    loop {
+        match proxy_protocol::header(&findings.read).map_err(wrong)? {
+            Sniffed::Found(header) => {
+                findings.read.drain(..header.length);
+                findings.proxied = header.addresses;
+                return Ok(());
+            }
+            Sniffed::Other if wanted.is_optional => return Ok(()),
+            Sniffed::Other => return Err(wrong("no PROXY header")),
+            Sniffed::More => {
+                if client.read_buf(&mut findings.read).await? == 0 {
+                    return Err(wrong("no PROXY header"));
+                }
+            }
+        }
+    }
+}
+
 /// Cancel safe: what was read is in the findings.
-async fn read(client: &mut TcpStream, wanted: Inspect, findings: &mut Findings) -> io::Result<()> {
+async fn look(client: &mut TcpStream, wanted: Inspect, findings: &mut Findings) -> io::Result<()> {
+    if wanted.is_nothing() {
+        return Ok(());
+    }
     while !findings.learn(wanted) && findings.read.len() < MOST {
         let read = client.read_buf(&mut findings.read).await?;
         if read == 0 {

@@ -6,11 +6,11 @@
 //! | [`listener`] | the accept loop |
 //! | [`flow`] | one connection from accept to close, on one screen |
 //! | [`admission`] | may it go on, and where to: loops, limits, services, policy |
-//! | [`connect`] | the upstream or delivery socket |
+//! | [`origin`], [`connect`] | the upstream or delivery socket: in whose name, and how |
 //! | [`rendezvous`] | recognising our own flow in the destination's namespace |
 //! | [`relay`] | bytes both ways, copied or spliced |
-//! | [`gateway`] | one connection to a listener of the proxy's own: inspected, given to its filter chain |
-//! | [`sniff`], [`inspect`] | what the first bytes say |
+//! | [`gateway`] | one connection to a listener of the proxy's, bound or virtual: inspected, given to its filter chain |
+//! | [`sniff`], [`proxy_protocol`], [`inspect`] | what the first bytes say |
 //! | [`tcp_proxy`], [`http`] | what a filter chain ends in |
 //! | [`balance`] | which endpoint of a cluster |
 //! | [`account`] | what is counted and told of a flow |
@@ -29,7 +29,9 @@ mod gateway;
 mod http;
 mod inspect;
 mod listener;
+mod origin;
 mod pipes;
+mod proxy_protocol;
 mod relay;
 mod rendezvous;
 mod scarcity;

@@ -65,7 +65,9 @@ pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
                 pause = FIRST_PAUSE;
                 match &*entrance {
                     Entrance::Steered(spec) => {
-                        let flow = flow::serve(Rc::clone(&local), Rc::clone(spec), client, from);
+                        let closing = closing.clone();
+                        let flow =
+                            flow::serve(Rc::clone(&local), Rc::clone(spec), client, from, closing);
                         local.start(spec.workload, flow);
                     }
                     Entrance::Bound(addr) => {

@@ -1,5 +1,7 @@
 //! The TCP proxy filter: one connection to an endpoint of a cluster, and bytes both ways.
 
+use std::sync::Arc;
+
 use shunt_core::cluster::Resource;
 use shunt_core::config::Timeouts;
 use shunt_core::flow::{CloseReason, DataPath};
@@ -9,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::account::Account;
 use crate::admission::Refused;
-use crate::connect;
 use crate::flow::connect_failed;
-use crate::gateway::Connection;
+use crate::gateway::{Connection, OnePass, pass_on};
+use crate::origin::{Dial, Dialled, Origin};
 use crate::relay::{Rules, relay};
 use crate::worker::Local;
 
@@ -22,14 +24,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     connection: Connection,
     account: &mut Account,
 ) -> Refused {
-    let Connection {
-        client,
-        read,
-        snapshot,
-        ..
-    } = connection;
     let name = tcp.clusters.choose(fastrand::u64(..));
-    let Some(cluster) = snapshot.proxy.cluster(name) else {
+    let Some(cluster) = connection.tables.cluster(name) else {
         return (
             CloseReason::ConnectFailed,
             Some(format!("no cluster `{name}`")),
@@ -39,28 +35,52 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         let detail = format!("cluster `{name}` has as many connections as it may have");
         return (CloseReason::Limit, Some(detail));
     };
+    let snapshot = Arc::clone(&connection.snapshot);
+    let dial = Dial {
+        local,
+        snapshot: &snapshot,
+        origin: connection.origin,
+    };
     let mut refused = (
         CloseReason::ConnectFailed,
         Some(format!("cluster `{name}` has no endpoint")),
     );
     let mut upstream = None;
     for _ in 0..tcp.max_connect_attempts {
-        let Some(endpoint) = local.balance.choose(cluster) else {
+        let Some(endpoint) = local.balance.choose(cluster, connection.original) else {
             break;
         };
-        let longest = cluster.connect_timeout;
-        match connect::from_node(&local.context.supply, endpoint, longest).await {
-            Ok(stream) => {
-                account.upstream(endpoint, stream.local_addr().ok());
-                upstream = Some(stream);
+        if let Err(error) = dial.judge(endpoint) {
+            refused = connect_failed(&error, endpoint, account);
+            continue;
+        }
+        let from = connection.direct_from;
+        if let Some(pass) = OnePass::to(&snapshot, connection.origin, from, endpoint) {
+            return pass_on(local, pass, connection, account).await;
+        }
+        match dial.connect(endpoint, cluster.connect_timeout).await {
+            Ok(dialled) => {
+                if matches!(connection.origin, Origin::Outbound { .. })
+                    && let Some(peer) = snapshot.owner(endpoint.ip())
+                {
+                    account.peer(peer.name.clone());
+                    account.count_at_peer(peer);
+                }
+                account.upstream(endpoint, dialled.stream.local_addr().ok());
+                upstream = Some(dialled);
                 break;
             }
             Err(error) => refused = connect_failed(&error, endpoint, account),
         }
     }
-    let Some(mut upstream) = upstream else {
+    let Some(Dialled {
+        stream: mut upstream,
+        held: _held,
+    }) = upstream
+    else {
         return refused;
     };
+    let Connection { client, read, .. } = connection;
     if !read.is_empty() {
         if let Err(error) = upstream.write_all(&read).await {
             return (CloseReason::UpstreamReset, Some(error.to_string()));

@@ -262,6 +262,7 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             }
             Some(Command::Serve(addr, socket)) => local.listen(Entrance::Bound(addr), socket),
             Some(Command::CloseListeners(workload)) => {
+                local.upstreams.forget(workload);
                 local.close(|entrance| entrance.workload() == workload);
             }
             Some(Command::Unserve(addr)) => {

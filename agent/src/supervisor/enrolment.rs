@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use shunt_core::config::Config;
 use shunt_core::flow::{Direction, direction};
+use shunt_core::listener::Captured;
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
@@ -52,6 +53,7 @@ impl Serving {
         id: WorkloadId,
         netns: Arc<Netns>,
         (config, ports): (&Config, Ports),
+        captured: &Arc<Captured<String>>,
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
         let claim = hold(&netns, CLAIM)?;
@@ -83,6 +85,7 @@ impl Serving {
                 addresses: addresses.clone(),
                 listeners,
                 needs_proxy: needs_proxy(config),
+                captured: Arc::clone(captured),
             };
             if let Err(error) = backend.install(&enrolment) {
                 reasons.push(format!("{} failed: {}", mode.as_str(), error.chain()));

@@ -11,6 +11,7 @@
 //! Everything that takes time is one step for one workload, taken by the supervisor's loop between other events: a
 //! change of hundreds of workloads does not keep sockets or signs of life from the others.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shunt_core::status::WorkloadState;
@@ -286,7 +287,8 @@ impl Supervisor {
         };
         let served = self.open_netns(spec).and_then(|netns| {
             let settings = (&self.config, ports);
-            Serving::start(spec, id, netns, settings, &mut self.backends)
+            let captured = &self.served.captured;
+            Serving::start(spec, id, netns, settings, captured, &mut self.backends)
         });
         match served {
             Ok(serving) => {
@@ -323,6 +325,7 @@ impl Supervisor {
         self.backends.prepare(spec);
         let old = std::mem::replace(&mut serving.enrolment.spec, spec.clone());
         serving.enrolment.needs_proxy = needs_proxy(&self.config);
+        serving.enrolment.captured = Arc::clone(&self.served.captured);
         let changed = self.backends.get(serving.mode).and_then(|backend| {
             backend
                 .update(&serving.enrolment)

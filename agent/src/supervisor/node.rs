@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::Config;
+use shunt_core::listener::Captured;
 use shunt_intercept::netns::Netns;
 use shunt_xds::{Loaded, Source};
 
@@ -21,6 +23,8 @@ pub(super) struct Node {
     pub(super) loaded: Loaded,
     /// Why what was read last is not served.
     pub(super) refused: Option<String>,
+    /// The names of its listeners that serve workloads' connections.
+    pub(super) captured: Arc<Captured<String>>,
     /// One for each worker.
     sockets: BTreeMap<SocketAddr, Vec<OwnedFd>>,
 }
@@ -33,10 +37,12 @@ impl Node {
             netns: Netns::open(own).context("cannot open the agent's own namespace")?,
             loaded: Loaded::default(),
             refused: None,
+            captured: Arc::default(),
             sockets: BTreeMap::new(),
         };
         let sockets = node.bind(config, &loaded.bootstrap)?;
         node.sockets = sockets;
+        node.captured = Arc::new(loaded.bootstrap.captured());
         node.loaded = loaded;
         Ok(node)
     }
@@ -48,7 +54,7 @@ impl Node {
         bootstrap: &Bootstrap,
     ) -> Result<BTreeMap<SocketAddr, Vec<OwnedFd>>> {
         let mut bound = BTreeMap::new();
-        for listener in &bootstrap.listeners {
+        for listener in bootstrap.bound() {
             if self.sockets.contains_key(&listener.addr) {
                 continue;
             }
@@ -77,10 +83,8 @@ impl Supervisor {
         let bootstrap = &loaded.bootstrap;
         let new = self.served.bind(&self.config, bootstrap)?;
         let is_gone = |addr: &SocketAddr| {
-            !bootstrap
-                .listeners
-                .iter()
-                .any(|listener| listener.addr == *addr)
+            let mut bound = bootstrap.bound();
+            !bound.any(|listener| listener.addr == *addr)
         };
         let gone: Vec<SocketAddr> = self
             .served
@@ -91,6 +95,12 @@ impl Supervisor {
             .collect();
         let added: Vec<SocketAddr> = new.keys().copied().collect();
         self.served.sockets.extend(new);
+        // The data plane knows them before the hooks send it connections, and as long as they do.
+        let captured = bootstrap.captured();
+        if captured != *self.served.captured {
+            self.served.captured = Arc::new(captured);
+            self.desire_all_anew();
+        }
         self.served.loaded = loaded;
         self.tell_bootstrap();
         self.tell_dump();

@@ -180,7 +180,9 @@ impl Supervisor {
 fn notes(serving: &Serving) -> Vec<String> {
     let health = &serving.health;
     let notes = health.notes.iter().chain(&health.strays);
-    notes.chain(&health.shortcoming).cloned().collect()
+    let listeners = serving.enrolment.captured.summary();
+    let notes = notes.chain(&health.shortcoming).cloned();
+    notes.chain(listeners).collect()
 }
 
 fn info(workload: &Workload, learned: BTreeMap<String, u64>) -> WorkloadInfo {

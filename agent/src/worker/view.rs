@@ -138,6 +138,7 @@ impl View {
             inbound: view.inbound,
             transparent: view.transparent,
             handoff: view.handoff,
+            proxy: None,
             counters,
             withdrawn,
         };

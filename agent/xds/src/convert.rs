@@ -74,14 +74,16 @@ fn listeners(readers: &[Reader<'_>], there: &[Option<Listener>]) -> Vec<Option<L
     unique(readers, |reader| reader.text("name"), "name");
     let found: Vec<_> = readers.iter().map(listener::listener).collect();
     let there: Vec<&Listener> = there.iter().flatten().collect();
-    let mut addresses: HashSet<_> = there.iter().map(|known| known.addr).collect();
+    let mut addresses: HashSet<_> = there.iter().map(|known| known.place()).collect();
     for (reader, listener) in readers.iter().zip(&found) {
         let Some(listener) = listener else { continue };
         if there.iter().any(|known| known.name == listener.name) {
             reader.fault("name", "the bootstrap has a listener of that name");
         }
-        if !addresses.insert(listener.addr) {
-            reader.fault("address", format!("another listener has {}", listener.addr));
+        if !addresses.insert(listener.place()) {
+            let (_, addr) = listener.place();
+            let which = addr.map_or("the rest".to_owned(), |addr| addr.to_string());
+            reader.fault("address", format!("another listener has {which}"));
         }
     }
     found

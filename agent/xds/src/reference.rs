@@ -18,6 +18,10 @@ Listeners, clusters, route configurations and load assignments may stand in file
 `eds_cluster_config`, each with a `path_config_source`): a `DiscoveryResponse` in YAML or JSON. They are followed live; a wrong one is refused
 whole, and the last right one stays (docs/adr/0026).
 
+A listener is bound in the node's namespace, unless it has a `traffic_direction` and `bind_to_port: false`, `use_original_dst: true` or the
+`original_dst` filter: then it serves captured connections of the workloads, and nothing is bound. With `bind_to_port: false` alone it serves those
+that were going to its address, or to its port where the address is the unspecified one; otherwise those that no other listener is for.
+
 Header values may have these format strings: `%REQ(NAME?OTHER):LENGTH%`, `%RESP(NAME?OTHER):LENGTH%`,
 `%DOWNSTREAM_REMOTE_ADDRESS%`, `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`, `%DOWNSTREAM_LOCAL_ADDRESS%`, each also with
 `_WITHOUT_PORT`, and as `%DOWNSTREAM_REMOTE_PORT%`, `%DOWNSTREAM_DIRECT_REMOTE_PORT%`, `%DOWNSTREAM_LOCAL_PORT%`;

@@ -49,6 +49,12 @@ impl Workload {
     pub const POLICY_BY_ADDRESS: u32 = 1 << 17;
     /// Where it is not [`Workload::ACCELERATE`]: where their classes are proven, see [`crate::classes`].
     pub const ACCELERATE_PROVEN: u32 = 1 << 11;
+    /// Connections to a port are the agent's, as a listener of the configuration is for them: those of the workload, those to
+    /// it.
+    pub const PROXIED_OUTBOUND: u32 = 1 << 12;
+    pub const PROXIED_INBOUND: u32 = 1 << 13;
+    /// So are those of the workload to some addresses, see [`RuleKey::listener`].
+    pub const PROXIED_BY_ADDRESS: u32 = 1 << 14;
     /// Outbound listeners of one family. All captured connections of a workload go to loopback, where each listener's
     /// port makes room for one ephemeral range (28,000 connections) more. A power of two.
     pub const OUTBOUND_PORTS: usize = 4;
@@ -87,8 +93,10 @@ impl RuleKey {
     pub const INBOUND_PORTS: u32 = 1;
     pub const OUTBOUND_ADDRESSES: u32 = 2;
     pub const INBOUND_ADDRESSES: u32 = 3;
-    /// Ports whose acceleration is not the workload's default. Value: [`Workload::ACCELERATE`] and the like.
+    /// Ports that are not as [`Workload::flags`] says. Value: [`Workload::ACCELERATE`] and the like.
     pub const ACCELERATION: u32 = 4;
+    /// With the port in its upper half: destinations that a listener is for.
+    pub const LISTENERS: u32 = 5;
     /// Prefix lengths of a whole port and a whole address.
     pub const PORT_BITS: u32 = Self::FIXED_BITS + 16;
     pub const ADDRESS_BITS: u32 = Self::FIXED_BITS + 128;
@@ -108,6 +116,15 @@ impl RuleKey {
         Self {
             table: Self::ACCELERATION,
             ..Self::port(set, 0, port)
+        }
+    }
+
+    #[inline(always)]
+    pub fn listener(set: u32, port: u16, address: &Address) -> Self {
+        Self {
+            set,
+            table: Self::LISTENERS | u32::from(port) << 16,
+            data: address.0,
         }
     }
 

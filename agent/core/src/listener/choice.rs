@@ -14,7 +14,10 @@ use super::{ChainMatch, SourceType};
 pub struct Facts<'a> {
     /// Where it was going.
     pub destination: SocketAddr,
+    /// The client, as a PROXY header says it, or as below.
     pub source: SocketAddr,
+    /// Whose connection it is.
+    pub direct_source: SocketAddr,
     /// Of a TLS ClientHello, in lower case.
     pub server_name: Option<&'a str>,
     pub is_tls: bool,
@@ -31,7 +34,7 @@ pub fn choose(chains: &[&ChainMatch], facts: &Facts<'_>) -> Option<usize> {
         &|chain| server_name(&chain.server_names, facts.server_name),
         &|chain| transport(&chain.transport_protocol, facts.is_tls),
         &|chain| application(&chain.application_protocols, facts.application_protocols),
-        &|chain| prefix(&chain.direct_sources, facts.source.ip()),
+        &|chain| prefix(&chain.direct_sources, facts.direct_source.ip()),
         &|chain| source_type(chain.source_type, facts),
         &|chain| prefix(&chain.sources, facts.source.ip()),
         &|chain| source_port(&chain.source_ports, facts.source.port()),
@@ -125,6 +128,7 @@ mod tests {
         Facts {
             destination: destination.parse().expect("an address"),
             source: "10.0.0.9:4000".parse().expect("an address"),
+            direct_source: "10.0.0.9:4000".parse().expect("an address"),
             server_name: None,
             is_tls: false,
             application_protocols: &[],

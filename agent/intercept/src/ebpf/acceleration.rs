@@ -15,6 +15,7 @@ use super::EbpfBackend;
 use super::classes::Classes;
 use super::leftovers::{Leftovers, Others};
 use super::object::{Object, failed, missing};
+use super::proxied::Proxied;
 use crate::{Enrolment, InterceptError};
 
 pub(super) struct Acceleration {
@@ -151,6 +152,7 @@ impl EbpfBackend {
                 (None, Ok(acceleration)) => Some(&acceleration.classes),
                 _ => None,
             },
+            proxied: Proxied::of(enrolment),
             direct: wish.direct && enrolment.needs_proxy.is_none() && self.counts_exactly,
         }
     }
@@ -190,6 +192,7 @@ pub(super) struct Possible<'a> {
     /// `None`: nothing is accelerated.
     classes: Option<&'a Classes>,
     direct: bool,
+    pub(super) proxied: Proxied,
 }
 
 impl Possible<'_> {
@@ -201,18 +204,18 @@ impl Possible<'_> {
         known.map_or(Wish::Off, |classes| classes.in_kernel(wish))
     }
 
-    /// What the programs read of a port with this wish.
+    /// What the programs read of a port with this wish, whatever listeners there are.
     pub(super) fn bits(&self, wish: Configured) -> u32 {
         self.in_kernel(wish).bits() | self.direct(wish)
     }
 
     /// The bits of [`Workload::flags`].
     pub(super) fn flags(&self) -> u32 {
-        let by_port = match self.wish.ports.is_empty() {
+        let by_port = match self.wish.ports.is_empty() && self.proxied.ports.is_empty() {
             true => 0,
             false => Workload::ACCELERATION_BY_PORT,
         };
-        self.bits(self.wish.default) | by_port
+        self.bits(self.wish.default) | self.proxied.rest | by_port
     }
 
     fn direct(&self, wish: Configured) -> u32 {

@@ -11,6 +11,7 @@ use shunt_ebpf_common::maps::{RuleKey, Workload};
 use super::acceleration::Acceleration;
 use super::{EbpfBackend, Enrolled, RuleEntry, trie};
 use crate::Enrolment;
+use crate::explain::served_by;
 
 type Path = (DataPath, String);
 
@@ -23,6 +24,14 @@ impl EbpfBackend {
     pub(super) fn path(&self, enrolment: &Enrolment, inquiry: &Inquiry) -> Path {
         let dialled = inquiry.destination;
         let port = dialled.port();
+        if let Some(listener) = enrolment.captured.of(inquiry.direction).find(dialled) {
+            return copied(served_by(listener));
+        }
+        if inquiry.direction == Direction::Outbound
+            && let Some(reason) = self.listened(dialled)
+        {
+            return copied(reason);
+        }
         if enrolment.spec.acceleration.of(port) == Configured::Off {
             return copied(format!("acceleration of port {port} is off"));
         }
@@ -73,6 +82,9 @@ impl EbpfBackend {
             }
             Server::Hooked(server) => Some(server),
         };
+        if let Some(reason) = self.listened(to) {
+            return copied(reason);
+        }
         let theirs = server.map_or(Workload::DIRECT, |server| bits(server, to.port()));
         let is_direct = own & theirs & Workload::DIRECT != 0;
         let (None, Ok(acceleration)) = (self.why_not(), &self.acceleration) else {
@@ -138,6 +150,15 @@ impl EbpfBackend {
             false => DataPath::Copy,
         };
         (path, reason)
+    }
+
+    /// By the inbound listener of a workload of this node.
+    fn listened(&self, to: SocketAddr) -> Option<String> {
+        let Server::Hooked(server) = self.server(to.ip().to_canonical()) else {
+            return None;
+        };
+        let listener = server.captured.inbound.find(to)?;
+        Some(format!("at the server's side, {}", served_by(listener)))
     }
 
     /// As the hooks find it.

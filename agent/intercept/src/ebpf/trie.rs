@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use shunt_core::address::to_kernel;
 use shunt_core::flow::Direction;
 use shunt_core::rules::PolicyRules;
-use shunt_core::workload::{Acceleration, PortRange};
 use shunt_ebpf_common::decision::{Marks, Rules};
 use shunt_ebpf_common::maps::RuleKey;
 
@@ -54,17 +53,35 @@ fn ports(set: u32, direction: Direction, rules: &PolicyRules<'_>) -> Vec<RuleEnt
     entries
 }
 
-/// Ports whose acceleration is not the default.
+/// Ports that are not as all others.
 pub(super) fn acceleration(set: u32, possible: &Possible<'_>) -> Vec<RuleEntry> {
-    let of_range = |(range, wish): &(PortRange, Acceleration)| {
-        let marks = possible.bits(*wish);
-        let blocks = prefixes(u32::from(range.first), u32::from(range.last) + 1);
-        blocks.into_iter().map(move |(port, bits)| {
+    let (wish, proxied) = (possible.wish, &possible.proxied);
+    let ranges = wish
+        .ports
+        .iter()
+        .map(|(range, _)| (range.first, range.last));
+    let listened = proxied.ports.keys().map(|port| (*port, *port));
+    let mut cuts: BTreeSet<u32> = BTreeSet::new();
+    for (first, last) in ranges.chain(listened) {
+        cuts.extend([u32::from(first), u32::from(last) + 1]);
+    }
+    let cuts: Vec<u32> = cuts.into_iter().collect();
+    let mut entries = Vec::new();
+    for pair in cuts.windows(2) {
+        let first = u16::try_from(pair[0]).unwrap_or(u16::MAX);
+        let is_ruled = wish.ports.iter().any(|(range, _)| range.contains(first));
+        let own = proxied.ports.get(&first);
+        if !is_ruled && own.is_none() {
+            continue;
+        }
+        let listeners = proxied.rest | own.copied().unwrap_or_default();
+        let marks = possible.bits(wish.of(first)) | listeners;
+        for (port, bits) in prefixes(pair[0], pair[1]) {
             let key = RuleKey::acceleration(set, port);
-            (Key::new(RuleKey::FIXED_BITS + bits, key), marks)
-        })
-    };
-    possible.wish.ports.iter().flat_map(of_range).collect()
+            entries.push((Key::new(RuleKey::FIXED_BITS + bits, key), marks));
+        }
+    }
+    entries
 }
 
 /// `first..end` as aligned blocks: (first port, prefix length of 16).

@@ -11,7 +11,7 @@ use super::evaluate::{End, Holds, Match, Packet, Rule, Table, Visit};
 use super::render::OURS;
 use super::render::REFUSING;
 use super::{IptablesBackend, dead_man};
-use crate::explain::{Case, listened, listens, never};
+use crate::explain::{Case, listened, listens, never, served_by};
 use crate::local::is_local;
 use crate::{Enrolment, InterceptError};
 
@@ -307,7 +307,12 @@ fn settle(
     };
     if answer.outcome == Outcome::Captured {
         answer.path = Some(DataPath::Copy);
-        answer.path_reason = Some("iptables mode accelerates nothing".into());
+        let captured = enrolment.captured.of(case.direction);
+        let reason = match captured.find(case.destination) {
+            Some(listener) => served_by(listener),
+            None => "iptables mode accelerates nothing".into(),
+        };
+        answer.path_reason = Some(reason);
     }
     Ok(())
 }

@@ -152,6 +152,7 @@ impl Pod {
         let hook = Steering::ConnectHook;
         Enrolment {
             needs_proxy: None,
+            captured: Default::default(),
             id: WorkloadId(id),
             spec: WorkloadSpec {
                 name: WorkloadName {

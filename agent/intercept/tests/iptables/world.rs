@@ -190,6 +190,7 @@ pub fn enrolment(
     }
     Enrolment {
         needs_proxy: None,
+        captured: Default::default(),
         id,
         spec: WorkloadSpec {
             name: WorkloadName {

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::pool::{Link, Upstreams};
+use super::link::Link;
+use super::pool::Upstreams;
 use super::talk::Progress;
 
 /// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.

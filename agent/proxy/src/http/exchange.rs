@@ -1,31 +1,28 @@
 //! One request and its response.
 
-use std::net::SocketAddr;
+mod onward;
+
 use std::rc::Rc;
-use std::sync::Arc;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, Uri, Version};
+use hyper::{Method, Request, Response, Version};
 use shunt_core::bootstrap::HttpChain;
-use shunt_core::cluster::Cluster;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
-use super::body::{RequestBody, ResponseBody, Upstream};
+use super::body::{RequestBody, ResponseBody};
+use super::failure::{Failure, failed, upstreams};
 use super::filters::{Asked, Filters, Found};
-use super::pool::{Link, NoLink};
+use super::pool::NoLink;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
-use super::reply::{self, Told};
+use super::reply;
 use super::sent::Matched;
 use super::talk::{Expired, Progress};
 use super::{Client, local_reply};
-use crate::connect::ConnectError;
 use crate::worker::Local;
 
 const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
-
-const X_ENVOY_OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
 pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     local: &'a Local<S, O>,
@@ -37,15 +34,9 @@ pub(super) struct Exchange<'a, S: SocketSupply, O: OriginalDstSource> {
     progress: Rc<Progress>,
 }
 
-/// What went wrong with an upstream before its response began, as Envoy words it.
-enum Failure {
-    NoLink(NoLink),
-    /// Taken from the pool or new, it ended with the request under way.
-    Reset(hyper::Error),
-    Expired(Expired),
-    /// What a pattern made of the path is none.
-    NoPath,
-}
+/// Of a response that the far end's connection manager has given: none of this one's own.
+#[derive(Clone, Copy)]
+pub(super) struct PassedOn;
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// `number`: the connection's first request is 1.
@@ -98,11 +89,30 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
         let received = head.receive(manager, self.client.addr, self.client.listener);
         entry.asked(&head);
-        let found = Found::new(&self.chain.routes, &head, self.random);
-        let mut body = RequestBody::new(body, Rc::clone(&self.progress));
+        let body = RequestBody::new(body, Rc::clone(&self.progress));
+        let mut response = self.serve(&mut head, received, body).await;
+        entry.answered(response.status().as_u16());
+        reply::finish(&mut response, manager, Some(&head));
+        let is_upgrade = received == Received::Upgrade;
+        let reads_on = self.progress.has_request_ended() && !entry.closes();
+        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
+            close(&mut response);
+        }
+        Ok(response)
+    }
+
+    /// What becomes of a request that was received: by the filters, and then by its route.
+    async fn serve(
+        &self,
+        head: &mut Head,
+        received: Received,
+        mut body: RequestBody,
+    ) -> Response<ResponseBody> {
+        let entry = self.progress.entry();
+        let found = Found::new(&self.chain.routes, head, self.random);
         let mut filters = Filters::new(&self.chain.manager.filters, &found, self.random);
         let asked = Asked {
-            head: &mut head,
+            head,
             body: &mut body,
             client: self.client,
             progress: &self.progress,
@@ -113,24 +123,17 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 if let Some(matched) = found.matched(&self.chain.routes)
                     && entry.closes()
                 {
-                    matched.change_response(own.headers_mut(), 0, &head, self.client);
+                    matched.change_response(own.headers_mut(), 0, head, self.client);
                 }
                 own
             }
-            None => self.route(&mut head, &found, received, body).await,
+            None => self.route(head, &found, received, body).await,
         };
         let route = found.route.map_or("", |route| &route.name);
         entry.routed(route);
-        local_reply::rewrite(&mut response, Some(&head), route, self.client, entry);
-        filters.answer(&mut response, &head, self.client);
-        entry.answered(response.status().as_u16());
-        reply::finish(&mut response, manager, Some(&head));
-        let is_upgrade = received == Received::Upgrade;
-        let reads_on = self.progress.has_request_ended() && !entry.closes();
-        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
-            close(&mut response);
-        }
-        Ok(response)
+        local_reply::rewrite(&mut response, Some(head), route, self.client, entry);
+        filters.answer(&mut response, head, self.client);
+        response
     }
 
     async fn route(
@@ -210,12 +213,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         };
         let entry = self.progress.entry();
-        let Some(cluster) = self.client.snapshot.proxy.cluster(name) else {
+        let Some(cluster) = self.client.tables.cluster(name) else {
             let reply = reply::local(forward.cluster_not_found, "");
             return Err(reply::because(reply, "NC", "cluster_not_found"));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
-        let Some(endpoint) = self.local.balance.choose(cluster) else {
+        let Some(endpoint) = self.endpoint(cluster, head) else {
             let counts = cluster.counts.mine();
             counts.cx_none_healthy.increase();
             counts.rq.answered(503);
@@ -233,9 +236,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let asked = head.clone();
         matched.prepare(head, forward, host, self.client);
         self.progress.limit_response(forward.timeout);
-        match self.send(head, body, (cluster, endpoint)).await {
-            Ok((response, link)) => {
-                let (mut parts, inner) = response.into_parts();
+        match self.go(head, body, (cluster, endpoint)).await {
+            Ok(response) => {
+                let (mut parts, body) = response.into_parts();
                 // Of a request that has not ended yet nobody can say how long it took.
                 let time = self.progress.request_ended().map(|ended| ended.elapsed());
                 let counts = cluster.counts.mine();
@@ -251,14 +254,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 }
                 let status = parts.status.as_u16();
                 matched.change_response(&mut parts.headers, status, &asked, self.client);
-                let body = Upstream {
-                    inner,
-                    link: Some(link),
-                    pool: self.local.upstreams.clone(),
-                    progress: Rc::clone(&self.progress),
-                };
                 parts.version = Version::HTTP_11;
-                Ok(Response::from_parts(parts, ResponseBody::Upstream(body)))
+                Ok(Response::from_parts(parts, body))
             }
             Err(failure) => {
                 let reply = failed(&failure, self.chain.manager.suppress_envoy_headers);
@@ -280,156 +277,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         }
     }
-
-    async fn send(
-        &self,
-        head: &Head,
-        body: RequestBody,
-        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
-    ) -> Result<(Response<Incoming>, Link), Failure> {
-        let mut request = request(head, body).ok_or(Failure::NoPath)?;
-        loop {
-            let supply = &self.local.context.supply;
-            let taken = self.local.upstreams.take(supply, cluster, endpoint);
-            let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
-            self.progress.talk().upstream(endpoint, link.local());
-            let is_used = link.is_used();
-            let sent = link.sender().try_send_request(request);
-            match self.in_time(sent).await? {
-                Ok(response) => return Ok((response, link)),
-                Err(mut error) => match error.take_message() {
-                    // It never left: the connection was closed while it waited in the pool.
-                    Some(unsent) if is_used => request = unsent,
-                    _ => return Err(Failure::Reset(error.into_error())),
-                },
-            }
-        }
-    }
-
-    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        let done = self.progress.in_time(work).await;
-        done.map_err(Failure::Expired)
-    }
 }
 
 /// After this response the connection is closed, and the client is told so.
 fn close(response: &mut Response<ResponseBody>) {
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-}
-
-/// `None`: its path is none.
-fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
-    *request.uri_mut() = Uri::try_from(path?).ok()?;
-    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-    if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
-        let nothing = HeaderValue::from_static("0");
-        request
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, nothing);
-    }
-    // Of some methods hyper would take it that there is none.
-    if !has_length && !request.body().is_end_stream() {
-        let chunked = HeaderValue::from_static("chunked");
-        request
-            .headers_mut()
-            .insert(header::TRANSFER_ENCODING, chunked);
-    }
-    if let Ok(host) = HeaderValue::from_str(&head.authority) {
-        request.headers_mut().insert(header::HOST, host);
-    }
-    for (name, value) in &head.headers {
-        request.headers_mut().append(name, value.clone());
-    }
-    Some(request)
-}
-
-/// Without a body, a request of any other method says so.
-fn expects_body(method: &Method) -> bool {
-    ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
-}
-
-const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
-
-/// `quiet`: nothing is told in `x-envoy-` headers.
-fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
-    const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
-    let reset = |status, reason: &str, flags, details| {
-        reply::because(
-            reply::local(status, format!("{BEFORE} {reason}")),
-            flags,
-            details,
-        )
-    };
-    match failure {
-        Failure::Expired(expired) => late(*expired),
-        Failure::NoPath => {
-            let reply = reply::local(500, "the rewritten path is no path");
-            reply::because(reply, "", "no_path")
-        }
-        Failure::NoLink(NoLink::Connect(ConnectError::Timeout(_))) => reset(
-            503,
-            "connection timeout",
-            "UF",
-            "upstream_reset_before_response_started{connection_timeout}",
-        ),
-        Failure::NoLink(NoLink::Connect(error)) => reset(
-            503,
-            "remote connection failure",
-            "UF",
-            match error.is_refused() {
-                true => REFUSED,
-                false => "upstream_reset_before_response_started{remote_connection_failure}",
-            },
-        ),
-        Failure::NoLink(NoLink::Overflow) => {
-            let details = "upstream_reset_before_response_started{overflow}";
-            let mut reply = reset(503, "overflow", "UO", details);
-            if !quiet {
-                let yes = HeaderValue::from_static("true");
-                reply.headers_mut().insert(X_ENVOY_OVERLOADED, yes);
-            }
-            reply
-        }
-        Failure::Reset(error) if error.is_parse() => reset(
-            502,
-            "protocol error",
-            "UPE",
-            "upstream_reset_before_response_started{protocol_error}",
-        ),
-        Failure::Reset(_) => reset(
-            503,
-            "connection termination",
-            "UC",
-            "upstream_reset_before_response_started{connection_termination}",
-        ),
-    }
-}
-
-/// Time was up.
-pub(super) fn late(expired: Expired) -> Response<ResponseBody> {
-    let (status, text, flags, details) = match expired {
-        Expired::Response => (504, "upstream request timeout", "UT", "response_timeout"),
-        Expired::Request => (408, "request timeout", "", "request_overall_timeout"),
-        Expired::Stream { request_ended } => {
-            let status = if request_ended { 504 } else { 408 };
-            (status, "stream timeout", "SI", "stream_idle_timeout")
-        }
-    };
-    reply::because(reply::local(status, text), flags, details)
-}
-
-/// The reply, and whose response was waited for.
-fn upstreams(
-    mut reply: Response<ResponseBody>,
-    cluster: &str,
-    upstream: Option<SocketAddr>,
-) -> Response<ResponseBody> {
-    if let Some(told) = reply.extensions_mut().get_mut::<Told>() {
-        (told.cluster, told.upstream) = (Some(cluster.to_owned()), upstream);
-    }
-    reply
 }

@@ -68,9 +68,9 @@ pub(super) struct Filters<'a>(Vec<At<'a>>);
 
 impl<'a> Found<'a> {
     pub(super) fn new(routes: &'a RouteTable, head: &Head, random: u64) -> Self {
-        let found = routes.virtual_host(&head.authority);
-        let route = found.as_ref().and_then(|found| found.route(head, random));
-        let host = found.map(|found| found.host);
+        let place = routes.virtual_host(&head.authority);
+        let route = place.and_then(|place| place.route(head, random));
+        let host = place.map(|place| place.host);
         let choice = route.and_then(|route| match &route.action {
             Action::Forward(forward) => match &forward.target {
                 Target::Clusters(clusters) => Some(clusters.choose(random)),

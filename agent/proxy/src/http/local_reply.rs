@@ -11,6 +11,7 @@ use shunt_core::http::format::Known;
 use super::Client;
 use super::body::ResponseBody;
 use super::books::Entry;
+use super::exchange::PassedOn;
 use super::received::{Head, protocol};
 use super::reply::Told;
 use super::sent::{add, lookup};
@@ -55,6 +56,9 @@ pub(super) fn rewrite(
     entry: &Entry,
 ) {
     let told = response.extensions_mut().remove::<Told>();
+    if response.extensions().get::<PassedOn>().is_some() {
+        return;
+    }
     let ResponseBody::Local(body) = response.body_mut() else {
         return;
     };

@@ -5,29 +5,21 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use shunt_core::cluster::{Cluster, Held, Resource};
 use shunt_core::snapshot::Snapshot;
-use shunt_core::sockets::SocketSupply;
-use shunt_core::statistics::{ClusterCounts, PerWorker};
-use socket2::SockRef;
-use tokio::net::TcpStream;
+use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use shunt_core::workload::WorkloadId;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
 
-use super::body::RequestBody;
-use crate::connect::{self, ConnectError};
+use super::link::Link;
+use crate::connect::ConnectError;
+use crate::origin::{Dial, Origin};
 
-/// Bytes of a response's headers; Envoy's.
-const MAX_RESPONSE_HEADERS: usize = 60 << 10;
-const MAX_RESPONSE_HEADER_LINES: usize = 100;
-/// What nobody will wait for.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Ways of a cluster that are kept whether somebody waits there or not.
+const FEW: usize = 64;
 
-/// By cluster and endpoint; the one used last is used next, so that those which are not needed grow old.
+/// By cluster, endpoint and origin; the one used last is used next, so that those which are not needed grow old.
 #[derive(Clone, Default)]
 pub(crate) struct Upstreams(Rc<All>);
 
@@ -43,12 +35,16 @@ struct All {
 
 struct Known {
     cluster: Arc<Cluster>,
-    pools: HashMap<SocketAddr, Rc<Pool>>,
+    pools: HashMap<Way, Rc<Pool>>,
+    /// With so many ways, those are looked for that nobody has gone lately.
+    many: usize,
 }
 
-/// Of one endpoint.
+/// Connections to an endpoint of which one is as good as another.
+type Way = (SocketAddr, Origin);
+
 #[derive(Default)]
-struct Pool {
+pub(super) struct Pool {
     idle: RefCell<Vec<Link>>,
     /// All that there are.
     open: Cell<usize>,
@@ -59,23 +55,9 @@ struct Pool {
     retired: Cell<bool>,
 }
 
-/// A connection to an upstream, with no request under way.
-pub(super) struct Link {
-    sender: SendRequest<RequestBody>,
-    idle_since: Rc<Cell<Option<Instant>>>,
-    carried: u32,
-    local: Option<SocketAddr>,
-    cluster: Arc<Cluster>,
-    born: Instant,
-    place: Place,
-    request: Option<Held>,
-    /// A request is under way.
-    is_busy: bool,
-}
-
 /// One of a pool's connections, until it is dropped.
-struct Place {
-    pool: Weak<Pool>,
+pub(super) struct Place {
+    pub(super) pool: Weak<Pool>,
     _held: Held,
 }
 
@@ -92,19 +74,20 @@ impl Upstreams {
     ///
     /// # Errors
     /// The endpoint cannot be connected to, or one of the cluster's limits is reached.
-    pub(super) async fn take(
+    pub(super) async fn take<S: SocketSupply, O: OriginalDstSource>(
         &self,
-        supply: &impl SocketSupply,
+        dial: &Dial<'_, S, O>,
         cluster: &Arc<Cluster>,
         endpoint: SocketAddr,
     ) -> Result<Link, NoLink> {
-        let pool = self.pool(cluster, endpoint);
+        dial.judge(endpoint).map_err(NoLink::Connect)?;
+        let pool = self.pool(cluster, (endpoint, dial.origin));
         let mut link = match pool.ready().await {
             Some(link) => link,
-            None => pool.wait(supply, cluster, endpoint).await?,
+            None => pool.wait(dial, cluster, endpoint).await?,
         };
         match cluster.hold(Resource::Request) {
-            Some(held) => link.request = Some(held),
+            Some(held) => link.carry(held),
             None => {
                 self.give_back(link);
                 return Err(NoLink::Overflow);
@@ -113,7 +96,7 @@ impl Upstreams {
         Ok(link)
     }
 
-    fn pool(&self, cluster: &Arc<Cluster>, endpoint: SocketAddr) -> Rc<Pool> {
+    fn pool(&self, cluster: &Arc<Cluster>, way: Way) -> Rc<Pool> {
         let mut all = self.0.clusters.borrow_mut();
         let key = Arc::as_ptr(cluster);
         if !all.contains_key(&key) {
@@ -129,8 +112,16 @@ impl Upstreams {
         let known = all.entry(key).or_insert_with(|| Known {
             cluster: Arc::clone(cluster),
             pools: HashMap::new(),
+            many: FEW,
         });
-        Rc::clone(known.pools.entry(endpoint).or_default())
+        if known.pools.len() >= known.many {
+            // Clients that delivered connections are made for may never come again.
+            known
+                .pools
+                .retain(|_, pool| pool.open.get() > 0 || Rc::strong_count(pool) > 1);
+            known.many = FEW.max(2 * known.pools.len());
+        }
+        Rc::clone(known.pools.entry(way).or_default())
     }
 
     /// Lets go of the connections to clusters and endpoints that are not in force any more. Was anything changed?
@@ -144,8 +135,10 @@ impl Upstreams {
         for (_, mut known) in std::mem::take(&mut *all) {
             let now = snapshot.proxy.cluster(&known.cluster.name);
             let now = now.filter(|now| now.connects_as(&known.cluster));
-            known.pools.retain(|addr, pool| {
-                let stays = now.is_some_and(|now| now.endpoints.iter().any(|of| of.addr == *addr));
+            known.pools.retain(|(addr, _), pool| {
+                let stays = now.is_some_and(|now| {
+                    now.to_original.is_some() || now.endpoints.iter().any(|of| of.addr == *addr)
+                });
                 if !stays {
                     pool.retire();
                 }
@@ -167,14 +160,27 @@ impl Upstreams {
         }
     }
 
+    /// Ends those of a workload that is leaving.
+    pub(crate) fn forget(&self, workload: WorkloadId) {
+        for known in self.0.clusters.borrow_mut().values_mut() {
+            known.pools.retain(|(_, origin), pool| {
+                let stays = origin.workload() != workload;
+                if !stays {
+                    pool.retire();
+                }
+                stays
+            });
+        }
+    }
+
     /// Its exchange has ended in order.
     pub(super) fn give_back(&self, mut link: Link) {
         link.rest();
-        let Some(pool) = link.place.pool.upgrade() else {
+        let Some(pool) = link.pool() else {
             return;
         };
-        if !pool.retired.get() && !link.sender.is_closed() && !link.is_worn() {
-            link.idle_since.set(Some(Instant::now()));
+        if !pool.retired.get() && !link.is_spent() {
+            link.begins_to_wait();
             pool.idle.borrow_mut().push(link);
             pool.freed.notify_one();
         }
@@ -198,25 +204,23 @@ impl Pool {
     async fn next(&self) -> Option<Link> {
         loop {
             let mut link = self.idle.borrow_mut().pop()?;
-            link.idle_since.set(None);
-            if !link.is_worn() && !link.sender.is_closed() && link.sender.ready().await.is_ok() {
+            if !link.is_spent() && link.is_ready().await {
                 return Some(link);
             }
         }
     }
 
-    async fn wait(
+    async fn wait<S: SocketSupply, O: OriginalDstSource>(
         self: &Rc<Self>,
-        supply: &impl SocketSupply,
+        dial: &Dial<'_, S, O>,
         cluster: &Arc<Cluster>,
         endpoint: SocketAddr,
     ) -> Result<Link, NoLink> {
         let _pending = cluster.hold(Resource::Pending).ok_or(NoLink::Overflow)?;
         loop {
             if let Some(place) = self.place(cluster) {
-                let longest = cluster.connect_timeout;
-                let stream = connect::from_node(supply, endpoint, longest).await;
-                let stream = stream.inspect_err(|error| {
+                let dialled = dial.connect(endpoint, cluster.connect_timeout).await;
+                let dialled = dialled.inspect_err(|error| {
                     let counts = cluster.counts.mine();
                     counts.cx_total.increase();
                     counts.cx_connect_fail.increase();
@@ -224,7 +228,8 @@ impl Pool {
                         counts.cx_connect_timeout.increase();
                     }
                 });
-                let link = Link::begin(stream.map_err(NoLink::Connect)?, cluster, place).await;
+                let dialled = dialled.map_err(NoLink::Connect)?;
+                let link = Link::begin(dialled, cluster, place, dial.is_withdrawn()).await;
                 return link.map_err(NoLink::Connect);
             }
             let _waits = Waits::new(self);
@@ -249,11 +254,10 @@ impl Pool {
     }
 
     /// Takes out those that have ended.
-    fn sweep(&self) {
+    pub(super) fn sweep(&self) {
         let ended: Vec<Link> = {
             let mut idle = self.idle.borrow_mut();
-            idle.extract_if(.., |link| link.sender.is_closed())
-                .collect()
+            idle.extract_if(.., |link| link.is_spent()).collect()
         };
         drop(ended);
     }
@@ -286,127 +290,5 @@ impl<'a> Waits<'a> {
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         self.0.waiting.set(self.0.waiting.get() - 1);
-    }
-}
-
-impl Link {
-    async fn begin(
-        stream: TcpStream,
-        cluster: &Arc<Cluster>,
-        place: Place,
-    ) -> Result<Self, ConnectError> {
-        let local = stream.local_addr().ok();
-        let (sender, mut connection) = http1::Builder::new()
-            .max_headers(MAX_RESPONSE_HEADER_LINES)
-            .max_header_size(MAX_RESPONSE_HEADERS)
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
-            .await
-            .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
-        let idle_since = Rc::new(Cell::new(None::<Instant>));
-        let idle = Rc::clone(&idle_since);
-        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
-        let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
-        let born = Instant::now();
-        let pool = place.pool.clone();
-        let alive = Alive::new(&cluster.counts);
-        // One task per connection, not per request: it lives as long as the connection.
-        tokio::task::spawn_local(async move {
-            let _alive = alive;
-            let mut look = born + longest.min(oldest);
-            let in_order = loop {
-                tokio::select! {
-                    ended = &mut connection => break ended.is_ok(),
-                    () = sleep_until(look) => {
-                        let since: Option<Instant> = idle.get();
-                        look = match since {
-                            Some(since) => (since + longest).min(born + oldest),
-                            None => Instant::now() + longest.min(oldest),
-                        };
-                        if since.is_some() && look <= Instant::now() {
-                            break true;
-                        }
-                    }
-                }
-            };
-            let stream = connection.into_parts().io.into_inner();
-            if in_order {
-                // It fails only for a socket that is gone.
-                let _ = SockRef::from(&stream).set_linger(None);
-            }
-            drop(stream);
-            if let Some(pool) = pool.upgrade() {
-                pool.sweep();
-            }
-        });
-        Ok(Self {
-            sender,
-            idle_since,
-            carried: 0,
-            local,
-            cluster: Arc::clone(cluster),
-            born,
-            place,
-            request: None,
-            is_busy: false,
-        })
-    }
-
-    /// Has it carried all that it may?
-    fn is_worn(&self) -> bool {
-        let most = self.cluster.max_requests_per_connection;
-        let oldest = self.cluster.max_connection_duration;
-        most > 0 && self.carried >= most
-            || oldest.is_some_and(|oldest| self.born + oldest <= Instant::now())
-    }
-
-    /// No request is under way any more.
-    fn rest(&mut self) {
-        self.request = None;
-        if std::mem::take(&mut self.is_busy) {
-            self.cluster.counts.mine().rq_active.decrease();
-        }
-    }
-
-    /// Was it used before? Then the upstream may have closed it while the request was on its way.
-    pub(super) fn is_used(&self) -> bool {
-        self.carried > 0
-    }
-
-    /// This end's address.
-    pub(super) fn local(&self) -> Option<SocketAddr> {
-        self.local
-    }
-
-    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
-        self.carried += 1;
-        let counts = self.cluster.counts.mine();
-        counts.rq_total.increase();
-        if !std::mem::replace(&mut self.is_busy, true) {
-            counts.rq_active.increase();
-        }
-        &mut self.sender
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.rest();
-    }
-}
-
-/// Counts a connection as long as it lives.
-struct Alive(PerWorker<ClusterCounts>);
-
-impl Alive {
-    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
-        counts.mine().cx_total.increase();
-        counts.mine().cx_active.increase();
-        Self(counts.clone())
-    }
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.mine().cx_active.decrease();
     }
 }

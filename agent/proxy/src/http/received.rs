@@ -138,6 +138,14 @@ impl Head {
         })
     }
 
+    /// Sent by one connection manager, and received by the next.
+    pub(super) fn pass_on(&mut self, manager: &HttpConnectionManager) {
+        self.version = Version::HTTP_11;
+        if manager.paths != PathRules::default() {
+            self.path = manager.paths.apply(&self.path);
+        }
+    }
+
     /// Does the client say that it goes on with this connection?
     pub(super) fn keeps_alive(&self) -> bool {
         match self.version {

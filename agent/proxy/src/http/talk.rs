@@ -12,11 +12,13 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use shunt_core::flow::DataPath;
 use shunt_core::http::HttpTimeouts;
+use shunt_core::snapshot::Enrolled;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::books::Entry;
@@ -53,6 +55,7 @@ pub(super) struct Talk {
     /// Bytes that are accounted for.
     told: Cell<(u64, u64)>,
     upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
+    peer: RefCell<Option<Arc<Enrolled>>>,
     /// Of who looks at the time.
     waker: RefCell<Option<Waker>>,
 }
@@ -117,6 +120,7 @@ impl Talk {
             written: Cell::default(),
             told: Cell::default(),
             upstream: Cell::default(),
+            peer: RefCell::default(),
             waker: RefCell::default(),
         })
     }
@@ -204,8 +208,17 @@ impl Talk {
         self.upstream.set(Some((upstream, local)));
     }
 
+    /// Whose workload that is, if it is one of this node's.
+    pub(super) fn peer(&self, peer: &Arc<Enrolled>) {
+        self.peer.replace(Some(Arc::clone(peer)));
+    }
+
     /// Tells what is new: bytes that were read, and written.
     pub(super) fn tell(&self, account: &mut Account) -> (u64, u64) {
+        if let Some(peer) = self.peer.take() {
+            account.peer(peer.name.clone());
+            account.count_at_peer(&peer);
+        }
         if let Some((upstream, local)) = self.upstream.take() {
             account.upstream(upstream, local);
         }
@@ -310,7 +323,11 @@ impl Progress {
 
     /// Zero: none.
     pub(super) fn limit_response(&self, route: Duration) {
-        self.route.set(route);
+        // Of one and of the next connection manager: who is the first to lose patience.
+        let known = Some(self.route.get()).filter(|known| !known.is_zero());
+        let route = Some(route).filter(|route| !route.is_zero());
+        self.route
+            .set(known.into_iter().chain(route).min().unwrap_or_default());
     }
 
     pub(super) fn expired(&self) -> Option<Expired> {

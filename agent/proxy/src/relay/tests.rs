@@ -61,6 +61,7 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
         inbound: CapturePolicy::default(),
         transparent: false,
         handoff: true,
+        proxy: None,
         counters: Arc::default(),
         withdrawn: Arc::default(),
     };

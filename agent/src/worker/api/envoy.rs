@@ -139,7 +139,7 @@ pub(super) fn listeners(snapshot: &Snapshot, workloads: &[WorkloadStatus]) -> St
 
 /// An `envoy.admin.v3.Listeners`, and beside it those of workloads.
 pub(super) fn listener_statuses(snapshot: &Snapshot, workloads: &[WorkloadStatus]) -> Value {
-    let own = snapshot.proxy.listeners().into_iter();
+    let own = snapshot.proxy.listeners().iter();
     let own = own.map(
         |served| json!({"name": served.listener.name, "local_address": address(served.listener.addr)}),
     );

@@ -29,6 +29,7 @@ fn web() -> Enrolled {
         inbound: CapturePolicy::default(),
         transparent: true,
         handoff: true,
+        proxy: None,
         counters: Arc::new(counters),
         withdrawn: Arc::default(),
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse};
+use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse, ToOriginal};
 use shunt_core::statistics::PerWorker;
 
 use super::sources;
@@ -22,6 +22,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     if name.is_empty() {
         reader.fault("name", "is required");
     }
+    let mut to_original = None;
     let endpoints = match reader.choice("type").as_str() {
         "STATIC" => {
             if reader.has("eds_cluster_config") {
@@ -31,14 +32,25 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
             assignment.map(|assignment| endpoints(&assignment))
         }
         "EDS" => by_eds(reader, &name),
+        "ORIGINAL_DST" => {
+            to_original = Some(self::to_original(reader));
+            None
+        }
         _ => {
-            reader.fault("type", "only STATIC and EDS are supported");
+            reader.fault("type", "only STATIC, EDS and ORIGINAL_DST are supported");
             None
         }
     };
+    let is_provided = to_original.is_some();
     let balance = match reader.choice("lb_policy").as_str() {
-        "ROUND_ROBIN" => Balance::RoundRobin,
-        "RANDOM" => Balance::Random,
+        "ROUND_ROBIN" if !is_provided => Balance::RoundRobin,
+        "RANDOM" if !is_provided => Balance::Random,
+        "CLUSTER_PROVIDED" if is_provided => Balance::RoundRobin,
+        _ if is_provided => {
+            let message = "must be CLUSTER_PROVIDED, as the cluster is of type ORIGINAL_DST";
+            reader.fault("lb_policy", message);
+            Balance::RoundRobin
+        }
         other => {
             let message = format!("{other} is not supported (ROUND_ROBIN, RANDOM)");
             reader.fault("lb_policy", message);
@@ -69,6 +81,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
         name,
         endpoints: endpoints.unwrap_or_default(),
         balance,
+        to_original,
         connect_timeout,
         idle_timeout: Some(idle.unwrap_or(IDLE_TIMEOUT)).filter(|timeout| !timeout.is_zero()),
         max_requests_per_connection: requests
@@ -102,6 +115,35 @@ fn limits(reader: &Reader<'_>) -> ClusterLimits {
         }
     }
     limits
+}
+
+/// Of a cluster of type ORIGINAL_DST.
+fn to_original(reader: &Reader<'_>) -> ToOriginal {
+    /// Envoy's.
+    const HEADER: &str = "x-envoy-original-dst-host";
+    if reader.has("load_assignment") {
+        reader.fault("load_assignment", "not for clusters of type ORIGINAL_DST");
+    }
+    let mut to = ToOriginal::default();
+    let Some(config) = reader.message("original_dst_lb_config") else {
+        return to;
+    };
+    if config.is("use_http_header") {
+        let named = config.text("http_header_name").to_ascii_lowercase();
+        to.header = Some(
+            Some(named)
+                .filter(|name| !name.is_empty())
+                .unwrap_or(HEADER.to_owned()),
+        );
+    }
+    to.port = config.u32("upstream_port_override").and_then(|port| {
+        let port = u16::try_from(port).ok().filter(|port| *port > 0);
+        if port.is_none() {
+            config.fault("upstream_port_override", "a port is from 1 to 65535");
+        }
+        port
+    });
+    to
 }
 
 fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use shunt_core::cluster::Weighted;
+use shunt_core::flow::Direction;
 use shunt_core::listener::{
-    ChainMatch, FilterChain, Inspect, Listener, NetworkFilter, SourceType, TcpProxy,
+    ChainMatch, FilterChain, Inspect, Listener, NetworkFilter, ProxyProtocol, Serves, SourceType,
+    TcpProxy,
 };
 
-use super::values::{address, networks, only, plain_transport};
+use super::values::{address, networks, plain_transport};
 use super::{http, unique};
 use crate::reader::Reader;
 
@@ -17,7 +19,6 @@ const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
 const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
-    only(reader, "bind_to_port", true);
     let addr = address(reader, "address");
     let mut name = reader.text("name");
     if let (true, Some(addr)) = (name.is_empty(), addr) {
@@ -40,7 +41,8 @@ pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
     if readers.is_empty() && default_chain.is_none() {
         reader.fault("filter_chains", "is required");
     }
-    let mut inspect = inspect(reader);
+    let filters = Filters::read(reader);
+    let mut inspect = filters.inspect;
     // As Envoy does where a chain asks for it and no filter says it.
     inspect.tls |= chains.iter().any(|chain| {
         let matches = &chain.matches;
@@ -53,30 +55,74 @@ pub(super) fn listener(reader: &Reader<'_>) -> Option<Listener> {
     Some(Listener {
         name,
         addr: addr?,
+        serves: serves(reader, filters.original_dst),
         chains,
         default_chain: default_chain.flatten(),
         inspect,
+        proxy_protocol: filters.proxy_protocol,
         inspect_timeout: timeout.unwrap_or(INSPECT_TIMEOUT),
         continue_on_timeout: reader.is("continue_on_listener_filters_timeout"),
     })
 }
 
-fn inspect(reader: &Reader<'_>) -> Inspect {
-    let mut inspect = Inspect::default();
-    for filter in reader.list("listener_filters") {
-        let inner = filter.message("typed_config");
-        let inner = inner.and_then(|any| any.unpacked());
-        let inner = inner.map(|inner| inner.type_name()).unwrap_or_default();
-        match inner.rsplit('.').next() {
-            Some("TlsInspector") => inspect.tls = true,
-            Some("HttpInspector") => inspect.http = true,
-            _ => filter.fault(
-                "typed_config",
-                "only tls_inspector and http_inspector are supported",
-            ),
+/// Istio's virtual listeners have an address too, to which its rules steer; here nothing is bound for them.
+fn serves(reader: &Reader<'_>, has_original_dst: bool) -> Serves {
+    let is_bound = reader.bool("bind_to_port").unwrap_or(true);
+    let takes_rest =
+        reader.bool("use_original_dst").unwrap_or(false) || is_bound && has_original_dst;
+    let direction = match reader.choice("traffic_direction").as_str() {
+        "OUTBOUND" => Some(Direction::Outbound),
+        "INBOUND" => Some(Direction::Inbound),
+        _ => None,
+    };
+    match (direction, takes_rest, is_bound) {
+        (_, false, true) => Serves::Bound,
+        (Some(direction), true, _) => Serves::Rest(direction),
+        (Some(direction), false, false) => Serves::Captured(direction),
+        (None, ..) => {
+            let why = "must be OUTBOUND or INBOUND: the listener serves captured connections of workloads";
+            reader.fault("traffic_direction", why);
+            Serves::Bound
         }
     }
-    inspect
+}
+
+/// Listener filters.
+#[derive(Default)]
+struct Filters {
+    inspect: Inspect,
+    proxy_protocol: Option<ProxyProtocol>,
+    original_dst: bool,
+}
+
+impl Filters {
+    fn read(reader: &Reader<'_>) -> Self {
+        let mut filters = Self::default();
+        for filter in reader.list("listener_filters") {
+            let inner = filter.message("typed_config");
+            let inner = inner.and_then(|any| any.unpacked());
+            let name = inner.as_ref().map(|inner| inner.type_name());
+            match name.unwrap_or_default().rsplit('.').next() {
+                Some("TlsInspector") => filters.inspect.tls = true,
+                Some("HttpInspector") => filters.inspect.http = true,
+                Some("OriginalDst") => filters.original_dst = true,
+                Some("ProxyProtocol") => {
+                    if filters.inspect != Inspect::default() {
+                        filter.fault("", "must come before the inspectors: they look at what follows its header");
+                    }
+                    filters.proxy_protocol = Some(ProxyProtocol {
+                        is_optional: inner
+                            .is_some_and(|inner| inner.is("allow_requests_without_proxy_protocol")),
+                    });
+                }
+                _ => filter.fault(
+                    "typed_config",
+                    "only original_dst, proxy_protocol, tls_inspector and http_inspector are supported",
+                ),
+            }
+        }
+        filters
+    }
 }
 
 fn chain(reader: &Reader<'_>) -> Option<FilterChain> {

@@ -50,13 +50,6 @@ fn network(range: &Reader<'_>) -> Option<IpNet> {
     net.map(|net| net.trunc())
 }
 
-/// A flag that may only have its default.
-pub(super) fn only(reader: &Reader<'_>, name: &str, wanted: bool) {
-    if reader.bool(name).is_some_and(|flag| flag != wanted) {
-        reader.fault(name, format!("only {wanted} is supported"));
-    }
-}
-
 /// No TLS, said or not.
 pub(super) fn plain_transport(reader: &Reader<'_>) {
     let Some(socket) = reader.message("transport_socket") else {

@@ -89,10 +89,11 @@ pub(super) const ROWS: &[Row] = &[
             honoured("listener_filters"),
             honoured("listener_filters_timeout"),
             honoured("continue_on_listener_filters_timeout"),
-            within("bind_to_port", "must be true"),
+            honoured("bind_to_port"),
+            honoured("use_original_dst"),
+            honoured("traffic_direction"),
             no_effect("stat_prefix", "of TCP there are the agent's own statistics"),
             no_effect("metadata", "nothing reads it"),
-            no_effect("traffic_direction", "nothing reads it"),
             no_effect("enable_reuse_port", "every worker has a socket of its own"),
             no_effect(
                 "connection_balance_config",
@@ -123,6 +124,17 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         message: "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
         fields: &[],
+    },
+    Row {
+        message: "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        fields: &[],
+    },
+    Row {
+        message: "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        fields: &[
+            honoured("allow_requests_without_proxy_protocol"),
+            no_effect("stat_prefix", "statistics have names of their own"),
+        ],
     },
     Row {
         message: "envoy.config.listener.v3.FilterChain",
@@ -175,10 +187,14 @@ pub(super) const ROWS: &[Row] = &[
         message: "envoy.config.cluster.v3.Cluster",
         fields: &[
             honoured("name"),
-            within("type", "STATIC or EDS"),
+            within("type", "STATIC, EDS or ORIGINAL_DST"),
             honoured("eds_cluster_config"),
             honoured("connect_timeout"),
-            within("lb_policy", "ROUND_ROBIN or RANDOM"),
+            within(
+                "lb_policy",
+                "ROUND_ROBIN or RANDOM; CLUSTER_PROVIDED where the type is ORIGINAL_DST",
+            ),
+            honoured("original_dst_lb_config"),
             honoured("load_assignment"),
             honoured("common_http_protocol_options"),
             honoured("max_requests_per_connection"),
@@ -199,7 +215,10 @@ pub(super) const ROWS: &[Row] = &[
                 "a connection holds at most 400 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
             ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
-            no_effect("cleanup_interval", "nothing is cleaned up"),
+            no_effect(
+                "cleanup_interval",
+                "of original destinations nothing is kept but idle connections, which have a timeout of their own",
+            ),
             no_effect(
                 "track_cluster_stats",
                 "the statistics that there are, are always there",
@@ -224,6 +243,14 @@ pub(super) const ROWS: &[Row] = &[
             honoured("max_requests"),
             no_effect("max_retries", "nothing is tried again"),
             no_effect("track_remaining", "statistics have names of their own"),
+        ],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.Cluster.OriginalDstLbConfig",
+        fields: &[
+            honoured("use_http_header"),
+            honoured("http_header_name"),
+            honoured("upstream_port_override"),
         ],
     },
     Row {

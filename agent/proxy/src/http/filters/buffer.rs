@@ -8,7 +8,7 @@ use shunt_core::http::filters::Buffer;
 use super::Asked;
 use crate::http::Client;
 use crate::http::body::{NotHeld, ResponseBody};
-use crate::http::exchange::late;
+use crate::http::failure::late;
 use crate::http::received::Head;
 use crate::http::reply;
 

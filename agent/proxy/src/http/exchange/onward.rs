@@ -1,0 +1,198 @@
+//! A prepared request on its way: to an upstream, or to the far end's listener on this node.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hyper::body::Body;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, Uri};
+use shunt_core::bootstrap::{Chain, HttpChain};
+use shunt_core::cluster::Cluster;
+use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+
+use super::{Exchange, PassedOn};
+use crate::gateway::OnePass;
+use crate::http::Client;
+use crate::http::body::{RequestBody, ResponseBody, Upstream};
+use crate::http::failure::Failure;
+use crate::http::pool::NoLink;
+use crate::http::received::Head;
+use crate::http::reply;
+use crate::origin::{Dial, Origin};
+
+impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
+    pub(super) fn endpoint(&self, cluster: &Arc<Cluster>, head: &Head) -> Option<SocketAddr> {
+        let Some(to) = &cluster.to_original else {
+            return self.local.balance.choose(cluster, None);
+        };
+        let named = to.header.as_ref().and_then(|name| {
+            let value = head.headers.get(name.as_str())?;
+            value.to_str().ok()?.parse().ok()
+        });
+        to.endpoint(self.client.original, named)
+    }
+
+    fn dial(&self, origin: Origin) -> Dial<'_, S, O> {
+        Dial {
+            local: self.local,
+            snapshot: &self.client.snapshot,
+            origin,
+        }
+    }
+
+    /// To an upstream; or to the inbound listener of a workload of this node, here and now.
+    pub(super) async fn go(
+        &self,
+        head: &Head,
+        body: RequestBody,
+        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let Client {
+            snapshot,
+            origin,
+            direct_addr,
+            ..
+        } = self.client;
+        let dial = self.dial(*origin);
+        if matches!(origin, Origin::Outbound { .. })
+            && let Some(peer) = snapshot.owner(endpoint.ip())
+        {
+            self.progress.talk().peer(peer);
+        }
+        let Some(pass) = OnePass::to(snapshot, *origin, *direct_addr, endpoint) else {
+            return self.send(head, body, &dial, (cluster, endpoint)).await;
+        };
+        let judged = dial.judge(endpoint);
+        judged.map_err(|error| Failure::NoLink(NoLink::Connect(error)))?;
+        let chain = pass.chain().map(Arc::clone).ok_or(Failure::NoChain)?;
+        match &*chain {
+            Chain::Http(http) => {
+                let mut response = self.pass_on(head, body, pass, http).await;
+                response.extensions_mut().insert(PassedOn);
+                self.progress.entry().sent_to(&cluster.name, Some(endpoint));
+                Ok(response)
+            }
+            Chain::Tcp(tcp) => {
+                let name = tcp.clusters.choose(self.random);
+                let cluster = pass.tables.cluster(name).ok_or(Failure::NoChain)?;
+                let endpoint = self.local.balance.choose(cluster, Some(pass.to));
+                let endpoint = endpoint.ok_or(Failure::NoChain)?;
+                let dial = self.dial(pass.origin);
+                self.send(head, body, &dial, (cluster, endpoint)).await
+            }
+        }
+    }
+
+    /// The request as the far end's connection manager receives it: no second socket, nothing written and parsed again.
+    async fn pass_on(
+        &self,
+        head: &Head,
+        body: RequestBody,
+        pass: OnePass,
+        chain: &HttpChain,
+    ) -> Response<ResponseBody> {
+        let client = Client {
+            chain,
+            snapshot: Arc::clone(&self.client.snapshot),
+            tables: pass.tables,
+            addr: pass.client,
+            direct_addr: pass.client,
+            listener: pass.to,
+            original: Some(pass.to),
+            origin: pass.origin,
+            is_last: false,
+        };
+        let inbound = Exchange {
+            local: self.local,
+            client: &client,
+            chain,
+            random: fastrand::u64(..),
+            is_last: false,
+            progress: Rc::clone(&self.progress),
+        };
+        let manager = &chain.manager;
+        let mut head = head.clone();
+        head.pass_on(manager);
+        let received = head.receive(manager, client.addr, client.listener);
+        let routed: Pin<Box<dyn Future<Output = _> + '_>> =
+            Box::pin(inbound.serve(&mut head, received, body));
+        let mut response = routed.await;
+        reply::finish(&mut response, manager, Some(&head));
+        response
+    }
+
+    async fn send(
+        &self,
+        head: &Head,
+        body: RequestBody,
+        dial: &Dial<'_, S, O>,
+        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let mut request = request(head, body).ok_or(Failure::NoPath)?;
+        loop {
+            let taken = self.local.upstreams.take(dial, cluster, endpoint);
+            let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
+            self.progress.talk().upstream(endpoint, link.local());
+            let is_used = link.is_used();
+            let sent = link.sender().try_send_request(request);
+            match self.in_time(sent).await? {
+                Ok(response) => {
+                    return Ok(response.map(|inner| {
+                        ResponseBody::Upstream(Upstream {
+                            inner,
+                            link: Some(link),
+                            pool: self.local.upstreams.clone(),
+                            progress: Rc::clone(&self.progress),
+                        })
+                    }));
+                }
+                Err(mut error) => match error.take_message() {
+                    // It never left: the connection was closed while it waited in the pool.
+                    Some(unsent) if is_used => request = unsent,
+                    _ => return Err(Failure::Reset(error.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let done = self.progress.in_time(work).await;
+        done.map_err(Failure::Expired)
+    }
+}
+
+/// `None`: its path is none.
+fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
+    *request.uri_mut() = Uri::try_from(path?).ok()?;
+    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
+        let nothing = HeaderValue::from_static("0");
+        request
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, nothing);
+    }
+    // Of some methods hyper would take it that there is none.
+    if !has_length && !request.body().is_end_stream() {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
+    }
+    if let Ok(host) = HeaderValue::from_str(&head.authority) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    for (name, value) in &head.headers {
+        request.headers_mut().append(name, value.clone());
+    }
+    Some(request)
+}
+
+/// Without a body, a request of any other method says so.
+fn expects_body(method: &Method) -> bool {
+    ![Method::GET, Method::HEAD, Method::DELETE, Method::TRACE].contains(method)
+}

@@ -1,0 +1,189 @@
+//! One connection to an upstream: it lives in a task of its own, and carries one request after the other.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use shunt_core::cluster::{Cluster, Held};
+use shunt_core::statistics::{ClusterCounts, PerWorker};
+use socket2::SockRef;
+use tokio::time::{Instant, sleep_until};
+
+use super::body::RequestBody;
+use super::pool::{Place, Pool};
+use crate::connect::ConnectError;
+use crate::origin::Dialled;
+
+/// Bytes of a response's headers; Envoy's.
+const MAX_RESPONSE_HEADERS: usize = 60 << 10;
+const MAX_RESPONSE_HEADER_LINES: usize = 100;
+/// What nobody will wait for.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A connection to an upstream, with no request under way.
+pub(super) struct Link {
+    sender: SendRequest<RequestBody>,
+    idle_since: Rc<Cell<Option<Instant>>>,
+    carried: u32,
+    local: Option<SocketAddr>,
+    cluster: Arc<Cluster>,
+    born: Instant,
+    place: Place,
+    /// The workload from whose namespace it is was withdrawn.
+    is_withdrawn: Option<Arc<AtomicBool>>,
+    request: Option<Held>,
+    /// A request is under way.
+    is_busy: bool,
+}
+
+impl Link {
+    pub(super) async fn begin(
+        Dialled { stream, held }: Dialled,
+        cluster: &Arc<Cluster>,
+        place: Place,
+        is_withdrawn: Option<Arc<AtomicBool>>,
+    ) -> Result<Self, ConnectError> {
+        let local = stream.local_addr().ok();
+        let (sender, mut connection) = http1::Builder::new()
+            .max_headers(MAX_RESPONSE_HEADER_LINES)
+            .max_header_size(MAX_RESPONSE_HEADERS)
+            .handshake::<_, RequestBody>(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
+        let idle_since = Rc::new(Cell::new(None::<Instant>));
+        let idle = Rc::clone(&idle_since);
+        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
+        let born = Instant::now();
+        let pool = place.pool.clone();
+        let alive = Alive::new(&cluster.counts);
+        // One task per connection, not per request: it lives as long as the connection.
+        tokio::task::spawn_local(async move {
+            let _kept = (alive, held);
+            let mut look = born + longest.min(oldest);
+            let in_order = loop {
+                tokio::select! {
+                    ended = &mut connection => break ended.is_ok(),
+                    () = sleep_until(look) => {
+                        let since: Option<Instant> = idle.get();
+                        look = match since {
+                            Some(since) => (since + longest).min(born + oldest),
+                            None => Instant::now() + longest.min(oldest),
+                        };
+                        if since.is_some() && look <= Instant::now() {
+                            break true;
+                        }
+                    }
+                }
+            };
+            let stream = connection.into_parts().io.into_inner();
+            if in_order {
+                // It fails only for a socket that is gone.
+                let _ = SockRef::from(&stream).set_linger(None);
+            }
+            drop(stream);
+            if let Some(pool) = pool.upgrade() {
+                pool.sweep();
+            }
+        });
+        Ok(Self {
+            sender,
+            idle_since,
+            carried: 0,
+            local,
+            cluster: Arc::clone(cluster),
+            born,
+            place,
+            is_withdrawn,
+            request: None,
+            is_busy: false,
+        })
+    }
+
+    /// Does it carry no more requests: it has ended, or has carried all that it may?
+    pub(super) fn is_spent(&self) -> bool {
+        let most = self.cluster.max_requests_per_connection;
+        let oldest = self.cluster.max_connection_duration;
+        let withdrawn = self.is_withdrawn.as_ref();
+        self.sender.is_closed()
+            || most > 0 && self.carried >= most
+            || oldest.is_some_and(|oldest| self.born + oldest <= Instant::now())
+            || withdrawn.is_some_and(|withdrawn| withdrawn.load(Relaxed))
+    }
+
+    /// Takes it out of its idleness. Did it outlive that?
+    pub(super) async fn is_ready(&mut self) -> bool {
+        self.idle_since.set(None);
+        self.sender.ready().await.is_ok()
+    }
+
+    pub(super) fn begins_to_wait(&self) {
+        self.idle_since.set(Some(Instant::now()));
+    }
+
+    /// `None`: the pool is gone.
+    pub(super) fn pool(&self) -> Option<Rc<Pool>> {
+        self.place.pool.upgrade()
+    }
+
+    /// A request is to be sent on it.
+    pub(super) fn carry(&mut self, request: Held) {
+        self.request = Some(request);
+    }
+
+    /// No request is under way any more.
+    pub(super) fn rest(&mut self) {
+        self.request = None;
+        if std::mem::take(&mut self.is_busy) {
+            self.cluster.counts.mine().rq_active.decrease();
+        }
+    }
+
+    /// Was it used before? Then the upstream may have closed it while the request was on its way.
+    pub(super) fn is_used(&self) -> bool {
+        self.carried > 0
+    }
+
+    /// This end's address.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
+        self.carried += 1;
+        let counts = self.cluster.counts.mine();
+        counts.rq_total.increase();
+        if !std::mem::replace(&mut self.is_busy, true) {
+            counts.rq_active.increase();
+        }
+        &mut self.sender
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Alive(PerWorker<ClusterCounts>);
+
+impl Alive {
+    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+        counts.mine().cx_total.increase();
+        counts.mine().cx_active.increase();
+        Self(counts.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.mine().cx_active.decrease();
+    }
+}
