@@ -26,6 +26,7 @@ mod pins;
 mod policies;
 mod probe;
 mod proxied;
+mod rules;
 mod services;
 mod sharing;
 mod shortcuts;
@@ -43,9 +44,7 @@ use std::time::{Duration, Instant};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as BpfHashMap, MapData, PerCpuArray};
 use shunt_core::explain::{Explanation, Inquiry};
-use shunt_core::flow::Direction;
 use shunt_core::listener::Captured;
-use shunt_core::rules::PolicyRules;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::maps::{NetnsCookie, RuleKey, RuleMarks, Workload};
 
@@ -63,7 +62,6 @@ pub use self::probe::probe;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
 pub use self::tap::{Message, MessageTap};
-use self::value::outbound_rules;
 use crate::drift::{Drift, Look};
 use crate::{Backend, Enrolment, InterceptError, Marks, cgroup};
 
@@ -218,50 +216,6 @@ impl EbpfBackend {
         let mut value = value::of(enrolment, rules, self.possible(enrolment).flags());
         value.policy = self.policies.counts(rules);
         value
-    }
-
-    /// Writes a policy as a set of its own. On failure, nothing of it stays.
-    fn write_rules(
-        &mut self,
-        enrolment: &Enrolment,
-        set: u32,
-    ) -> Result<Vec<RuleEntry>, InterceptError> {
-        let outbound = outbound_rules(enrolment);
-        let inbound = PolicyRules {
-            policy: &enrolment.spec.inbound,
-            own: &[],
-        };
-        let mut entries = trie::compile(set, Direction::Outbound, &outbound);
-        entries.extend(trie::compile(set, Direction::Inbound, &inbound));
-        let possible = self.possible(enrolment);
-        entries.extend(trie::acceleration(set, &possible));
-        entries.extend(possible.proxied.entries(set));
-        self.policies.write(set, &enrolment.spec)?;
-        for (index, (key, marks)) in entries.iter().enumerate() {
-            if let Err(error) = self.rules.insert(key, marks, 0) {
-                for (written, _) in &entries[..index] {
-                    let _ = self.rules.remove(written);
-                }
-                self.policies.retire(set);
-                return Err(object::failed("write the capture rules", &error));
-            }
-        }
-        Ok(entries)
-    }
-
-    fn remove_retired_rules(&mut self) {
-        self.services.remove_retired(RETIREMENT);
-        self.policies.remove_retired(RETIREMENT);
-        let retired = std::mem::take(&mut self.retired);
-        for (since, entries) in retired {
-            if since.elapsed() < RETIREMENT {
-                self.retired.push((since, entries));
-                continue;
-            }
-            for (key, _) in entries {
-                let _ = self.rules.remove(&key);
-            }
-        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! One worker: a thread with a runtime of its own. A connection never leaves it.
 
+mod tally;
+
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+pub(crate) use self::tally::{Counted, Tally};
 use crate::account::FlowSink;
 use crate::balance::RoundRobin;
 use crate::http::Upstreams;
@@ -68,16 +70,6 @@ enum Command {
     Unserve(SocketAddr),
     CloseListeners(WorkloadId),
     Stop { grace: Duration },
-}
-
-/// Listeners and flows per workload, which the handle may read at any time.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tally(Arc<Mutex<HashMap<WorkloadId, Counts>>>);
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    listeners: usize,
-    flows: u64,
 }
 
 /// Starts the thread.
@@ -349,53 +341,5 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
 
     fn is_idle(&self) -> bool {
         self.listeners.borrow().is_empty() && self.tally.is_idle()
-    }
-}
-
-/// Counts a flow of a workload as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Counted {
-    tally: Tally,
-    workload: WorkloadId,
-}
-
-impl Counted {
-    pub(crate) fn workload(&self) -> WorkloadId {
-        self.workload
-    }
-
-    pub(crate) fn new(tally: Tally, workload: WorkloadId) -> Self {
-        tally.change(workload, |counts| counts.flows += 1);
-        Self { tally, workload }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.tally.change(self.workload, |counts| counts.flows -= 1);
-    }
-}
-
-impl Tally {
-    fn change(&self, workload: WorkloadId, change: impl FnOnce(&mut Counts)) {
-        let mut all = self.lock();
-        let counts = all.entry(workload).or_default();
-        change(counts);
-        if *counts == Counts::default() {
-            all.remove(&workload);
-        }
-    }
-
-    fn of(&self, workload: WorkloadId) -> Counts {
-        self.lock().get(&workload).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn is_idle(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<WorkloadId, Counts>> {
-        // A change is one addition.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,20 +7,22 @@
 //! Each state has its limits, and one timer rings for all of them, whoever of hyper, the client and the upstream it is
 //! that does nothing.
 
+mod clock;
+
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use shunt_core::flow::DataPath;
 use shunt_core::http::HttpTimeouts;
 use shunt_core::snapshot::Enrolled;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+pub(super) use self::clock::Clock;
 use super::books::Entry;
 use crate::account::Account;
 
@@ -352,51 +354,4 @@ fn after(limit: Duration, from: Instant) -> Option<Instant> {
 
 fn earliest<T>(all: [Option<(Instant, T)>; 3]) -> Option<(Instant, T)> {
     all.into_iter().flatten().min_by_key(|(at, _)| *at)
-}
-
-/// The timer. It is touched only when it rings or would ring too late.
-#[derive(Debug, Default)]
-pub(super) struct Clock(Option<Pin<Box<Sleep>>>);
-
-impl Clock {
-    /// Ready when time is up; to be asked whenever something may have changed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, talk: &Talk) -> Poll<Rung> {
-        {
-            let mut waker = talk.waker.borrow_mut();
-            match &mut *waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
-            }
-        }
-        loop {
-            let Some((at, due)) = talk.due() else {
-                return Poll::Pending;
-            };
-            let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
-            if at < sleep.deadline() {
-                sleep.as_mut().reset(at);
-            }
-            ready!(sleep.as_mut().poll(cx));
-            if Instant::now() < at {
-                sleep.as_mut().reset(at);
-                continue;
-            }
-            match due {
-                Due::Old => talk.is_old.set(true),
-                Due::Rung(rung) => {
-                    if rung == Rung::Drained {
-                        talk.is_drained.set(true);
-                    }
-                    return Poll::Ready(rung);
-                }
-                Due::Expired(expired) => {
-                    if let Some(progress) = &*talk.request.borrow() {
-                        progress.expired.set(Some(expired));
-                    }
-                    talk.touch();
-                    return Poll::Ready(Rung::Told);
-                }
-            }
-        }
-    }
 }

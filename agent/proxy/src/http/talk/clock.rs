@@ -1,0 +1,55 @@
+//! The one timer of a connection.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{Due, Rung, Talk};
+
+/// It is touched only when it rings or would ring too late.
+#[derive(Debug, Default)]
+pub(in crate::http) struct Clock(Option<Pin<Box<Sleep>>>);
+
+impl Clock {
+    /// Ready when time is up; to be asked whenever something may have changed.
+    pub(in crate::http) fn poll(&mut self, cx: &mut Context<'_>, talk: &Talk) -> Poll<Rung> {
+        {
+            let mut waker = talk.waker.borrow_mut();
+            match &mut *waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+        }
+        loop {
+            let Some((at, due)) = talk.due() else {
+                return Poll::Pending;
+            };
+            let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if at < sleep.deadline() {
+                sleep.as_mut().reset(at);
+            }
+            ready!(sleep.as_mut().poll(cx));
+            if Instant::now() < at {
+                sleep.as_mut().reset(at);
+                continue;
+            }
+            match due {
+                Due::Old => talk.is_old.set(true),
+                Due::Rung(rung) => {
+                    if rung == Rung::Drained {
+                        talk.is_drained.set(true);
+                    }
+                    return Poll::Ready(rung);
+                }
+                Due::Expired(expired) => {
+                    if let Some(progress) = &*talk.request.borrow() {
+                        progress.expired.set(Some(expired));
+                    }
+                    talk.touch();
+                    return Poll::Ready(Rung::Told);
+                }
+            }
+        }
+    }
+}
