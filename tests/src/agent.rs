@@ -113,6 +113,14 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// A host that has these programs before all others.
+    #[must_use]
+    pub fn with_programs(mut self, dir: &Path) -> Self {
+        let path = std::env::var("PATH").unwrap_or_default();
+        self.prefix = vec!["env".into(), format!("PATH={}:{path}", dir.display())];
+        self
+    }
+
     /// A host whose time of day is what `file` says: `+0`, `-1d` and the like.
     #[must_use]
     pub fn with_time_of_day(mut self, file: &Path) -> Self {

@@ -143,15 +143,7 @@ fn what_is_explained_happens(mode: &str) {
         (&server.v4, 80, "capture"),
         (&server.v6, 81, "capture"),
         (&server.v4, 82, "excluded_port"),
-        (
-            &server.v4,
-            83,
-            if mode == "ebpf" {
-                "not_listening"
-            } else {
-                "capture"
-            },
-        ),
+        (&server.v4, 83, "not_listening"),
     ] {
         let to = at(host, port);
         let from = if host.contains(':') {

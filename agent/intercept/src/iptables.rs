@@ -191,7 +191,7 @@ impl IptablesBackend {
         family: Family,
         saved: &str,
     ) -> Result<(), InterceptError> {
-        let rendered = Rendered::of(enrolment, self.marks, choice.dead_man, family);
+        let rendered = Rendered::of(enrolment, self.marks, choice, family);
         let text = match rendered.captures_nothing() {
             // The family may have gone from the namespace since.
             true => removal(saved),

@@ -64,6 +64,7 @@ fn direct(world: &World) {
 fn life(variant: &str, dead_man: DeadMan) {
     let world = World::new();
     settle(&world.pod, variant);
+    world.pod.serve_direct(8080);
     let before = world.pod.state();
     let mut backend = backend(dead_man);
     let mut enrolment = world.enrolment(OnFailure::Open);
@@ -100,6 +101,7 @@ fn life(variant: &str, dead_man: DeadMan) {
         backend.keep_alive();
         let answer = world.peer.ask(&at(ip, 8080));
         assert_eq!(answer, format!("inbound {} for {from}", at(ip, 8080)));
+        assert_eq!(world.peer.ask(&at(ip, 8081)), "ConnectionRefused");
     }
 
     let start = Instant::now();

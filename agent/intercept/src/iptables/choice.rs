@@ -17,6 +17,8 @@ pub(super) struct Choice {
     pub(super) variant: Variant,
     /// `None`: the host has none, and the workload does without.
     pub(super) dead_man: Option<DeadMan>,
+    /// There is a match for listening sockets: only ports that are open are captured.
+    pub(super) asks_sockets: bool,
     /// For people.
     pub(super) reason: String,
 }
@@ -37,6 +39,7 @@ struct Ability {
     /// Why not.
     refusal: Option<String>,
     dead_man: Option<DeadMan>,
+    asks_sockets: bool,
 }
 
 impl Abilities {
@@ -130,9 +133,15 @@ impl Ability {
             "iptables {}: {because}; dead-man switch: {switch}",
             variant.as_str()
         );
+        if !self.asks_sockets {
+            reason.push_str(
+                "; no `socket` match: connections to closed ports are accepted, then reset",
+            );
+        }
         Ok(Choice {
             variant,
             dead_man,
+            asks_sockets: self.asks_sockets,
             reason,
         })
     }
@@ -143,6 +152,7 @@ fn examine(tools: &Tools, variant: Variant, wanted: Option<DeadMan>) -> Ability 
         return Ability {
             refusal: Some("not installed".into()),
             dead_man: None,
+            asks_sockets: false,
         };
     }
     // The matches and targets are the same for IPv6; whether it exists is a question to each namespace.
@@ -150,14 +160,17 @@ fn examine(tools: &Tools, variant: Variant, wanted: Option<DeadMan>) -> Ability 
     let mut candidates = DeadMan::ALL
         .into_iter()
         .filter(|candidate| wanted.is_none_or(|wanted| wanted == *candidate));
+    let asks_sockets = tools.attempt_sockets(variant, Family::V4).is_ok();
     match candidates.find(|candidate| works(Some(*candidate)).is_ok()) {
         Some(dead_man) => Ability {
             refusal: None,
             dead_man: Some(dead_man),
+            asks_sockets,
         },
         None => Ability {
             refusal: works(None).err().map(|error| error.chain()),
             dead_man: None,
+            asks_sockets,
         },
     }
 }
@@ -190,6 +203,7 @@ mod tests {
         let ability = Ability {
             refusal: None,
             dead_man: None,
+            asks_sockets: true,
         };
         let choice =
             |on_failure| ability.choice(Variant::Nft, "because", String::new(), on_failure);

@@ -28,6 +28,8 @@ pub(super) struct Packet {
     pub(super) local: bool,
     /// The dead-man match holds.
     pub(super) alive: bool,
+    /// Somebody listens at the destination.
+    pub(super) listening: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub(super) enum Match<'t> {
     },
     LocalDestination,
     Alive,
+    /// As [`LISTENING`](super::render::LISTENING).
+    Listening,
     /// A SYN.
     Begins,
     Other(&'t str),
@@ -199,6 +203,10 @@ impl<'t> Rule<'t> {
                 }
                 "-m" => match next() {
                     module if MODULES.contains(&module) => continue,
+                    "socket" if words.as_slice().first() == Some(&"--nowildcard") => {
+                        words.next();
+                        Match::Listening
+                    }
                     module => Match::Other(module),
                 },
                 other => Match::Other(other),
@@ -237,6 +245,7 @@ impl Match<'_> {
             Self::Mark { value, mask } => Some(packet.mark & mask == *value),
             Self::LocalDestination => Some(packet.local),
             Self::Alive => Some(packet.alive),
+            Self::Listening => Some(packet.listening),
             // Whoever asks, asks of a connection that is about to be made.
             Self::Begins => Some(true),
             Self::Other(_) => None,
@@ -296,6 +305,7 @@ mod tests {
         mark: 0,
         local: false,
         alive: true,
+        listening: true,
     };
 
     #[test]
@@ -329,6 +339,11 @@ mod tests {
             ("OUTPUT -m set --match-set shunt6 dst -j X", Holds::Yes),
             ("OUTPUT -m set --match-set theirs dst -j X", Holds::Unknown),
             ("OUTPUT -m socket -j X", Holds::Unknown),
+            ("OUTPUT -m socket --nowildcard -j X", Holds::Yes),
+            (
+                "OUTPUT -m socket --nowildcard --transparent -j X",
+                Holds::Unknown,
+            ),
         ] {
             assert_eq!(
                 Rule::parse(rule).expect("a rule").holds(&PACKET),

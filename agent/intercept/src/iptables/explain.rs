@@ -62,6 +62,10 @@ impl IptablesBackend {
         };
         let variant = installed.choice.variant;
         let saved = self.tools.save(&enrolment.netns, variant, case.family())?;
+        if case.direction == Direction::Inbound {
+            answer.listening = Some(listened(enrolment, case.destination.port())?);
+        }
+        let listening = answer.listening.as_ref();
         let packet = Packet {
             source: (case.direction == Direction::Inbound).then_some(case.client),
             destination,
@@ -69,9 +73,9 @@ impl IptablesBackend {
             mark: 0,
             local,
             alive: answer.gate.holds.unwrap_or(true),
+            listening: listening.is_none_or(|listening| listening.holds != Some(false)),
         };
         if case.direction == Direction::Inbound {
-            answer.listening = Some(listened(enrolment, case.destination.port())?);
             let itself = is_local(&enrolment.netns, case.client)?;
             let evidence = format!("{} connects to {destination}", case.client);
             if let Some(decided) = answer.step(rule::TO_ITSELF, itself, evidence) {
@@ -241,6 +245,10 @@ fn kind(case: &Case<'_>, rule: &Rule<'_>) -> Option<Kind> {
         // A prefix that covers everything is left out by iptables-save.
         "RETURN" if rule.matches.is_empty() => Kind::of(Verdict::ExcludedAddress, false),
         "RETURN" => Kind::of(address_kind(case, net?), false),
+        "SHUNT_TO_IN" if has(|found| *found == Match::Listening) => {
+            Kind::named(rule::NOT_LISTENING, true)
+        }
+        "SHUNT_TO_IN" => return None,
         // From the first chain of a direction the ports lead on, from the next the addresses.
         target if target.starts_with(OURS) => {
             let ports = rule.chain == "SHUNT_OUTPUT" || rule.chain == "SHUNT_PREROUTING";
@@ -282,7 +290,8 @@ fn settle(
         None => Condition::new(false, "the agent has no listener of this family"),
     };
     let to_capture = answer.rule == Verdict::Capture.as_str();
-    let by_policy = to_capture || answer.rule == rule::GATE_STALE;
+    let by_policy =
+        to_capture || [rule::GATE_STALE, rule::NOT_LISTENING].contains(&answer.rule.as_str());
     let arrives = answer.rule != rule::NOT_ARRIVING;
     let configured = case.configured();
     if arrives && by_policy != (configured == Verdict::Capture) {

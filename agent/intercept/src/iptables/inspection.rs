@@ -42,9 +42,7 @@ impl Written {
     ) -> Result<Self, InterceptError> {
         let variant = choice.variant;
         let read = |family| {
-            let wanted = Rendered::of(enrolment, marks, choice.dead_man, family)
-                .rules()
-                .len();
+            let wanted = Rendered::of(enrolment, marks, choice, family).rules().len();
             let legacy = (variant == Variant::Legacy)
                 .then(|| Legacy::open(family, "nat"))
                 .transpose()?;

@@ -20,6 +20,7 @@ pub(super) fn probe() -> Vec<Finding> {
     findings.push(rules(&tools, "rules, IPv4", variant, Family::V4));
     findings.push(rules(&tools, "rules, IPv6", variant, Family::V6));
     findings.extend(dead_men(&tools, variant));
+    findings.push(sockets(&tools, variant));
     findings.push(marks());
     findings.push(apart());
     findings
@@ -134,6 +135,24 @@ fn dead_men(tools: &Tools, variant: Variant) -> [Finding; 2] {
             meaning: "takes the place of the recent match where that is missing".into(),
         },
     ]
+}
+
+fn sockets(tools: &Tools, variant: Variant) -> Finding {
+    let tried = super::FAMILIES.map(|family| tools.attempt_sockets(variant, family));
+    let missing = tried.into_iter().find_map(Result::err);
+    Finding {
+        name: "socket match",
+        ok: missing.is_none(),
+        required: false,
+        meaning: match missing {
+            None => "connections to ports on which nobody listens are refused by the kernel, as without the agent",
+            Some(_) => {
+                "connections to ports on which nobody listens are accepted, then reset: probes take such ports for open"
+            }
+        }
+        .into(),
+        found: missing.map_or_else(|| "works for IPv4 and IPv6".into(), |error| error.chain()),
+    }
 }
 
 fn marks() -> Finding {

@@ -9,6 +9,7 @@ use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{CapturePolicy, OnFailure, PortRange};
 
+use super::choice::Choice;
 use super::dead_man::DeadMan;
 use crate::{Enrolment, Marks};
 
@@ -16,17 +17,21 @@ use crate::{Enrolment, Marks};
 pub(super) const OURS: &str = "SHUNT_";
 
 /// Our chains. A jump leads only to a later one.
-pub(super) const CHAINS: [&str; 5] = [
+pub(super) const CHAINS: [&str; 6] = [
     "SHUNT_OUTPUT",
     "SHUNT_OUT_ADDR",
     "SHUNT_TO_OUT",
     "SHUNT_PREROUTING",
+    "SHUNT_IN_OPEN",
     "SHUNT_TO_IN",
 ];
 
 /// tcpmux, on which nobody listens: the kernel refuses. If somebody did, the workload would talk to itself, and still
 /// not past the agent. A nat table has no REJECT.
 pub(super) const REFUSING: u16 = 1;
+
+/// Holds for a SYN for which there is a listening socket, wherever that is bound.
+pub(super) const LISTENING: &str = "-m socket --nowildcard ";
 
 /// What leads into our chains, first in the built-in ones: the destination must be seen before anybody rewrites it.
 /// SYNs only: the first packet that connection tracking sees of a connection that was there before is not its first.
@@ -46,6 +51,7 @@ pub(super) struct Rendered<'a> {
     inbound: &'a CapturePolicy,
     own: &'a [IpAddr],
     dead_man: Option<DeadMan>,
+    asks_sockets: bool,
     on_failure: OnFailure,
 }
 
@@ -53,7 +59,7 @@ impl<'a> Rendered<'a> {
     pub(super) fn of(
         enrolment: &'a Enrolment,
         marks: Marks,
-        dead_man: Option<DeadMan>,
+        choice: &Choice,
         family: Family,
     ) -> Self {
         Self {
@@ -64,7 +70,8 @@ impl<'a> Rendered<'a> {
             outbound: &enrolment.spec.outbound,
             inbound: &enrolment.spec.inbound,
             own: &enrolment.addresses,
-            dead_man,
+            dead_man: choice.dead_man,
+            asks_sockets: choice.asks_sockets,
             on_failure: enrolment.spec.on_failure,
         }
     }
@@ -153,8 +160,11 @@ impl<'a> Rendered<'a> {
             rules,
             "SHUNT_PREROUTING",
             &self.inbound.include_ports,
-            "SHUNT_TO_IN",
+            "SHUNT_IN_OPEN",
         );
+        // Where nobody listens the kernel refuses, as without us.
+        let listening = if self.asks_sockets { LISTENING } else { "" };
+        rules.push(format!("SHUNT_IN_OPEN -p tcp {listening}-j SHUNT_TO_IN"));
         self.redirect(rules, "SHUNT_TO_IN", port);
     }
 

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sched::{CloneFlags, unshare};
 use shunt_core::sockets::Family;
 
-use super::dead_man::{DeadMan, list, pause};
+use super::dead_man::pause;
 use super::netfilter::{Kept, Netfilter};
 use super::render::has_chains;
 use crate::InterceptError;
 use crate::netns::Netns;
+
+mod attempt;
+
+pub(super) use self::attempt::elsewhere;
 
 /// Where administrators' programs are, also when PATH does not say so.
 const SBIN: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
@@ -231,52 +234,6 @@ impl Tools {
                 InterceptError::io("read the nat chains of", netns.path().display(), error)
             })
     }
-
-    /// Installs rules like ours in a namespace which ends with the attempt.
-    pub(super) fn attempt(
-        &self,
-        variant: Variant,
-        family: Family,
-        dead_man: Option<DeadMan>,
-    ) -> Result<(), InterceptError> {
-        let program = self.program(variant, family, "-restore");
-        let alive = dead_man.map_or(String::new(), |dead_man| dead_man.matching(family));
-        let text = format!(
-            "*nat\n:SHUNT_OUTPUT - [0:0]\n\
-             -A OUTPUT -p tcp -m mark --mark 0x1 -j RETURN\n\
-             -A OUTPUT -m addrtype --dst-type LOCAL -j RETURN\n\
-             -A OUTPUT -p tcp -j SHUNT_OUTPUT\n\
-             -A SHUNT_OUTPUT -p tcp {alive}-j REDIRECT --to-ports 1\nCOMMIT\n"
-        );
-        let mut command = command(&program)?;
-        command.args(WITHOUT_FLUSHING);
-        if variant == Variant::Legacy {
-            wait_for_the_lock()?;
-        }
-        elsewhere(move || {
-            if dead_man == Some(DeadMan::Set) {
-                Netfilter::open()
-                    .and_then(|netfilter| netfilter.create_set(family, list(family)))
-                    .map_err(|error| InterceptError::io("make", "an ipset", error))?;
-            }
-            let output = feed(&mut command, text.as_bytes())
-                .map_err(|error| InterceptError::io("run", &program, error))?;
-            checked(output, &program).map(|_| ())
-        })
-    }
-}
-
-/// Runs `work` in a network namespace made for it, on a thread made for it.
-pub(super) fn elsewhere<T: Send>(
-    work: impl FnOnce() -> Result<T, InterceptError> + Send,
-) -> Result<T, InterceptError> {
-    let inside = || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|error| InterceptError::io("make", "a network namespace", error.into()))?;
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(inside).join())
-        .unwrap_or_else(|_| Err(InterceptError::Unsupported("the attempt panicked".into())))
 }
 
 /// Runs a program inside the namespace: a child starts where its parent's thread is.

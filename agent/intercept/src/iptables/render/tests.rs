@@ -32,6 +32,7 @@ fn rendered<'a>(
         inbound,
         own,
         dead_man: Some(DeadMan::Recent),
+        asks_sockets: true,
         on_failure: OnFailure::Open,
     }
 }
@@ -50,6 +51,7 @@ fn explained(rules: &[String], case: &Case<'_>, local: bool) -> Explanation {
         mark: 0,
         local,
         alive: true,
+        listening: true,
     };
     let inquiry = Inquiry {
         workload: "web".into(),
@@ -172,6 +174,7 @@ fn the_text_of_a_small_policy() {
 :SHUNT_OUT_ADDR - [0:0]
 :SHUNT_TO_OUT - [0:0]
 :SHUNT_PREROUTING - [0:0]
+:SHUNT_IN_OPEN - [0:0]
 :SHUNT_TO_IN - [0:0]
 -I OUTPUT 1 -p tcp -m tcp --syn -j SHUNT_OUTPUT
 -I PREROUTING 1 -p tcp -m tcp --syn -j SHUNT_PREROUTING
@@ -196,7 +199,8 @@ fn the_text_of_a_small_policy() {
 -A SHUNT_PREROUTING -s 0.0.0.0/8 -j RETURN
 -A SHUNT_PREROUTING -s 224.0.0.0/4 -j RETURN
 -A SHUNT_PREROUTING -s 255.255.255.255/32 -j RETURN
--A SHUNT_PREROUTING -j SHUNT_TO_IN
+-A SHUNT_PREROUTING -j SHUNT_IN_OPEN
+-A SHUNT_IN_OPEN -p tcp -m socket --nowildcard -j SHUNT_TO_IN
 -A SHUNT_TO_IN -p tcp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 15006
 COMMIT
 ";
