@@ -91,7 +91,7 @@ fn every_fault_is_told_with_its_line_and_path() {
         .replace("weight: 1}", "weight: 1, wieght: 2}")
         .replace(
             "connect_timeout: 0.25s",
-            "connect_timeout: fast, circuit_breakers: {}",
+            "connect_timeout: fast, outlier_detection: {}",
         )
         .replace("port_value: 80}", "port_value: 80000}")
         .replace("{name: two, load", "{name: three, type: STRICT_DNS, load");
@@ -102,8 +102,8 @@ fn every_fault_is_told_with_its_line_and_path() {
         "routes[0].match.grpc: not supported",
         "clusters[0].wieght: envoy.config.route.v3.WeightedCluster.ClusterWeight has no such field",
         "static_resources.clusters[0].connect_timeout: `fast` is not a duration",
-        "static_resources.clusters[0].circuit_breakers: not supported",
-        "static_resources.clusters[1].type: only STATIC and EDS are supported",
+        "static_resources.clusters[0].outlier_detection: not supported",
+        "static_resources.clusters[1].type: only STATIC, EDS and ORIGINAL_DST are supported",
     ] {
         assert!(faults.contains(fault), "{fault} in\n{faults}");
     }

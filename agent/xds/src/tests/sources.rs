@@ -135,7 +135,7 @@ fn what_the_files_say_is_served() {
     let routes = &config(&dump, "Routes")["dynamic_route_configs"][0];
     assert_eq!(routes["route_config"]["name"], "r");
     let notes = &dump["sources"].to_string();
-    assert!(notes.contains("stat_prefix"), "{notes}");
+    assert!(notes.contains("metadata"), "{notes}");
     // Nothing has changed: neither do the times.
     assert_eq!(here.load(Some(&loaded)).dump, loaded.dump);
 }
@@ -159,7 +159,7 @@ fn a_wrong_file_is_refused_whole_and_the_last_good_one_stays() {
         assert_eq!(error["version_info"], "c2", "{clusters}");
         assert_eq!(error["failed_configuration"]["name"], **name);
         let details = error["details"].as_str().expect("details");
-        let expected = "cds.yaml:10: resources[1].type: only STATIC and EDS are supported";
+        let expected = "cds.yaml:10: resources[1].type: only STATIC, EDS and ORIGINAL_DST are supported";
         assert!(details.contains(expected), "{details}");
     }
     assert_eq!(clusters[0]["version_info"], "c1");
