@@ -159,7 +159,8 @@ fn a_wrong_file_is_refused_whole_and_the_last_good_one_stays() {
         assert_eq!(error["version_info"], "c2", "{clusters}");
         assert_eq!(error["failed_configuration"]["name"], **name);
         let details = error["details"].as_str().expect("details");
-        let expected = "cds.yaml:10: resources[1].type: only STATIC, EDS and ORIGINAL_DST are supported";
+        let expected =
+            "cds.yaml:10: resources[1].type: only STATIC, EDS and ORIGINAL_DST are supported";
         assert!(details.contains(expected), "{details}");
     }
     assert_eq!(clusters[0]["version_info"], "c1");
