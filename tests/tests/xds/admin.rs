@@ -13,11 +13,12 @@ use shunt_tests::world::Running;
 use crate::scene::Scene;
 
 /// What only the agent says.
-const OURS: [&str; 8] = [
+const OURS: [&str; 9] = [
     "uptime_seconds",
     "pid",
     "worker_pid",
     "generation",
+    "pods",
     "worker_generations",
     "sources",
     "workloads",
