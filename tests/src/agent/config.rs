@@ -28,8 +28,12 @@ pub(super) fn config(dir: &Path, mode: &str, settings: &str, workloads: &[String
     } else {
         format!("\n{}", workloads.concat())
     };
+    let log = match settings.contains("log: {") {
+        true => String::new(),
+        false => format!("log: {{level: info, format: json, access: {at}/access.log}}\n"),
+    };
     format!(
         "mode: {mode}\nconcurrency: 2\nstate_dir: {at}/state\nadmin: {{socket: {at}/admin.sock}}\n\
-         log: {{level: info, format: json, access: {at}/access.log}}\n{settings}workloads:{workloads}"
+         {log}{settings}workloads:{workloads}"
     )
 }

@@ -18,12 +18,25 @@ use super::{BASELINE, Figures, cpu, memory};
 use crate::run::root;
 
 /// What stands between client and server, interleaved in this order.
-pub(super) const CASES: [(&str, Chain); 5] = [
+pub(super) const CASES: [(&str, Chain); 8] = [
     (BASELINE, Chain::Nothing),
     ("baseline_again", Chain::Nothing),
     ("shunt_1hop", Chain::Shunt),
     ("envoy_1hop", Chain::Envoy),
     ("envoy_2hop", Chain::TwoEnvoys),
+    // Both workloads' configurations, run by one process.
+    ("shunt_1pass", Chain::OnePass("ebpf", "acceleration: off")),
+    (
+        "shunt_1pass_iptables",
+        Chain::OnePass("iptables", "acceleration: off"),
+    ),
+    (
+        "shunt_1pass_sockmap",
+        Chain::OnePass(
+            "ebpf",
+            "acceleration: {default: always, direct: false, handoff: false}",
+        ),
+    ),
 ];
 
 /// Connections that are open at once.
@@ -69,7 +82,7 @@ impl HttpStage {
         let wrk = Wrk {
             pod: client,
             address: match chain {
-                Chain::Nothing => format!("{}:{ORIGIN}", server.v4),
+                Chain::Nothing | Chain::OnePass(..) => format!("{}:{ORIGIN}", server.v4),
                 _ => format!("{}:{}", client.v4, proxies::PORT),
             },
             seconds: self.seconds,

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use shunt_tests::{Pod, Running, World, agent, wait};
+use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, agent, wait};
 
 use super::ORIGIN;
 
@@ -24,11 +24,15 @@ pub(in crate::bench) enum Chain {
     Envoy,
     /// One beside the client, one beside the server.
     TwoEnvoys,
+    /// Client and server enrolled in an agent, whose listeners are for the captured connections of both: the mode, and a
+    /// field of each workload.
+    OnePass(&'static str, &'static str),
 }
 
 /// Killed when dropped.
 pub(super) struct Proxies {
     running: Vec<Running>,
+    agent: Option<Agent>,
 }
 
 impl Proxies {
@@ -53,7 +57,19 @@ impl Proxies {
             command.args(["--log-level", "error"]);
             start(command, &dir.join("proxy.log"), pod)
         };
+        let mut agent = None;
         let running = match chain {
+            Chain::OnePass(mode, workload) => {
+                let file = dir.join("captured.yaml");
+                fs::write(&file, captured(server)).context("a bootstrap")?;
+                let builder = AgentBuilder::new(world, mode)
+                    .set(&format!("bootstrap: {}", file.display()))
+                    .set("log: {level: info, format: json, access: off}")
+                    .enrol("client", client, workload)
+                    .enrol("server", server, workload);
+                agent = Some(builder.start());
+                Vec::new()
+            }
             Chain::Nothing => Vec::new(),
             Chain::Envoy => vec![beside(client, &origin, "2")?],
             // With one worker each, a chain on two cores is faster than with two.
@@ -76,12 +92,13 @@ impl Proxies {
                 vec![start(command, &dir.join("proxy.log"), client)?]
             }
         };
-        Ok(Self { running })
+        Ok(Self { running, agent })
     }
 
     /// Theirs and their children's.
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
-        let mut pids: Vec<u32> = self.running.iter().map(|running| running.0.id()).collect();
+        let running = self.running.iter().map(|running| running.0.id());
+        let mut pids: Vec<u32> = running.chain(self.agent.as_ref().map(Agent::pid)).collect();
         let mut next = 0;
         while let Some(pid) = pids.get(next).copied() {
             let children = format!("/proc/{pid}/task/{pid}/children");
@@ -125,25 +142,98 @@ fn start(mut command: Command, log: &Path, pod: &Pod) -> Result<Running> {
     Ok(running)
 }
 
+/// Where a proxy of a bootstrap listens, and its one upstream.
+struct Front<'a> {
+    /// Of the listener: YAML, one field each.
+    listener: Vec<String>,
+    /// YAML: of the cluster.
+    cluster: &'a str,
+    name: &'a str,
+}
+
 /// Routing, and nothing beside it: what both proxies do at least.
 fn bootstrap(pod: &Pod, to: &str) -> String {
     let (host, port) = to.rsplit_once(':').unwrap_or((to, "80"));
-    let routes: String = (0..ROUTES)
-        .map(|at| {
-            format!("              - {{match: {{path: /r{at}}}, route: {{cluster: origin}}}}\n")
+    let front = Front {
+        listener: vec![format!(
+            "address: {}",
+            socket_address(&pod.v4, &PORT.to_string())
+        )],
+        cluster: &static_cluster(host, port),
+        name: "front",
+    };
+    whole(&[front])
+}
+
+/// For the connections of a client to the server: its own configuration, and the server's.
+fn captured(server: &Pod) -> String {
+    let port = ORIGIN.to_string();
+    let of = |direction: &str| {
+        vec![
+            format!("address: {}", socket_address(&server.v4, &port)),
+            "bind_to_port: false".to_owned(),
+            format!("traffic_direction: {direction}"),
+        ]
+    };
+    let original = "type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED";
+    let far = static_cluster(&server.v4, &port);
+    whole(&[
+        Front {
+            listener: of("OUTBOUND"),
+            cluster: &far,
+            name: "outbound",
+        },
+        Front {
+            listener: of("INBOUND"),
+            cluster: original,
+            name: "inbound",
+        },
+    ])
+}
+
+fn socket_address(host: &str, port: &str) -> String {
+    format!("{{socket_address: {{address: {host}, port_value: {port}}}}}")
+}
+
+fn static_cluster(host: &str, port: &str) -> String {
+    let address = socket_address(host, port);
+    format!(
+        "type: STATIC, load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {address}}}}}]}}]}}"
+    )
+}
+
+fn whole(fronts: &[Front<'_>]) -> String {
+    let listeners: String = fronts.iter().map(listener).collect();
+    let clusters: String = fronts
+        .iter()
+        .map(|front| {
+            let (name, cluster) = (front.name, front.cluster);
+            format!("  - {{name: {name}, connect_timeout: 1s, {cluster}}}\n")
         })
         .collect();
+    format!("static_resources:\n  listeners:\n{listeners}  clusters:\n{clusters}")
+}
+
+fn listener(front: &Front<'_>) -> String {
+    let (name, head) = (front.name, front.listener.join("\n    "));
+    let routes: String = (0..ROUTES)
+        .map(|at| {
+            format!("              - {{match: {{path: /r{at}}}, route: {{cluster: {name}}}}}\n")
+        })
+        .collect();
+    // One field a line.
+    let head = head
+        .replace("}, ", "}\n    ")
+        .replace("false, ", "false\n    ");
     format!(
-        "static_resources:
-  listeners:
-  - name: front
-    address: {{socket_address: {{address: {}, port_value: {PORT}}}}}
+        "  - name: {name}
+    {head}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: front
+          stat_prefix: {name}
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
@@ -151,20 +241,10 @@ fn bootstrap(pod: &Pod, to: &str) -> String {
             virtual_hosts:
             - name: all
               domains: [\"*\"]
-              routes: [{{match: {{prefix: /}}, route: {{cluster: origin}}}}]
+              routes: [{{match: {{prefix: /}}, route: {{cluster: {name}}}}}]
             - name: routes
               domains: [routes]
               routes:
-{routes}  clusters:
-  - name: origin
-    type: STATIC
-    connect_timeout: 1s
-    load_assignment:
-      cluster_name: origin
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}
-",
-        pod.v4
+{routes}"
     )
 }
