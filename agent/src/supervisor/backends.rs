@@ -85,19 +85,16 @@ impl Backends {
         self.learn();
     }
 
-    /// What the first workload would have to wait for.
+    /// What every first workload would have to wait for: the programs are loaded.
     pub(super) fn make_ready(&mut self, wish: ModeSetting) {
-        let works = |mode: &&Mode| self.get(**mode).is_ok();
-        let mode = Self::candidates(wish).iter().find(works);
-        if mode == Some(&Mode::Ebpf) {
-            self.learn();
+        for mode in Self::candidates(wish) {
+            if self.get(*mode).is_ok() {
+                return;
+            }
         }
     }
 
     fn learn(&mut self) {
-        if self.behaviour.is_some() {
-            return;
-        }
         let trial = Trial {
             state_dir: &self.state_dir,
             remember: true,

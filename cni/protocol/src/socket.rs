@@ -70,10 +70,18 @@ fn invalid(what: &'static str) -> io::Error {
 mod tests {
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
+
+    /// Descriptors are counted: nobody else opens or closes any meanwhile.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn pair() -> (OwnedFd, OwnedFd) {
         let flags = SocketFlags::CLOEXEC;
@@ -82,6 +90,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_arrives_with_its_packet() {
+        let _alone = alone();
         let (ours, theirs) = pair();
         let file = File::open("/proc/self/ns/net").expect("a namespace");
         send(&ours, b"with", Some(file.as_fd())).expect("sent");
@@ -105,6 +114,7 @@ mod tests {
 
     #[test]
     fn more_descriptors_than_asked_for_are_closed() {
+        let _alone = alone();
         let (ours, theirs) = pair();
         let file = File::open("/proc/self/ns/net").expect("a namespace");
         let open = || std::fs::read_dir("/proc/self/fd").expect("a list").count();
