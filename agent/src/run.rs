@@ -67,8 +67,14 @@ pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded
 }
 
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
-    let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    let missing = privileges::missing()?;
     let descriptors = privileges::raise_descriptor_limit()?;
+    privileges::drop_to_needed()?;
+    let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    for need in missing {
+        let (capability, without) = (need.capability.to_string(), need.without);
+        tracing::warn!(capability, without, "a capability is missing");
+    }
     if args.writable_sysctls
         && let Err(error) = make_sysctls_writable()
     {

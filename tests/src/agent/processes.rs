@@ -1,8 +1,18 @@
-//! The agent's other processes.
+//! The agent's processes, and what they may do.
 
 use std::fs;
 
-use super::Agent;
+use super::{Agent, AgentBuilder};
+use crate::require;
+
+impl AgentBuilder<'_> {
+    /// An agent that is given these capabilities alone, by their names as in `CAP_NET_ADMIN`.
+    #[must_use]
+    pub fn with_capabilities(mut self, names: &[String]) -> Self {
+        self.prefix = require::with_capabilities(names);
+        self
+    }
+}
 
 impl Agent {
     /// The data plane's process, `None` while there is none.
