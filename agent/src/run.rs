@@ -11,7 +11,7 @@ use shunt_intercept::memory;
 use shunt_xds::Loaded;
 
 use crate::cli::{self, EX_USAGE, RunArgs};
-use crate::{privileges, supervisor};
+use crate::{privileges, seccomp, supervisor};
 
 pub fn run(args: &RunArgs) -> ExitCode {
     let path = config_path(args.config.as_deref());
@@ -70,6 +70,7 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) 
     let missing = privileges::missing()?;
     let descriptors = privileges::raise_descriptor_limit()?;
     privileges::drop_to_needed()?;
+    seccomp::forbid_dangerous()?;
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     for need in missing {
         let (capability, without) = (need.capability.to_string(), need.without);

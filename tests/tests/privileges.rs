@@ -93,6 +93,7 @@ fn each_process_holds_what_it_needs(mode: &str) {
             assert_eq!(held(pid, set), BTreeSet::new(), "{set} of {pid}");
         }
         assert_eq!(field(pid, "NoNewPrivs"), "1", "of {pid}");
+        assert_eq!(field(pid, "Seccomp"), "2", "a filter of {pid}");
     }
 }
 
