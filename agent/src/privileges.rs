@@ -16,7 +16,7 @@ pub struct Need {
 
 /// All that the supervisor needs: `CAP_SYS_ADMIN` includes `CAP_BPF` and `CAP_PERFMON`, `CAP_DAC_OVERRIDE` includes
 /// `CAP_DAC_READ_SEARCH`. The service file and the DaemonSet give the same.
-pub const NEEDS: [Need; 7] = [
+pub const NEEDS: [Need; 8] = [
     Need::of(
         Capability::CAP_SYS_ADMIN,
         "no namespace can be entered and no program be loaded",
@@ -28,6 +28,10 @@ pub const NEEDS: [Need; 7] = [
     Need::of(
         Capability::CAP_NET_RAW,
         "iptables' legacy tables can neither be read nor written",
+    ),
+    Need::of(
+        Capability::CAP_NET_BIND_SERVICE,
+        "listeners of the bootstrap cannot have ports below 1024",
     ),
     Need::of(
         Capability::CAP_SYS_PTRACE,

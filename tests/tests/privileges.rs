@@ -15,9 +15,10 @@ in_both_modes!(
 );
 
 /// Numbers from linux/capability.h.
-const NUMBERS: [(&str, u32); 8] = [
+const NUMBERS: [(&str, u32); 9] = [
     ("CAP_DAC_OVERRIDE", 1),
     ("CAP_SETPCAP", 8),
+    ("CAP_NET_BIND_SERVICE", 10),
     ("CAP_NET_ADMIN", 12),
     ("CAP_NET_RAW", 13),
     ("CAP_SYS_MODULE", 16),

@@ -12,6 +12,16 @@ impl AgentBuilder<'_> {
         self.prefix = require::with_capabilities(names);
         self
     }
+
+    /// An agent in whose environment these variables are set besides, each as `NAME=VALUE`.
+    #[must_use]
+    pub fn with_environment(mut self, variables: &[String]) -> Self {
+        self.prefix = ["env".to_owned()]
+            .into_iter()
+            .chain(variables.iter().cloned())
+            .collect();
+        self
+    }
 }
 
 impl Agent {
