@@ -89,12 +89,17 @@ fn each_process_holds_what_it_needs(mode: &str) {
             assert_eq!(held(pid, set), BTreeSet::new(), "{set} of {pid}");
         }
     }
+    // The supervisor's filter is also that of what it starts, which adds two of its own.
+    let filters = |pid: u32| -> u32 { field(pid, "Seccomp_filters").parse().expect("a number") };
+    let before = filters(std::process::id());
+    assert_eq!(filters(agent.pid()), before + 1);
+    assert_eq!(others.map(filters), [before + 3; 2]);
     for pid in others.into_iter().chain([agent.pid()]) {
         for set in ["CapInh", "CapAmb"] {
             assert_eq!(held(pid, set), BTreeSet::new(), "{set} of {pid}");
         }
         assert_eq!(field(pid, "NoNewPrivs"), "1", "of {pid}");
-        assert_eq!(field(pid, "Seccomp"), "2", "a filter of {pid}");
+        assert_eq!(field(pid, "Seccomp"), "2", "of {pid}");
     }
 }
 
@@ -186,5 +191,29 @@ fn without_sys_ptrace_others_namespaces_are_out_of_reach() {
         let builder = AgentBuilder::new(&scene.world, "ebpf");
         let agent = builder.with_capabilities(&given).start();
         wanted(&agent, entry.clone(), served);
+    }
+}
+
+/// `shunt check` says what stands in the way, not only that something does.
+#[test]
+fn check_explains_what_is_not_permitted() {
+    let refused = [
+        (
+            require::with_capabilities(&without("CAP_SYS_ADMIN")),
+            "CAP_SYS_ADMIN (or CAP_BPF) is missing",
+        ),
+        (require::without_bpf(), "a seccomp filter refuses bpf(2)"),
+    ];
+    for (prefix, cause) in refused {
+        let mut command = require::prefixed(&prefix, &binary());
+        let output = command
+            .args(["check", "-o", "json"])
+            .output()
+            .expect("runs");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = report["findings"].as_array().expect("a list");
+        let bpf = findings.iter().find(|finding| finding["name"] == "bpf(2)");
+        let found = bpf.expect("a finding")["found"].to_string();
+        assert!(found.contains(cause), "{found}");
     }
 }

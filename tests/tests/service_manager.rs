@@ -136,5 +136,5 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
         .find_map(|line| line.split_once("exposure level for shunt.service: "))
         .and_then(|(_, rest)| rest.split(' ').next()?.parse::<f64>().ok());
     // Of 10. What is left: capabilities, namespaces, sysctls and cgroups, which are what it is for.
-    assert!(level.is_some_and(|level| level < 6.5), "{said}");
+    assert!(level.is_some_and(|level| level < 6.0), "{said}");
 }

@@ -6,7 +6,7 @@ use aya::programs::ProgramType;
 use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
 
-use super::object;
+use super::{denied, object};
 use crate::{Finding, cgroup};
 
 /// The first kernel that lets a process without capabilities use a map it holds: the data plane needs that.
@@ -139,6 +139,12 @@ fn supported(kind: ProgramType) -> Result<String, String> {
     match is_program_supported(kind) {
         Ok(true) => Ok("a program of this type loads".into()),
         Ok(false) => Err("the kernel does not know this program type".into()),
-        Err(error) => Err(object::failed("load a program", &error).chain()),
+        Err(error) => {
+            let said = object::failed("load a program", &error).chain();
+            match denied::by_what() {
+                Some(cause) if denied::is_denial(&error) => Err(format!("{said}: {cause}")),
+                _ => Err(said),
+            }
+        }
     }
 }
