@@ -17,6 +17,7 @@ mod ipc;
 mod pods;
 mod privileges;
 mod run;
+mod seccomp;
 mod status;
 mod supervisor;
 mod tap;

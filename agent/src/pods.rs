@@ -12,7 +12,7 @@ use shunt_workload::{Discovered, Rules, watch};
 use tokio::sync::mpsc;
 
 use crate::ipc::{Channel, ChannelError};
-use crate::{cli, privileges};
+use crate::{cli, privileges, seccomp};
 
 /// The supervisor's first and only message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub fn run() -> ExitCode {
 
 fn start() -> Result<()> {
     privileges::drop_all()?;
+    seccomp::permit_needed()?;
     let socket = std::io::stdin()
         .as_fd()
         .try_clone_to_owned()

@@ -11,7 +11,7 @@ use shunt_intercept::memory;
 use shunt_xds::Loaded;
 
 use crate::cli::{self, EX_USAGE, RunArgs};
-use crate::{privileges, supervisor};
+use crate::{privileges, seccomp, supervisor};
 
 pub fn run(args: &RunArgs) -> ExitCode {
     let path = config_path(args.config.as_deref());
@@ -67,8 +67,15 @@ pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded
 }
 
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
-    let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    let missing = privileges::missing()?;
     let descriptors = privileges::raise_descriptor_limit()?;
+    privileges::drop_to_needed()?;
+    seccomp::forbid_dangerous()?;
+    let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
+    for need in missing {
+        let (capability, without) = (need.capability.to_string(), need.without);
+        tracing::warn!(capability, without, "a capability is missing");
+    }
     if args.writable_sysctls
         && let Err(error) = make_sysctls_writable()
     {

@@ -22,6 +22,7 @@ mod leaving;
 mod lifecycle;
 mod node;
 mod pods;
+mod service_manager;
 mod settings;
 mod stopping;
 mod strays;
@@ -56,6 +57,7 @@ use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
+use self::service_manager::ServiceManager;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
@@ -101,6 +103,7 @@ struct Supervisor {
     changed: bool,
     repairs: BTreeMap<String, u64>,
     level: LogLevel,
+    manager: ServiceManager,
     /// Of dead agents: what refuses connections until their workloads are served again.
     remains: Vec<Remains>,
 }
@@ -147,7 +150,10 @@ pub async fn supervise(
             }
             said = supervisor.pods.next() => supervisor.heard_of_pods(said),
             visit = door.next() => supervisor.visited(visit),
-            () = source.changed() => supervisor.reload(args, &mut source),
+            () = source.changed() => {
+                supervisor.manager.reloading();
+                supervisor.reload(args, &mut source);
+            }
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
@@ -211,6 +217,7 @@ impl Supervisor {
             changed: true,
             repairs: BTreeMap::new(),
             level,
+            manager: ServiceManager::of_environment(),
             remains,
         };
         let specs = supervisor.config.workloads.iter().cloned().chain(attached);
@@ -341,6 +348,7 @@ impl Supervisor {
         } else {
             self.publish_counters();
         }
+        self.tell_service_manager();
     }
 
     /// Every gate, as long as somebody is behind it.

@@ -23,7 +23,7 @@ use tokio::task::LocalSet;
 use self::control::Control;
 use crate::heartbeat::Heartbeats;
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
-use crate::{cli, privileges};
+use crate::{cli, privileges, seccomp};
 
 /// The shortest slices that the kernel gives: beside busy applications a flow of small answers waits for the worker, not
 /// for the bytes of others.
@@ -39,6 +39,7 @@ pub fn run() -> ExitCode {
 /// Privileges go first, before anything is read and before there is a second thread.
 fn start() -> Result<()> {
     privileges::drop_all()?;
+    seccomp::permit_needed()?;
     // Before there is a second thread, which then has it too. Without it flows are only slower.
     let slices = scheduling::take_slices(SLICE);
     let socket = std::io::stdin()

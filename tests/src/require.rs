@@ -58,6 +58,31 @@ fn without([x86_64, aarch64]: [&str; 2]) -> Vec<String> {
         .into()
 }
 
+/// What stands before a command so that it, and whatever it starts, holds no other capabilities than these.
+pub fn with_capabilities(names: &[String]) -> Vec<String> {
+    let mut bounding = "-all".to_owned();
+    for name in names {
+        bounding += ",+";
+        bounding += &name.trim_start_matches("CAP_").to_lowercase();
+    }
+    ["setpriv", "--inh-caps=-all", "--bounding-set", &bounding]
+        .map(str::to_owned)
+        .into()
+}
+
+/// The capabilities that the service is given.
+///
+/// # Panics
+/// The unit does not say.
+pub fn service_capabilities() -> Vec<String> {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/shunt.service");
+    let unit = std::fs::read_to_string(unit).expect("the unit");
+    let mut lines = unit.lines();
+    let set = lines.find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = set.expect("a set").split(' ');
+    names.map(str::to_owned).collect()
+}
+
 /// What stands before a command so that it sees /proc/sys read-only, as a container does.
 pub fn with_read_only_sysctls() -> Vec<String> {
     let mount = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\" \"$@\"";

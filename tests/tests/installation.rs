@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use shunt_tests::agent::binary;
+use shunt_tests::require;
 
 fn scripts() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts"))
@@ -68,19 +69,8 @@ fn installs_keeps_the_configuration_and_removes() {
 /// The capabilities that the unit leaves are enough for both modes.
 #[test]
 fn the_units_capabilities_are_enough() {
-    let unit = fs::read_to_string(scripts().join("shunt.service")).expect("there");
-    let line = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let kept: Vec<String> = line
-        .expect("a line")
-        .split(' ')
-        .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
-        .collect();
-    let output = Command::new("setpriv")
-        .args(["--bounding-set", &format!("-all,{}", kept.join(","))])
-        .args(["--inh-caps", "-all"])
-        .arg(binary())
+    let prefix = require::with_capabilities(&require::service_capabilities());
+    let output = require::prefixed(&prefix, &binary())
         .args(["check", "-o", "json"])
         .output()
         .expect("runs");

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use shunt_tests::agent::binary;
+use shunt_tests::require;
 
 /// The oldest version with `appArmorProfile`, one in the middle, a recent one.
 const VERSIONS: [&str; 3] = ["1.30", "1.32", "1.35"];
@@ -292,16 +293,7 @@ fn capabilities_are_those_of_the_service_and_each_has_a_reason() {
         assert!(reason.len() > 10, "{line}");
         asked.insert(format!("CAP_{name}"));
     }
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/shunt.service");
-    let unit = fs::read_to_string(unit).expect("the unit");
-    let bounding = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let bounding: BTreeSet<String> = bounding
-        .expect("a set")
-        .split(' ')
-        .map(str::to_owned)
-        .collect();
+    let bounding: BTreeSet<String> = require::service_capabilities().into_iter().collect();
     assert_eq!(asked, bounding);
 }
 

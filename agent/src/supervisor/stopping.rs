@@ -6,12 +6,17 @@ use super::leaving::Leaving;
 use super::{RELEASES, Supervisor, data_plane, until};
 use crate::ipc::{ToSupervisor, ToWorker};
 
+/// So long after its flows' time the data plane is given to end.
+const ENDS: Duration = Duration::from_secs(5);
+
 type Signal = tokio::signal::unix::Signal;
 
 impl Supervisor {
     /// New connections go directly at once; flows get their time; then everything is removed.
     pub(super) async fn stop(&mut self, terminate: &mut Signal, interrupt: &mut Signal) {
         tracing::info!("stopping: new connections go directly, flows may end in order");
+        let grace = self.config.timeouts.drain;
+        self.manager.stopping(grace + ENDS + 3 * RELEASES);
         self.withdraw_everything();
         let released_by = Instant::now() + RELEASES;
         while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {
@@ -25,12 +30,11 @@ impl Supervisor {
                 }
             }
         }
-        let grace = self.config.timeouts.drain;
         let stop = ToWorker::Stop {
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
         };
         self.data_plane.tell(&stop, Vec::new());
-        let deadline = Instant::now() + grace + Duration::from_secs(5);
+        let deadline = Instant::now() + grace + ENDS;
         while self.data_plane.is_running() {
             tokio::select! {
                 event = self.data_plane.next() => self.heard_while_stopping(event),

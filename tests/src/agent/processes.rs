@@ -1,8 +1,28 @@
-//! The agent's other processes.
+//! The agent's processes, and what they may do.
 
 use std::fs;
 
-use super::Agent;
+use super::{Agent, AgentBuilder};
+use crate::require;
+
+impl AgentBuilder<'_> {
+    /// An agent that is given these capabilities alone, by their names as in `CAP_NET_ADMIN`.
+    #[must_use]
+    pub fn with_capabilities(mut self, names: &[String]) -> Self {
+        self.prefix = require::with_capabilities(names);
+        self
+    }
+
+    /// An agent in whose environment these variables are set besides, each as `NAME=VALUE`.
+    #[must_use]
+    pub fn with_environment(mut self, variables: &[String]) -> Self {
+        self.prefix = ["env".to_owned()]
+            .into_iter()
+            .chain(variables.iter().cloned())
+            .collect();
+        self
+    }
+}
 
 impl Agent {
     /// The data plane's process, `None` while there is none.

@@ -6,7 +6,7 @@ use aya::programs::ProgramType;
 use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
 
-use super::object;
+use super::{denied, object};
 use crate::{Finding, cgroup};
 
 /// The first kernel that lets a process without capabilities use a map it holds: the data plane needs that.
@@ -89,12 +89,8 @@ fn capabilities() -> Finding {
         .unwrap_or("")
         .trim();
     let bits = u64::from_str_radix(line, 16).unwrap_or(0);
-    // Numbers from linux/capability.h.
-    let needed = [
-        ("CAP_NET_ADMIN", 12),
-        ("CAP_SYS_ADMIN", 21),
-        ("CAP_BPF", 39),
-    ];
+    // Numbers from linux/capability.h. CAP_SYS_ADMIN includes CAP_BPF.
+    let needed = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21)];
     let missing: Vec<&str> = needed
         .iter()
         .filter(|(_, bit)| bits >> bit & 1 == 0)
@@ -108,7 +104,7 @@ fn capabilities() -> Finding {
         } else {
             Err(format!("missing {}", missing.join(", ")))
         },
-        "the supervisor enters namespaces (SYS_ADMIN), sets marks (NET_ADMIN) and loads programs (BPF)",
+        "the supervisor enters namespaces and loads programs (SYS_ADMIN), sets marks (NET_ADMIN)",
     )
 }
 
@@ -143,6 +139,12 @@ fn supported(kind: ProgramType) -> Result<String, String> {
     match is_program_supported(kind) {
         Ok(true) => Ok("a program of this type loads".into()),
         Ok(false) => Err("the kernel does not know this program type".into()),
-        Err(error) => Err(object::failed("load a program", &error).chain()),
+        Err(error) => {
+            let said = object::failed("load a program", &error).chain();
+            match denied::by_what() {
+                Some(cause) if denied::is_denial(&error) => Err(format!("{said}: {cause}")),
+                _ => Err(said),
+            }
+        }
     }
 }
