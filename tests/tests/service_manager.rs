@@ -118,7 +118,7 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
     let binary = shunt_tests::agent::binary();
     let text = text.replace("/usr/local/bin/shunt", &binary.display().to_string());
     let unit = dir.path().join("shunt.service");
-    std::fs::write(&unit, text).expect("written");
+    std::fs::write(&unit, &text).expect("written");
     let analyze = |args: &[&str]| {
         let mut command = Command::new("systemd-analyze");
         let output = command.args(args).arg(&unit).output().expect("runs");
@@ -130,6 +130,29 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
     };
     let (valid, said) = analyze(&["verify", "--man=no"]);
     assert!(valid && !said.contains("shunt.service:"), "{said}");
+    // Lines of the package's drop-in take the place of the unit's.
+    let package = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../scripts/debian/10-path.conf"
+    );
+    let package = std::fs::read_to_string(package).expect("a drop-in");
+    for key in ["ExecStartPre", "ExecStart"] {
+        let commands = |text: &str| -> Vec<String> {
+            let values = text
+                .lines()
+                .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            let values =
+                values.map(|value| value.replace("/usr/bin/shunt", &binary.display().to_string()));
+            values.collect()
+        };
+        let [emptied, command] = &commands(&package)[..] else {
+            panic!("{package}");
+        };
+        assert_eq!(
+            (emptied.as_str(), vec![command.clone()]),
+            ("", commands(&text))
+        );
+    }
     let (_, said) = analyze(&["security", "--offline=true", "--no-pager"]);
     let level = said
         .lines()

@@ -7,7 +7,6 @@ mod acceleration;
 pub mod battery;
 mod classes;
 mod clock;
-mod denied;
 mod destinations;
 mod direct_events;
 mod element;

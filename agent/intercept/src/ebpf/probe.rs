@@ -1,12 +1,14 @@
 //! What `shunt check` says of eBPF mode, each with the evidence.
 
+mod denied;
+
 use std::fs;
 
 use aya::programs::ProgramType;
 use aya::sys::is_program_supported;
 use aya::util::KernelVersion;
 
-use super::{denied, object};
+use super::object;
 use crate::{Finding, cgroup};
 
 /// The first kernel that lets a process without capabilities use a map it holds: the data plane needs that.
