@@ -1,5 +1,7 @@
 //! Why a request gets no response of an upstream's, and what its client is told: Envoy's words.
 
+use std::error::Error;
+use std::io;
 use std::net::SocketAddr;
 
 use hyper::Response;
@@ -20,10 +22,32 @@ pub(super) enum Failure {
     /// Taken from the pool or new, it ended with the request under way.
     Reset(hyper::Error),
     Expired(Expired),
+    /// What the client sends as the request's body is none.
+    Malformed,
+    /// The response's head leaves open where its body ends.
+    Unframed,
     /// What a pattern made of the path is none.
     NoPath,
     /// The far end's listener has nobody for it.
     NoChain,
+}
+
+impl Failure {
+    pub(super) fn of(error: hyper::Error) -> Self {
+        // An error of the body's is told as the cause of what it did to the request.
+        let of_body = error.source().and_then(|cause| cause.downcast_ref());
+        let cause = of_body.and_then(|error: &hyper::Error| error.source()?.downcast_ref());
+        let is_malformed = cause.is_some_and(|cause: &io::Error| {
+            matches!(
+                cause.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+            )
+        });
+        match is_malformed && error.is_user() {
+            true => Self::Malformed,
+            false => Self::Reset(error),
+        }
+    }
 }
 
 const REFUSED: &str = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
@@ -38,8 +62,19 @@ pub(super) fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
             details,
         )
     };
+    let unspoken = || {
+        reset(
+            502,
+            "protocol error",
+            "UPE",
+            "upstream_reset_before_response_started{protocol_error}",
+        )
+    };
     match failure {
         Failure::Expired(expired) => late(*expired),
+        Failure::Malformed => {
+            reply::because(reply::local(400, "Bad Request"), "DPE", "http1.codec_error")
+        }
         Failure::NoPath => {
             let reply = reply::local(500, "the rewritten path is no path");
             reply::because(reply, "", "no_path")
@@ -72,12 +107,8 @@ pub(super) fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
             }
             reply
         }
-        Failure::Reset(error) if error.is_parse() => reset(
-            502,
-            "protocol error",
-            "UPE",
-            "upstream_reset_before_response_started{protocol_error}",
-        ),
+        Failure::Unframed => unspoken(),
+        Failure::Reset(error) if error.is_parse() => unspoken(),
         Failure::Reset(_) | Failure::NoChain => reset(
             503,
             "connection termination",

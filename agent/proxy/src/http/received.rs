@@ -88,6 +88,10 @@ pub(super) enum Unfit {
     NoHost,
     /// The path is none.
     NoPath,
+    /// Its body is encoded in a way that nobody would tell the upstream of.
+    UnknownEncoding,
+    /// Who it is for is said more than once; RFC 9112, section 3.2.
+    ManyHosts,
 }
 
 /// What a request wants beside its answer.
@@ -111,6 +115,12 @@ impl Head {
         } = parts;
         if version < Version::HTTP_11 && !manager.accept_http_10 {
             return Err(Unfit::TooOld);
+        }
+        if !is_chunked_at_most(&headers) {
+            return Err(Unfit::UnknownEncoding);
+        }
+        if headers.get_all(header::HOST).iter().nth(1).is_some() {
+            return Err(Unfit::ManyHosts);
         }
         let said = headers.remove(header::HOST);
         let said = said.as_ref().and_then(|host| host.to_str().ok());
@@ -334,6 +344,16 @@ pub(super) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",
+    }
+}
+
+/// Is `transfer-encoding`, where there is any, that of which the framing takes care, and nothing else?
+pub(super) fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
     }
 }
 

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use hyper::ext::ReasonPhrase;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 use shunt_core::http::{HttpConnectionManager, ServerHeader};
 
 use super::body::ResponseBody;
-use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop};
+use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop, is_chunked_at_most};
 use super::wire::Signature;
 
 /// Why a reply is the proxy's own; Envoy's words. Without one a response is an upstream's, or a filter's that nobody
@@ -53,6 +53,12 @@ pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
         Unfit::TooOld => because(local(426, "Upgrade Required"), "DPE", "low_version"),
         Unfit::NoHost => because(local(400, ""), "DPE", "missing_host_header"),
         Unfit::NoPath => because(local(404, ""), "", "missing_path_rejected"),
+        Unfit::ManyHosts => because(local(400, ""), "DPE", "http1.duplicate_host"),
+        Unfit::UnknownEncoding => because(
+            local(501, "Not Implemented"),
+            "DPE",
+            "http1.invalid_transfer_encoding",
+        ),
     }
 }
 
@@ -87,6 +93,13 @@ pub(super) fn signature(manager: &HttpConnectionManager) -> Signature {
         lines,
         proper_case: manager.proper_case,
     }
+}
+
+/// Is it the same to everybody where the response's body ends?
+pub(super) fn is_framed(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    is_chunked_at_most(headers) && lengths.all(is_number)
 }
 
 /// What every response gets, wherever it comes from.

@@ -138,6 +138,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             let is_used = link.is_used();
             let sent = link.sender().try_send_request(request);
             match self.in_time(sent).await? {
+                Ok(response) if !reply::is_framed(response.headers()) => {
+                    return Err(Failure::Unframed);
+                }
                 Ok(response) => {
                     return Ok(response.map(|inner| {
                         ResponseBody::Upstream(Upstream {
@@ -151,7 +154,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 Err(mut error) => match error.take_message() {
                     // It never left: the connection was closed while it waited in the pool.
                     Some(unsent) if is_used => request = unsent,
-                    _ => return Err(Failure::Reset(error.into_error())),
+                    _ => return Err(Failure::of(error.into_error())),
                 },
             }
         }
