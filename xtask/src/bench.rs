@@ -60,7 +60,8 @@ pub struct Args {
 type Figures = BTreeMap<String, f64>;
 
 pub fn run(args: &Args) -> Result<()> {
-    let names: Vec<&str> = match args.http {
+    let is_http = args.is_http();
+    let names: Vec<&str> = match is_http {
         true => http::CASES.iter().map(|(name, _)| *name).collect(),
         false => CASES.iter().map(|case| case.name).collect(),
     };
@@ -82,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     loudly(cargo().args(release))?;
     shunt_tests::agent::use_binary(root().join("target/release/shunt"));
-    let report = match args.http {
+    let report = match is_http {
         true => {
             envoy::fetch();
             let stage = HttpStage::set(if args.quick { 1 } else { 2 })?;
@@ -137,6 +138,14 @@ fn interleaved<C>(
 }
 
 impl Args {
+    /// Asked for, or only cases are that there are with HTTP alone.
+    fn is_http(&self) -> bool {
+        let is_known = |name: &String| CASES.iter().any(|case| case.name == name);
+        let is_with_http = |name: &String| http::CASES.iter().any(|(known, _)| known == name);
+        let mut only = self.only.iter();
+        self.http || only.any(|name| is_with_http(name) && !is_known(name))
+    }
+
     fn runs(&self) -> usize {
         if self.quick { 1 } else { self.runs }
     }

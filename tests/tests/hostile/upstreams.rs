@@ -114,10 +114,27 @@ fn cases() -> Vec<Case> {
         ),
         says("no HTTP", "SSH-2.0-x\n\n", Told::Status(502)),
         says("a NUL", &ok("x-a: 1\0\n\n"), Told::Status(502)),
-        says("a folded line", &ok("x-a: 1\n 2\ncontent-length: 0\n\n"), Told::Status(502)),
-        says("a space before the colon", &ok("content-length : 2\n\nok"), Told::Status(502)),
-        says("a status of four digits", "HTTP/1.1 2000 OK\n\n", Told::Status(502)),
-        endless("an endless head", "HTTP/1.1 200 OK\n", "x-a: 1\n", Told::Status(502)),
+        says(
+            "a folded line",
+            &ok("x-a: 1\n 2\ncontent-length: 0\n\n"),
+            Told::Status(502),
+        ),
+        says(
+            "a space before the colon",
+            &ok("content-length : 2\n\nok"),
+            Told::Status(502),
+        ),
+        says(
+            "a status of four digits",
+            "HTTP/1.1 2000 OK\n\n",
+            Told::Status(502),
+        ),
+        endless(
+            "an endless head",
+            "HTTP/1.1 200 OK\n",
+            "x-a: 1\n",
+            Told::Status(502),
+        ),
         endless(
             "an endless line",
             "HTTP/1.1 200 OK\nx-a: ",

@@ -98,6 +98,9 @@ impl HttpStage {
             figures.insert(format!("http1_rate_{connections}"), answered.rate);
             figures.insert(format!("http1_p50_{connections}_us"), answered.p50);
             figures.insert(format!("http1_p99_{connections}_us"), answered.p99);
+            if connections == MANY {
+                figures.insert("http1_p99_us".into(), answered.p99);
+            }
             if connections == MANY && !pids.is_empty() {
                 let each = spent * 1e6 / answered.requests;
                 figures.insert("cpu_us_per_request".into(), each);
