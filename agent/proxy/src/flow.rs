@@ -198,7 +198,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         match OnePass::to(&self.snapshot, origin, self.client, destination) {
             Some(pass) => {
                 let connection = self.connection(client, origin);
-                gateway::pass_on(self.local, pass, connection, account).await
+                Box::pin(gateway::pass_on(self.local, pass, connection, account)).await
             }
             None => self.pass(client, origin, destination, account).await,
         }
@@ -213,7 +213,8 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         account: &mut Account,
     ) -> Refused {
         let connection = self.connection(client, origin);
-        gateway::listen(self.local, served, connection, account).await
+        // Boxed: what is only passed on must not have the room for it in its memory.
+        Box::pin(gateway::listen(self.local, served, connection, account)).await
     }
 
     fn connection(&self, client: TcpStream, origin: Origin) -> Connection {
