@@ -40,7 +40,11 @@ fn lines() {
         line("two hosts", "host: b", &[400]),
         line("the same host twice", "host: a", &[400]),
         line("bytes that are no text", b"x-a: 1", &[200]),
-        line("a connection that names the host", "connection: host, x-forwarded-for", &[200]),
+        line(
+            "a connection that names the host",
+            "connection: host, x-forwarded-for",
+            &[200],
+        ),
     ]);
 }
 
@@ -74,16 +78,50 @@ fn first_lines() {
         first("a method in brackets", "G(T @ HTTP/1.1", &[400]),
         first("a NUL in the method", "G\0T @ HTTP/1.1", &[400]),
         first("no target", "GET HTTP/1.1", &[400]),
-        first("a target without a slash", "GET x HTTP/1.1", &[404]),
-        first("an absolute target without a host", "GET http:///@ HTTP/1.1", &[400]),
+        first("a target without a slash", "GET x HTTP/1.1", &[400]),
+        first(
+            "an absolute target without a host",
+            "GET http:///@ HTTP/1.1",
+            &[400],
+        ),
         first("a fragment", "GET @#/smuggled HTTP/1.1", &[200]),
-        first("an endless method", &format!("{} @ HTTP/1.1", "G".repeat(20_000)), &[431]),
-        first("an endless target", &format!("GET @{} HTTP/1.1", "a".repeat(20_000)), &[431]),
-        case("empty lines before", "\n\nGET @ HTTP/1.1\nhost: a\n\n", &[200], &["GET @ "]),
+        first(
+            "an endless method",
+            &format!("{} @ HTTP/1.1", "G".repeat(20_000)),
+            &[431],
+        ),
+        first(
+            "an endless target",
+            &format!("GET @{} HTTP/1.1", "a".repeat(20_000)),
+            &[431],
+        ),
+        case(
+            "empty lines before",
+            "\n\nGET @ HTTP/1.1\nhost: a\n\n",
+            &[200],
+            &["GET @ "],
+        ),
         case("an empty host", "GET @ HTTP/1.1\nhost:\n\n", &[400], &[]),
+        case(
+            "a host with a slash",
+            "GET @ HTTP/1.1\nhost: a/b\n\n",
+            &[400],
+            &[],
+        ),
+        case(
+            "a host with a space",
+            "GET @ HTTP/1.1\nhost: a b\n\n",
+            &[400],
+            &[],
+        ),
         case("no host", "GET @ HTTP/1.1\nx-a: 1\n\n", &[400], &[]),
         case("garbage", "\u{16}\u{3}\u{1}\n\n", &[400], &[]),
-        case("garbage after a request", "GET @ HTTP/1.1\nhost: a\n\n\u{16}\u{3}\u{1}\n\n", &[200, 400], &["GET @ "]),
+        case(
+            "garbage after a request",
+            "GET @ HTTP/1.1\nhost: a\n\n\u{16}\u{3}\u{1}\n\n",
+            &[200, 400],
+            &["GET @ "],
+        ),
         case(
             "a target with another host than the line's",
             "GET http://b@ HTTP/1.1\nhost: a\n\n",
@@ -133,8 +171,15 @@ fn escapes() {
         assert_eq!(answer.body, format!("GET /was-mutated/{injected} "));
         let answer = ask(&format!("/a/..%2f../%2e%2e/{injected}"), "");
         assert_eq!(answer.status, 200, "{}", answer.head);
-        assert!(answer.body.ends_with(&format!("{injected} ")), "{}", answer.body);
+        assert!(
+            answer.body.ends_with(&format!("{injected} ")),
+            "{}",
+            answer.body
+        );
     });
     let seen = scene.upstream.with(|seen| seen.requests.clone());
-    assert!(seen.iter().all(|request| !request.contains(" /smuggled ")), "{seen:#?}");
+    assert!(
+        seen.iter().all(|request| !request.contains(" /smuggled ")),
+        "{seen:#?}"
+    );
 }

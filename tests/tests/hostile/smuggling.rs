@@ -99,7 +99,10 @@ fn play(talk: &mut Talk, case: &Case, seen: &[String]) -> Vec<String> {
         }
     }
     // After a request that is one, if for nobody, the next can be told.
-    let is_refused = case.answers.last().is_none_or(|status| ![200, 404].contains(status));
+    let is_refused = case
+        .answers
+        .last()
+        .is_none_or(|status| ![200, 404].contains(status));
     if is_refused && !is_last {
         faults.push("the connection goes on".to_owned());
     }
@@ -200,8 +203,10 @@ fn lengths() {
 #[test]
 fn encodings() {
     let chunks = "\n\n5\nhello\n0\n\n";
-    let refused = |name, lines: &str| post(name, &format!("{lines}{chunks}{SMUGGLED}"), &[400], &[]);
-    let unknown = |name, lines: &str| post(name, &format!("{lines}{chunks}{SMUGGLED}"), &[501], &[]);
+    let refused =
+        |name, lines: &str| post(name, &format!("{lines}{chunks}{SMUGGLED}"), &[400], &[]);
+    let unknown =
+        |name, lines: &str| post(name, &format!("{lines}{chunks}{SMUGGLED}"), &[501], &[]);
     // The chunks count, and the connection is over: nobody before us can have hidden a request behind the length.
     let closes = |name, lines: &str| {
         post(
@@ -212,22 +217,46 @@ fn encodings() {
         )
     };
     judge(&[
-        closes("a length, then chunks", "content-length: 3\ntransfer-encoding: chunked"),
-        closes("chunks, then a length", "transfer-encoding: chunked\ncontent-length: 3"),
-        closes("chunks, and what is no length", "transfer-encoding: chunked\ncontent-length: x"),
-        refused("no length, and chunks", "content-length: x\ntransfer-encoding: chunked"),
+        closes(
+            "a length, then chunks",
+            "content-length: 3\ntransfer-encoding: chunked",
+        ),
+        closes(
+            "chunks, then a length",
+            "transfer-encoding: chunked\ncontent-length: 3",
+        ),
+        closes(
+            "chunks, and what is no length",
+            "transfer-encoding: chunked\ncontent-length: x",
+        ),
+        refused(
+            "no length, and chunks",
+            "content-length: x\ntransfer-encoding: chunked",
+        ),
         refused("nearly chunked", "transfer-encoding: xchunked"),
         refused("chunked, then more", "transfer-encoding: chunked, identity"),
-        refused("a list in two lines", "transfer-encoding: chunked\ntransfer-encoding: identity"),
+        refused(
+            "a list in two lines",
+            "transfer-encoding: chunked\ntransfer-encoding: identity",
+        ),
         refused("identity", "transfer-encoding: identity"),
         refused("nothing", "transfer-encoding:"),
         refused("quotes", "transfer-encoding: \"chunked\""),
         refused("a vertical tab", "transfer-encoding: \u{b}chunked"),
         refused("a parameter", "transfer-encoding: chunked;a=b"),
-        unknown("compressed, then chunked", "transfer-encoding: gzip, chunked"),
+        unknown(
+            "compressed, then chunked",
+            "transfer-encoding: gzip, chunked",
+        ),
         unknown("chunked twice", "transfer-encoding: chunked, chunked"),
-        unknown("chunked twice in two lines", "transfer-encoding: chunked\ntransfer-encoding: chunked"),
-        unknown("identity, then chunked", "transfer-encoding: identity\ntransfer-encoding: chunked"),
+        unknown(
+            "chunked twice in two lines",
+            "transfer-encoding: chunked\ntransfer-encoding: chunked",
+        ),
+        unknown(
+            "identity, then chunked",
+            "transfer-encoding: identity\ntransfer-encoding: chunked",
+        ),
         unknown("a comma before", "transfer-encoding: ,chunked"),
         refused("a space before the colon", "transfer-encoding : chunked"),
         refused("a folded line", "transfer-encoding:\n chunked"),
@@ -245,7 +274,9 @@ fn encodings() {
         ),
         case(
             "named by connection",
-            &format!("POST @ HTTP/1.1\nhost: a\nconnection: transfer-encoding\ntransfer-encoding: chunked{chunks}GET @/2 HTTP/1.1\nhost: a\n\n"),
+            &format!(
+                "POST @ HTTP/1.1\nhost: a\nconnection: transfer-encoding\ntransfer-encoding: chunked{chunks}GET @/2 HTTP/1.1\nhost: a\n\n"
+            ),
             &[200, 200],
             &["POST @ hello", "GET @/2 "],
         ),
@@ -272,7 +303,10 @@ fn chunks() {
         broken("a plus", "+5\r\nhello\r\n0\r\n\r\n"),
         broken("a minus", "-5\r\nhello\r\n0\r\n\r\n"),
         broken("0x", "0x5\r\nhello\r\n0\r\n\r\n"),
-        broken("more than 64 bits", "10000000000000005\r\nhello\r\n0\r\n\r\n"),
+        broken(
+            "more than 64 bits",
+            "10000000000000005\r\nhello\r\n0\r\n\r\n",
+        ),
         broken("a chunk that is longer", "5\r\nhello!\r\n0\r\n\r\n"),
         broken("a bare LF after a size", "5\nhello\r\n0\r\n\r\n"),
         broken("a bare LF after a chunk", "5\r\nhello\n0\r\n\r\n"),

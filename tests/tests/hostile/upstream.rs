@@ -93,7 +93,10 @@ fn say(answer: &mut TcpStream, request: &str, evil: Option<Evil>) -> io::Result<
     let length = request.len();
     match evil {
         None if request.starts_with("HEAD ") => {
-            write!(answer, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n")
+            write!(
+                answer,
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"
+            )
         }
         None => write!(
             answer,
@@ -225,7 +228,8 @@ fn strict_lines(head: &[u8]) -> io::Result<Vec<String>> {
     let text = std::str::from_utf8(head).map_err(|_| fault("no text", head))?;
     let lines: Vec<String> = text.split("\r\n").map(str::to_owned).collect();
     let is_odd = |line: &String| {
-        line.starts_with([' ', '\t']) || line.contains(|letter: char| letter.is_ascii_control() && letter != '\t')
+        line.starts_with([' ', '\t'])
+            || line.contains(|letter: char| letter.is_ascii_control() && letter != '\t')
     };
     match lines.iter().any(is_odd) {
         true => Err(fault("control bytes, or a folded line", head)),

@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use shunt_core::flow::DataPath;
 use shunt_core::http::HttpTimeouts;
 use shunt_core::snapshot::Enrolled;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::books::Entry;
@@ -376,7 +377,8 @@ impl Clock {
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);
             }
-            ready!(sleep.as_mut().poll(cx));
+            // Also when who sends without a pause has used up what the connection may do at once.
+            ready!(pin!(unconstrained(sleep.as_mut())).poll(cx));
             if Instant::now() < at {
                 sleep.as_mut().reset(at);
                 continue;
