@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use shunt_tests::agent::binary;
@@ -39,35 +40,43 @@ fn text(file: &str) -> String {
     fs::read_to_string(deploy().join("kubernetes").join(file)).expect(file)
 }
 
-/// Python with what knows the schemas, made once beside the build.
+/// Where Python finds what knows the schemas, fetched once beside the build.
 #[expect(clippy::print_stderr, reason = "a skip is told loudly")]
-fn python() -> Option<PathBuf> {
-    let test = std::env::current_exe().expect("a path");
-    let target = test.ancestors().find(|dir| dir.ends_with("target"))?;
-    let home = target.join("kubernetes-validate");
-    let program = home.join("bin/python3");
-    let works = || {
-        let asked = Command::new(&program)
-            .args(["-c", "import kubernetes_validate, yaml"])
-            .output();
-        asked.is_ok_and(|output| output.status.success())
-    };
-    if !works() {
-        let _ = Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(&home)
-            .output();
-        let _ = Command::new(&program)
-            .args(["-m", "pip", "install", "-q", "kubernetes-validate"])
-            .output();
+fn schemas() -> Option<PathBuf> {
+    static FETCHED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let fetched = FETCHED.get_or_init(|| {
+        let test = std::env::current_exe().expect("a path");
+        let target = test.ancestors().find(|dir| dir.ends_with("target"))?;
+        let home = target.join("kubernetes-validate");
+        let works = || {
+            let asked = python(&home)
+                .args(["-c", "import kubernetes_validate, yaml"])
+                .output();
+            asked.is_ok_and(|output| output.status.success())
+        };
+        if !works() {
+            // It says itself why it does not work.
+            let _ = Command::new("python3")
+                .args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"])
+                .arg(&home)
+                .arg("kubernetes-validate")
+                .status();
+        }
+        works().then_some(home)
+    });
+    if fetched.is_none() {
+        let text =
+            "SKIPPED: no schemas: PyPI's kubernetes-validate cannot be installed into target/";
+        assert!(std::env::var_os("CI").is_none(), "{text}");
+        eprintln!("{text}");
     }
-    if works() {
-        return Some(program);
-    }
-    let text = "SKIPPED: no schemas: PyPI's kubernetes-validate cannot be installed into target/";
-    assert!(std::env::var_os("CI").is_none(), "{text}");
-    eprintln!("{text}");
-    None
+    fetched.clone()
+}
+
+fn python(schemas: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", schemas);
+    command
 }
 
 /// Every file of a directory but its kustomization, which must name each.
@@ -96,8 +105,8 @@ fn files(of: &str) -> Vec<PathBuf> {
     files
 }
 
-fn documents(python: &Path, files: &[PathBuf]) -> Vec<Value> {
-    let output = Command::new(python)
+fn documents(schemas: &Path, files: &[PathBuf]) -> Vec<Value> {
+    let output = python(schemas)
         .args(["-c", READ])
         .args(files)
         .output()
@@ -116,7 +125,7 @@ fn documents(python: &Path, files: &[PathBuf]) -> Vec<Value> {
 
 #[test]
 fn the_schemas_know_them() {
-    let Some(python) = python() else { return };
+    let Some(schemas) = schemas() else { return };
     let dir = tempfile::tempdir().expect("a directory");
     for more in [
         vec![],
@@ -128,14 +137,14 @@ fn the_schemas_know_them() {
         more.iter()
             .for_each(|component| all.extend(files(component)));
         let path = dir.path().join("all.json");
-        for document in documents(&python, &all) {
+        for document in documents(&schemas, &all) {
             // Its definition is the Prometheus operator's.
             if document["kind"] == "PodMonitor" {
                 continue;
             }
             fs::write(&path, document.to_string()).expect("written");
             for version in VERSIONS {
-                let check = Command::new(&python)
+                let check = python(&schemas)
                     .args(["-m", "kubernetes_validate", "--strict", "-k", version])
                     .arg(&path)
                     .output()
@@ -153,11 +162,11 @@ fn the_schemas_know_them() {
 
 #[test]
 fn what_belongs_together_is_called_the_same() {
-    let Some(python) = python() else { return };
+    let Some(schemas) = schemas() else { return };
     let mut all = files("");
     all.extend(files("cni"));
     all.extend(files("monitoring"));
-    let documents = documents(&python, &all);
+    let documents = documents(&schemas, &all);
     let of = |kind: &str| {
         documents
             .iter()

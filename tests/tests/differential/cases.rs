@@ -3,6 +3,8 @@
 mod edges;
 mod faults;
 mod filters;
+mod hostile;
+mod upstreams;
 
 /// `\n` is CR LF on the wire.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +95,8 @@ pub fn all() -> Vec<Case> {
         edges::normalized(),
         edges::tcp(),
         filters::all(),
+        hostile::all(),
+        upstreams::all(),
     ]
     .concat()
 }

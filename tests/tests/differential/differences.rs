@@ -50,6 +50,11 @@ const REFUSED: &[&str] = &[
     "upstream requests: 0",
 ];
 
+const ENCODING: &str = "hyper says 400 where Envoy says 501; both close";
+const HOSTS: &str =
+    "RFC 9112, section 3.2, wants it refused; Envoy makes one host of both, with a comma between";
+const SPACES: &str = "hyper takes one space only; RFC 9112, section 3, lets it refuse all else";
+
 pub const ALLOWED: &[Difference] = &[
     in_case(
         "fault: the upstream breaks off in a body",
@@ -104,5 +109,63 @@ pub const ALLOWED: &[Difference] = &[
         "fault: a folded line",
         REFUSED,
         "hyper refuses what RFC 9112, section 5.2, wants refused or mended; Envoy mends it",
+    ),
+    another(
+        "hostile: the same length twice",
+        &[
+            "response 1: first line: HTTP/1.1 200 OK",
+            "upstream requests: 1",
+            "upstream request 1: content-length: 2",
+        ],
+        "hyper makes one line of lines that say the same; RFC 9112, section 6.3, lets it",
+    ),
+    another("hostile: nearly chunked", REFUSED, ENCODING),
+    another("hostile: chunked, then identity", REFUSED, ENCODING),
+    another(
+        "hostile: a chunk that is longer",
+        REFUSED,
+        "hyper refuses a chunk without its end; Envoy takes it for as long as it was said to be",
+    ),
+    another(
+        "hostile: HTTP/1.0 with chunks",
+        REFUSED,
+        "hyper says 400 where Envoy says 426; both close",
+    ),
+    another("hostile: two hosts", REFUSED, HOSTS),
+    another("hostile: the same host twice", REFUSED, HOSTS),
+    another(
+        "hostile: a bare CR",
+        REFUSED,
+        "hyper refuses it; Envoy takes it out. RFC 9112, section 2.2, wants either, or a space",
+    ),
+    another(
+        "hostile: a connection that names the host",
+        &[
+            "response 1: first line: HTTP/1.1 200 OK",
+            "upstream request 1: host: all.test",
+        ],
+        "Envoy takes the host away, and then has none; here it stays, whatever connection names",
+    ),
+    another(
+        "hostile: HTTP/0.9",
+        REFUSED,
+        "hyper says 400 where Envoy says 426; both close",
+    ),
+    another(
+        "hostile: HTTP/1.2",
+        REFUSED,
+        "hyper knows no such version and says 400; Envoy takes it for an old one",
+    ),
+    another("hostile: two spaces", REFUSED, SPACES),
+    another("hostile: a tab", REFUSED, SPACES),
+    another(
+        "hostile: an empty host",
+        REFUSED,
+        "nobody is asked in the name of nobody",
+    ),
+    in_case(
+        "upstream: half a head",
+        "",
+        "hyper tells a head that breaks off from one that is none: 503 where Envoy says 502",
     ),
 ];

@@ -78,7 +78,7 @@ fn first_lines() {
         first("a method in brackets", "G(T @ HTTP/1.1", &[400]),
         first("a NUL in the method", "G\0T @ HTTP/1.1", &[400]),
         first("no target", "GET HTTP/1.1", &[400]),
-        first("a target without a slash", "GET x HTTP/1.1", &[404]),
+        first("a target without a slash", "GET x HTTP/1.1", &[400]),
         first(
             "an absolute target without a host",
             "GET http:///@ HTTP/1.1",
@@ -102,6 +102,18 @@ fn first_lines() {
             &["GET @ "],
         ),
         case("an empty host", "GET @ HTTP/1.1\nhost:\n\n", &[400], &[]),
+        case(
+            "a host with a slash",
+            "GET @ HTTP/1.1\nhost: a/b\n\n",
+            &[400],
+            &[],
+        ),
+        case(
+            "a host with a space",
+            "GET @ HTTP/1.1\nhost: a b\n\n",
+            &[400],
+            &[],
+        ),
         case("no host", "GET @ HTTP/1.1\nx-a: 1\n\n", &[400], &[]),
         case("garbage", "\u{16}\u{3}\u{1}\n\n", &[400], &[]),
         case(

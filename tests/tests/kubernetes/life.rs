@@ -70,12 +70,7 @@ fn the_kubelets_probes_hear_the_truth(mode: &str) {
     );
     let closed = on_the_node(&world, &connect);
     let said = String::from_utf8_lossy(&closed.stderr);
-    // In iptables mode the agent has accepted before it finds the port closed: docs/kubernetes.md.
-    let expected = match mode {
-        "ebpf" => "ConnectionRefusedError",
-        _ => "ConnectionResetError",
-    };
-    assert!(said.contains(expected), "{said}");
+    assert!(said.contains("ConnectionRefusedError"), "{said}");
 }
 
 fn init_containers_are_intercepted(mode: &str) {

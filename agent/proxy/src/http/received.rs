@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Version, http::request::Parts};
+use hyper::http::{request::Parts, uri::Authority};
+use hyper::{Method, Version};
 use shunt_core::http::{HttpConnectionManager, PathRules, RequestView, StripPort};
 use shunt_core::route::matching::without_port;
 
@@ -92,6 +93,8 @@ pub(super) enum Unfit {
     UnknownEncoding,
     /// Who it is for is said more than once; RFC 9112, section 3.2.
     ManyHosts,
+    /// What it says of who it is for is no host, or it is for nothing.
+    NoTarget,
 }
 
 /// What a request wants beside its answer.
@@ -125,7 +128,7 @@ impl Head {
         let said = headers.remove(header::HOST);
         let said = said.as_ref().and_then(|host| host.to_str().ok());
         // The target's own authority counts more; RFC 9112, section 3.2.2.
-        let authority = uri.authority().map(|authority| authority.as_str()).or(said);
+        let authority = uri.authority().map(without_user).or(said);
         let default = &manager.default_host_for_http_10;
         let authority = match authority.filter(|authority| !authority.is_empty()) {
             Some(authority) => authority.to_owned(),
@@ -133,6 +136,9 @@ impl Head {
             None => return Err(Unfit::NoHost),
         };
         let path = uri.path_and_query().map_or("", |path| path.as_str());
+        if !authority.bytes().all(is_of_authority) || path.is_empty() && method != Method::CONNECT {
+            return Err(Unfit::NoTarget);
+        }
         if !path.starts_with('/') {
             return Err(Unfit::NoPath);
         }
@@ -345,6 +351,17 @@ pub(super) fn protocol(version: Version) -> &'static str {
         Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",
     }
+}
+
+/// Who the client is, is nothing that an upstream is told as its own name.
+fn without_user(authority: &Authority) -> &str {
+    let all = authority.as_str();
+    all.rsplit_once('@').map_or(all, |(_, host)| host)
+}
+
+/// What may stand in `host`; RFC 3986, section 3.2.
+fn is_of_authority(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(&byte)
 }
 
 /// Is `transfer-encoding`, where there is any, that of which the framing takes care, and nothing else?

@@ -54,6 +54,7 @@ pub(super) fn unfit(why: Unfit) -> Response<ResponseBody> {
         Unfit::NoHost => because(local(400, ""), "DPE", "missing_host_header"),
         Unfit::NoPath => because(local(404, ""), "", "missing_path_rejected"),
         Unfit::ManyHosts => because(local(400, ""), "DPE", "http1.duplicate_host"),
+        Unfit::NoTarget => because(local(400, "Bad Request"), "DPE", "http1.codec_error"),
         Unfit::UnknownEncoding => because(
             local(501, "Not Implemented"),
             "DPE",
@@ -99,7 +100,13 @@ pub(super) fn signature(manager: &HttpConnectionManager) -> Signature {
 pub(super) fn is_framed(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
-    is_chunked_at_most(headers) && lengths.all(is_number)
+    let has_chunks = headers.contains_key(header::TRANSFER_ENCODING);
+    let is_clear = match (lengths.next(), lengths.next()) {
+        (None, _) => true,
+        (Some(only), None) => is_number(only) && !has_chunks,
+        _ => false,
+    };
+    is_clear && is_chunked_at_most(headers)
 }
 
 /// What every response gets, wherever it comes from.
@@ -118,10 +125,6 @@ pub(super) fn finish(
             .insert(ReasonPhrase::from_static(b"Unknown")),
     };
     let headers = response.headers_mut();
-    // The chunks count (RFC 9112, section 6.3), and the client is told by chunks again.
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
-    }
     drop_hop_by_hop(headers);
     let own = HeaderValue::from_str(&manager.server_name);
     match (manager.server_header, own) {

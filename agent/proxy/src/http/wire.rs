@@ -21,8 +21,13 @@ use super::talk::Talk;
 /// take the answer away from it.
 const DELAYED_CLOSE: Duration = Duration::from_secs(1);
 
+/// Bytes after which a client that sends without a pause gives way: to its own answer, to its limits and to others.
+const AT_ONCE: usize = 256 << 10;
+
 pub(super) struct Wire {
     stream: TcpStream,
+    /// Read without a pause.
+    at_once: usize,
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
     talk: Rc<Talk>,
@@ -141,6 +146,7 @@ impl Wire {
     ) -> Self {
         Self {
             stream,
+            at_once: 0,
             before: (before, 0),
             talk,
             signature,
@@ -208,6 +214,11 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.at_once >= AT_ONCE {
+            self.at_once = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let had = buffer.filled().len();
         let (bytes, taken) = &mut self.before;
         if *taken < bytes.len() {
@@ -215,9 +226,15 @@ impl AsyncRead for Wire {
             buffer.put_slice(&bytes[*taken..*taken + length]);
             *taken += length;
         } else {
-            std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+            let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+            if read.is_pending() {
+                self.at_once = 0;
+            }
+            std::task::ready!(read)?;
         }
-        self.talk.read(buffer.filled().len() - had);
+        let read = buffer.filled().len() - had;
+        self.at_once += read;
+        self.talk.read(read);
         Poll::Ready(Ok(()))
     }
 }

@@ -1,8 +1,9 @@
 //! The one timer of a connection.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Due, Rung, Talk};
@@ -29,7 +30,8 @@ impl Clock {
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);
             }
-            ready!(sleep.as_mut().poll(cx));
+            // Also when who sends without a pause has used up what the connection may do at once.
+            ready!(pin!(unconstrained(sleep.as_mut())).poll(cx));
             if Instant::now() < at {
                 sleep.as_mut().reset(at);
                 continue;
