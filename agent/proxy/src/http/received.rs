@@ -1,5 +1,7 @@
 //! A request as it was received, made one that can be routed: who sent it, by which way, and what is only for this hop.
 
+mod names;
+
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
@@ -8,6 +10,8 @@ use hyper::http::{request::Parts, uri::Authority};
 use hyper::{Method, Version};
 use shunt_core::http::{HttpConnectionManager, PathRules, RequestView, StripPort};
 use shunt_core::route::matching::without_port;
+
+use self::names::{EDGE, INTERNAL, ONE_LINE};
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -25,48 +29,6 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
-
-/// What only a proxy inside the mesh may say; from anybody else it is taken away.
-const INTERNAL: [&str; 14] = [
-    "x-envoy-force-trace",
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-internal",
-    "x-envoy-ip-tags",
-    "x-envoy-max-retries",
-    "x-envoy-original-url",
-    "x-envoy-retriable-header-names",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retry-on",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-rq-timeout-ms",
-];
-
-/// The same where the peer is the client, at the edge.
-const EDGE: [&str; 5] = [
-    "x-envoy-decorator-operation",
-    "x-envoy-downstream-service-cluster",
-    "x-envoy-downstream-service-node",
-    "x-envoy-expected-rq-timeout-ms",
-    "x-envoy-original-path",
-];
-
-/// Several lines of these are one for upstreams, with commas between the values.
-const ONE_LINE: [&str; 11] = [
-    "accept",
-    "accept-encoding",
-    "authorization",
-    "cache-control",
-    "content-type",
-    "origin",
-    "user-agent",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-request-id",
-];
 
 /// A request, taken apart so that each piece can change.
 #[derive(Clone, Debug)]
