@@ -10,6 +10,7 @@ mod cleanup;
 mod cli;
 mod cni_command;
 mod config_command;
+mod confined;
 mod dump;
 mod explain;
 mod heartbeat;

@@ -2,7 +2,6 @@
 //! enrolled. It is a process of its own so that what a network says is parsed neither where the privileges are nor where
 //! connections are.
 
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +11,7 @@ use shunt_workload::{Discovered, Rules, watch};
 use tokio::sync::mpsc;
 
 use crate::ipc::{Channel, ChannelError};
-use crate::{cli, privileges, seccomp};
+use crate::{cli, confined};
 
 /// The supervisor's first and only message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,16 +29,7 @@ pub fn run() -> ExitCode {
 }
 
 fn start() -> Result<()> {
-    privileges::drop_all()?;
-    seccomp::permit_needed()?;
-    let socket = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot take the channel")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let (socket, runtime) = confined::begin()?;
     runtime.block_on(async {
         let mut channel: Channel<Discovered, Begin> = Channel::new(socket)
             .context("standard input is not a channel; `shunt pods` is started by `shunt run`")?;

@@ -11,7 +11,7 @@ mod stock;
 mod taps;
 mod view;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tokio::task::LocalSet;
 use self::control::Control;
 use crate::heartbeat::Heartbeats;
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
-use crate::{cli, privileges, seccomp};
+use crate::{cli, confined};
 
 /// The shortest slices that the kernel gives: beside busy applications a flow of small answers waits for the worker, not
 /// for the bytes of others.
@@ -36,20 +36,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Privileges go first, before anything is read and before there is a second thread.
 fn start() -> Result<()> {
-    privileges::drop_all()?;
-    seccomp::permit_needed()?;
+    let (socket, runtime) = confined::begin()?;
     // Before there is a second thread, which then has it too. Without it flows are only slower.
     let slices = scheduling::take_slices(SLICE);
-    let socket = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("cannot take the channel")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the control runtime")?;
     LocalSet::new().block_on(&runtime, async {
         let channel = Channel::new(socket)
             .context("standard input is not a channel; `shunt worker` is started by `shunt run`")?;
