@@ -47,6 +47,8 @@ pub enum Command {
     Tap(TapArgs),
     /// Remove everything that agents which are gone have left behind
     Cleanup(CleanupArgs),
+    /// Put a later build of the data plane in the place of the one that serves; nobody is refused or reset
+    Upgrade(UpgradeArgs),
     /// Look at a configuration
     Config(ConfigArgs),
     /// Put the CNI plugin in its place on this node, keep it there, or take it away
@@ -189,6 +191,34 @@ pub struct CleanupArgs {
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  install -m 755 shunt.new /usr/bin/shunt && shunt upgrade data-plane
+  shunt upgrade data-plane -o json | jq .after.worker_pid
+
+A new data plane is started from the file that the agent was started from, is told everything, and takes
+the same listening sockets; then the one before accepts no more, and lets its connections end for as long
+as `timeouts.upgrade` says (15 min). When the new one fails before that, nothing has changed. The
+supervisor stays what it is until the agent is started anew.
+
+Exit code 0: the new one serves; 1: no agent, or the one before goes on, and why; 64: wrong usage.")]
+pub struct UpgradeArgs {
+    #[command(flatten)]
+    pub output: Output,
+    /// The agent's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
+    pub socket: PathBuf,
+    /// What is replaced
+    #[arg(value_enum, value_name = "PART")]
+    pub part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The process that carries connections
+    DataPlane,
 }
 
 #[derive(Debug, Args)]

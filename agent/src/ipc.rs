@@ -19,7 +19,7 @@ use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, Worklo
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
@@ -31,14 +31,17 @@ const PART: usize = 128 << 10;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener. The
-    /// configuration's services and policy are left out, see [`ToWorker::Traffic`].
+    /// First of all. One descriptor: the heartbeat page. The configuration's services and policy are left out, see
+    /// [`ToWorker::Traffic`].
     Hello {
         config: Box<Config>,
         supervisor_pid: u32,
         /// The supervisor's.
         uptime_ms: u64,
+        supervisor_version: String,
     },
+    /// Answer over the admin API from now on. Descriptors: the admin socket and, if configured, the admin TCP listener.
+    Admin,
     /// The gates were refreshed on the strength of its signs of life: connections are captured from now on.
     Captures,
     /// One descriptor: the map of accepted sockets' destinations.
@@ -98,6 +101,8 @@ pub enum ToWorker {
         ticket: u64,
         result: Result<Box<Explanation>, Unexplained>,
     },
+    /// Another data plane accepts from the same sockets: accept nothing any more, let flows end for this long, then end.
+    Retire { grace_ms: u64 },
     /// End in order.
     Stop { grace_ms: u64 },
 }
@@ -141,6 +146,8 @@ pub enum Change {
     LogLevel(String),
     /// Stop the agent as SIGTERM does.
     Drain,
+    /// Put a data plane of the program on disk in the place of this one.
+    UpgradeDataPlane,
 }
 
 /// What became of an accepted change.
@@ -208,6 +215,8 @@ fn in_parts(text: &str, message: impl Fn(String, bool) -> ToWorker) -> Vec<ToWor
 pub struct States {
     pub workloads: Vec<WorkloadInfo>,
     pub pods: Option<PodsStatus>,
+    /// Process ids of earlier data planes that let their flows end.
+    pub retired: Vec<u32>,
 }
 
 /// An enrolled workload as the data plane needs it.

@@ -27,9 +27,11 @@ mod settings;
 mod stopping;
 mod strays;
 mod telling;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -48,7 +50,7 @@ use self::asked::{Asked, Asker};
 use self::backends::Backends;
 use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
-use self::data_plane::DataPlane;
+use self::data_plane::{DataPlane, PlaneId, Role};
 use self::drift::NodeNotes;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
@@ -58,6 +60,7 @@ use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
 use self::service_manager::ServiceManager;
+use self::upgrade::Upgrade;
 use crate::cli::RunArgs;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
 
@@ -87,7 +90,8 @@ struct Supervisor {
     /// Whom a change was promised.
     asked: Vec<Asked>,
     /// What the plugin is told once the data plane has acknowledged the message of this number.
-    unconfirmed: Vec<(u64, oneshot::Sender<Reply>, Reply)>,
+    unconfirmed: Vec<((PlaneId, u64), oneshot::Sender<Reply>, Reply)>,
+    upgrade: Option<Upgrade>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
@@ -192,7 +196,7 @@ impl Supervisor {
         (node, pods): (Node, Pods),
         level: LogLevel,
     ) -> Result<Self> {
-        let data_plane = DataPlane::new(config.concurrency)?;
+        let data_plane = DataPlane::new(config.concurrency);
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
         let mut supervisor = Self {
@@ -207,6 +211,7 @@ impl Supervisor {
             leaving: Vec::new(),
             asked: Vec::new(),
             unconfirmed: Vec::new(),
+            upgrade: None,
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
@@ -233,39 +238,48 @@ impl Supervisor {
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
+        let hello = self.hello();
+        let admin = self.home.admin_fds()?;
+        self.data_plane.spawn(&hello, self.books_are_free())?;
+        self.data_plane.tell(&ToWorker::Admin, admin);
+        if self.data_plane.retired().is_empty() {
+            self.backends.forget_flows();
+        }
+        self.tell_everything();
+        Ok(())
+    }
+
+    fn hello(&self) -> ToWorker {
         let uptime = self.home.started.elapsed();
         let config = Config {
             services: Vec::new(),
             policy: Vec::new(),
             ..self.config.clone()
         };
-        let hello = ToWorker::Hello {
+        ToWorker::Hello {
             config: Box::new(config),
             supervisor_pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.data_plane.spawn(&hello, self.home.admin_fds()?)?;
-        self.tell_everything();
-        Ok(())
+            supervisor_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 
-    /// Something the data plane said, or its end.
+    /// Something a data plane said, or its end.
     fn heard(&mut self, event: data_plane::Event) -> Next {
         match event {
-            data_plane::Event::Said(message) => return self.said(message),
-            data_plane::Event::Failed(error) => {
+            data_plane::Event::Said(plane, message) => return self.said(plane, message),
+            data_plane::Event::Failed(plane, error) => {
                 if !matches!(error, ChannelError::Closed) {
-                    tracing::error!(%error, "the data plane is not understood and will be replaced");
+                    tracing::error!(%error, "a data plane is not understood and will be killed");
+                    self.successor_fails(
+                        plane,
+                        &format!("the new data plane is not understood: {error}"),
+                    );
                 }
-                self.data_plane.kill();
+                self.data_plane.kill(plane);
             }
-            data_plane::Event::Ended(status) => {
-                tracing::warn!(%status, "the data plane ended; starting another");
-                *self.repairs.entry("data_plane".into()).or_default() += 1;
-                self.flows_are_gone();
-                // Whoever asked it is not connected any more.
-                self.forget_admins();
-                self.data_plane.schedule_start();
+            data_plane::Event::Ended(role, plane, status) => {
+                self.data_plane_ended(role, plane, status)
             }
             data_plane::Event::StartDue => {
                 if let Err(error) = self.start_data_plane() {
@@ -277,50 +291,72 @@ impl Supervisor {
         Next::Continue
     }
 
-    fn said(&mut self, message: ToSupervisor) -> Next {
-        match message {
-            ToSupervisor::Ack {
-                number,
-                error: Some(error),
-            } => {
-                self.known(number);
-                tracing::error!(
-                    number,
-                    error,
-                    "the data plane could not carry out a message"
-                );
+    fn data_plane_ended(&mut self, role: Role, plane: PlaneId, status: ExitStatus) {
+        match role {
+            Role::Serving => {
+                tracing::warn!(%status, "the data plane ended; starting another");
+                *self.repairs.entry("data_plane".into()).or_default() += 1;
+                self.give_up_upgrade("the data plane that serves ended meanwhile");
+                self.data_plane.schedule_start();
             }
-            ToSupervisor::Ack { number, .. } => self.known(number),
+            Role::Successor => {
+                let reason = format!("the new data plane ended: {status}");
+                self.give_up_upgrade(&reason);
+            }
+            Role::Retired => tracing::info!(%status, "an earlier data plane ended"),
+        }
+        self.upgrade_misses(plane);
+        self.flows_are_gone(plane);
+        // Whoever asked it is not connected any more.
+        self.forget_admins(plane);
+        self.changed = true;
+    }
+
+    fn said(&mut self, plane: PlaneId, message: ToSupervisor) -> Next {
+        match message {
+            ToSupervisor::Ack { number, error } => {
+                if let Some(error) = error {
+                    tracing::error!(number, error, "a data plane could not carry out a message");
+                    self.successor_fails(plane, &format!("the new data plane: {error}"));
+                }
+                self.known(plane, number);
+                self.upgrade_knows(plane, number);
+            }
             ToSupervisor::NeedSockets {
                 worker,
                 want,
                 count,
             } => {
-                self.supply(worker, want, count);
+                self.supply(plane, worker, want, count);
             }
-            ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
-            ToSupervisor::Drained { id } => self.drained(id),
+            ToSupervisor::ListenersClosed { id } => self.listeners_closed(plane, id),
+            ToSupervisor::Drained { id } => self.drained(plane, id),
             ToSupervisor::Explain { ticket, inquiry } => {
                 let result = self.explain(&inquiry).map(Box::new);
                 self.data_plane
-                    .tell(&ToWorker::Explained { ticket, result }, Vec::new());
+                    .tell_one(plane, ToWorker::Explained { ticket, result });
             }
             ToSupervisor::Change { ticket, change } => {
+                let asker = Asker::Admin(plane, ticket);
                 let noted = match change {
                     Change::Put(spec) => self.put(*spec),
                     Change::Delete(name) => self.delete(&name),
                     Change::LogLevel(level) => {
                         let set = self.level.set(&level);
                         let set = set.map_err(|error| error.to_string());
-                        self.answer(Asker::Admin(ticket), set.map(|()| Outcome::InForce));
+                        self.answer(asker, set.map(|()| Outcome::InForce));
                         return Next::Continue;
                     }
                     Change::Drain => {
-                        self.answer(Asker::Admin(ticket), Ok(Outcome::InForce));
+                        self.answer(asker, Ok(Outcome::InForce));
                         return Next::Stop;
                     }
+                    Change::UpgradeDataPlane => {
+                        self.upgrade_data_plane(asker);
+                        return Next::Continue;
+                    }
                 };
-                self.promise(Asker::Admin(ticket), noted);
+                self.promise(asker, noted);
             }
         }
         Next::Continue
@@ -335,8 +371,9 @@ impl Supervisor {
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
-            self.data_plane.kill();
+            self.data_plane.kill_serving();
         }
+        self.go_on_with_upgrade();
         self.attachments.catch_up();
         self.take_over();
         self.look();

@@ -27,6 +27,7 @@ GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
 GET /tap[?workload=NAME][&bytes=N]
 POST /logging[?level=LEVEL]
 POST /drain
+POST /upgrade/data-plane
 PUT /workloads/NAMESPACE/NAME
 DELETE /workloads/NAMESPACE/NAME
 ";
@@ -46,6 +47,7 @@ pub enum Call {
     LogLevel,
     SetLogLevel(String),
     Drain,
+    UpgradeDataPlane,
     PutWorkload { name: WorkloadName, body: String },
     DeleteWorkload(WorkloadName),
 }
@@ -135,6 +137,7 @@ pub(crate) fn parse(
             _ => return Err(wrong("say ?level=LEVEL")),
         },
         ("POST", ["drain"]) => Call::Drain,
+        ("POST", ["upgrade", "data-plane"]) => Call::UpgradeDataPlane,
         ("PUT", ["workloads", namespace, name]) => Call::PutWorkload {
             name: workload(namespace, name),
             body,

@@ -22,6 +22,8 @@ impl Supervisor {
             let loaded = run::read_bootstrap(&new, before)?;
             Ok((new, loaded))
         });
+        // Thousands of routes take some tenths of a second.
+        self.keep_gates();
         let (new, loaded) = match read {
             Ok(read) => read,
             Err(error) => {

@@ -1,0 +1,232 @@
+//! One data plane process and the channel to it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use shunt_core::sockets::SocketWant;
+use shunt_intercept::Marks;
+use shunt_intercept::netns::Netns;
+use tokio::process::{Child, Command};
+
+use super::Program;
+use crate::heartbeat::Heartbeats;
+use crate::ipc::{self, Channel, ChannelError, States, ToSupervisor, ToWorker};
+
+/// More unsent messages than this: it does not read any more.
+const BACKLOG: usize = 10_000;
+
+/// Which of the data planes that there have been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::supervisor) struct PlaneId(pub(super) u64);
+
+type Counters = (BTreeMap<String, u64>, BTreeMap<String, u64>);
+
+#[derive(Debug)]
+pub(super) struct Plane {
+    pub(super) id: PlaneId,
+    child: Child,
+    channel: Channel<ToWorker, ToSupervisor>,
+    channel_failed: bool,
+    heartbeats: Heartbeats,
+    pub(super) started: Instant,
+    /// It was told that it captures.
+    captures: bool,
+    /// The number of the last message.
+    pub(super) told: u64,
+    kept: Kept,
+    /// Of [`Plane::kept`], in order.
+    waiting: Vec<(ToWorker, Vec<OwnedFd>)>,
+    published_states: Option<States>,
+    published_counters: Option<Counters>,
+}
+
+/// What is not yet sent to a data plane, since an earlier one has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kept {
+    Nothing,
+    /// What only one process can read.
+    Books,
+    /// That, and whatever brings connections.
+    Connections,
+}
+
+/// What [`Plane::next`] waits for.
+#[derive(Debug)]
+pub(super) enum Said {
+    Message(ToSupervisor),
+    Failed(ChannelError),
+    Ended(ExitStatus),
+}
+
+impl Plane {
+    /// Starts it and says hello.
+    pub(super) fn spawn(
+        id: PlaneId,
+        program: &Program,
+        workers: usize,
+        hello: &ToWorker,
+        kept: Kept,
+    ) -> Result<Self> {
+        let (ours, theirs) = ipc::pair().context("cannot make the channel to the data plane")?;
+        let heartbeats = Heartbeats::new(workers).context("cannot make the heartbeat page")?;
+        let child = Command::new(program.path())
+            .arg0("shunt")
+            .arg("worker")
+            .stdin(Stdio::from(theirs))
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot start the data plane")?;
+        let mut channel = Channel::new(ours).context("cannot use the channel to the data plane")?;
+        let page = heartbeats.share().context("cannot share the heartbeats")?;
+        let told = channel
+            .send(hello, vec![page])
+            .context("cannot greet the data plane")?;
+        tracing::info!(pid = child.id(), "data plane started");
+        Ok(Self {
+            id,
+            child,
+            channel,
+            channel_failed: false,
+            heartbeats,
+            started: Instant::now(),
+            captures: false,
+            told,
+            kept,
+            waiting: Vec::new(),
+            published_states: None,
+            published_counters: None,
+        })
+    }
+
+    /// `None`: it has ended.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Do all worker threads answer?
+    pub(super) fn alive(&self) -> bool {
+        self.heartbeats.alive()
+    }
+
+    /// Queues a message, or keeps it until it may have it.
+    pub(super) fn tell(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+        match &message {
+            ToWorker::Withdraw { id } => self.waiting.retain(
+                |(kept, _)| !matches!(kept, ToWorker::Listen(spec) if spec.workload == *id),
+            ),
+            ToWorker::Unserve(addr) => self
+                .waiting
+                .retain(|(kept, _)| !matches!(kept, ToWorker::Serve(kept) if kept == addr)),
+            _ => {}
+        }
+        if self.keeps(&message) {
+            self.waiting.push((message, fds));
+        } else {
+            self.send(&message, fds);
+        }
+    }
+
+    fn keeps(&self, message: &ToWorker) -> bool {
+        match message {
+            ToWorker::Listen(_) | ToWorker::Serve(_) | ToWorker::Admin => {
+                self.kept >= Kept::Connections
+            }
+            ToWorker::DirectEvents | ToWorker::Tap => self.kept >= Kept::Books,
+            _ => false,
+        }
+    }
+
+    /// Sends what was kept and need not be any more.
+    pub(super) fn give(&mut self, kept: Kept) {
+        self.kept = kept;
+        for (message, fds) in std::mem::take(&mut self.waiting) {
+            self.tell(message, fds);
+        }
+    }
+
+    fn send(&mut self, message: &ToWorker, fds: Vec<OwnedFd>) {
+        if self.channel_failed {
+            return;
+        }
+        match self.channel.send(message, fds) {
+            Ok(number) => self.told = number,
+            // `next` sees the same failure, or the end of the process.
+            Err(error) => tracing::debug!(%error, "a message to the data plane was not sent"),
+        }
+        if self.channel.backlog() > BACKLOG {
+            tracing::error!("the data plane does not read its messages and will be replaced");
+            self.kill();
+        }
+    }
+
+    /// Cancel safe.
+    pub(super) async fn next(&mut self) -> Said {
+        tokio::select! {
+            biased;
+            heard = self.channel.receive(), if !self.channel_failed => match heard {
+                Ok((_, message, _)) => Said::Message(message),
+                Err(error) => {
+                    self.channel_failed = true;
+                    Said::Failed(error)
+                }
+            },
+            status = self.child.wait() => Said::Ended(status.unwrap_or_default()),
+        }
+    }
+
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.start_kill();
+    }
+
+    /// Says once that the gates hold by its signs of life.
+    pub(super) fn captures(&mut self) {
+        if !std::mem::replace(&mut self.captures, true) {
+            self.tell(ToWorker::Captures, Vec::new());
+        }
+    }
+
+    /// Makes `count` sockets of a kind and sends them, or says why there are none.
+    pub(super) fn stock(
+        &mut self,
+        netns: &Netns,
+        marks: Marks,
+        (worker, want): (usize, SocketWant),
+        count: usize,
+    ) {
+        match netns.stock(want.role, want.family, marks, count) {
+            Ok(sockets) => self.tell(ToWorker::Stock { worker, want }, sockets),
+            Err(error) => {
+                let error = error.to_string();
+                let failed = ToWorker::StockFailed {
+                    worker,
+                    want,
+                    error,
+                };
+                self.tell(failed, Vec::new());
+            }
+        }
+    }
+
+    pub(super) fn publish_states(&mut self, states: &States) {
+        if self.published_states.as_ref() != Some(states) {
+            self.tell(ToWorker::States(states.clone()), Vec::new());
+            self.published_states = Some(states.clone());
+        }
+    }
+
+    pub(super) fn publish_counters(&mut self, counters: &Counters) {
+        if self.published_counters.as_ref() != Some(counters) {
+            let (kernel, repairs) = counters.clone();
+            self.tell(ToWorker::Counters { kernel, repairs }, Vec::new());
+            self.published_counters = Some(counters.clone());
+        }
+    }
+
+    /// It lived so long.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
