@@ -81,9 +81,11 @@ impl Plane {
             .context("cannot start the data plane")?;
         let mut channel = Channel::new(ours).context("cannot use the channel to the data plane")?;
         let page = heartbeats.share().context("cannot share the heartbeats")?;
-        let told = channel
-            .send(hello, vec![page])
-            .context("cannot greet the data plane")?;
+        let told = match channel.send(hello, vec![page]) {
+            // It has ended already; how, is what is told next.
+            Err(ChannelError::Closed) => 0,
+            told => told.context("cannot greet the data plane")?,
+        };
         tracing::info!(pid = child.id(), "data plane started");
         Ok(Self {
             id,
