@@ -259,8 +259,9 @@ enum Ended {
 }
 
 async fn until_closing(closing: &mut watch::Receiver<Closing>) {
-    // An error means that the listener is gone.
-    let _ = closing
-        .wait_for(|closing| *closing == Closing::WhenQuiet)
-        .await;
+    let told = closing.wait_for(|closing| *closing == Closing::WhenQuiet);
+    // An error means that the listener is gone. Handed over, the next request is still answered: it may be on its way.
+    if told.await.is_err() && *closing.borrow() == Closing::HandedOver {
+        std::future::pending::<()>().await;
+    }
 }
