@@ -57,7 +57,10 @@ pub enum ToWorker {
     /// Descriptors: one listening socket per worker thread.
     Listen(ListenerSpec),
     /// Descriptors: ready sockets, for one worker thread.
-    Stock { worker: usize, want: SocketWant },
+    Stock {
+        worker: usize,
+        want: SocketWant,
+    },
     /// No sockets could be made.
     StockFailed {
         worker: usize,
@@ -66,7 +69,9 @@ pub enum ToWorker {
     },
     /// Take no new connections of this workload once its queues are empty, let its flows end in their own time, then
     /// say [`ToSupervisor::Drained`].
-    Withdraw { id: WorkloadId },
+    Withdraw {
+        id: WorkloadId,
+    },
     /// Everything `status` shows beside the data plane's own numbers.
     States(States),
     Settings {
@@ -77,20 +82,25 @@ pub enum ToWorker {
     },
     /// The next piece of a [`Traffic`]'s JSON text, which is too long for a message: thousands of services and rules. In
     /// force with the last one.
-    Traffic { part: String, last: bool },
+    Traffic {
+        part: String,
+        last: bool,
+    },
     /// The next piece of a [`Bootstrap`]'s JSON text. In force with the last one.
-    Bootstrap { part: String, last: bool },
+    Bootstrap {
+        part: String,
+        last: bool,
+    },
     /// The next piece of what `/config_dump` says of the bootstrap and of the files that it names, JSON.
-    Dump { part: String, last: bool },
+    Dump {
+        part: String,
+        last: bool,
+    },
     /// Descriptors: one listening socket per worker thread, for the bootstrap's listener of this address.
     Serve(SocketAddr),
     /// The bootstrap has no listener of this address any more.
     Unserve(SocketAddr),
-    /// Counters of the kernel programs, by name, and of repairs.
-    Counters {
-        kernel: BTreeMap<String, u64>,
-        repairs: BTreeMap<String, u64>,
-    },
+    Counters(Counted),
     /// Answer to [`ToSupervisor::Change`] of the same ticket; the error says why it was refused.
     Changed {
         ticket: u64,
@@ -102,9 +112,13 @@ pub enum ToWorker {
         result: Result<Box<Explanation>, Unexplained>,
     },
     /// Another data plane accepts from the same sockets: accept nothing any more, let flows end for this long, then end.
-    Retire { grace_ms: u64 },
+    Retire {
+        grace_ms: u64,
+    },
     /// End in order.
-    Stop { grace_ms: u64 },
+    Stop {
+        grace_ms: u64,
+    },
 }
 
 /// From the data plane.
@@ -208,6 +222,16 @@ fn in_parts(text: &str, message: impl Fn(String, bool) -> ToWorker) -> Vec<ToWor
             return parts;
         }
     }
+}
+
+/// What others than the data plane count, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Events of the kernel programs.
+    pub kernel: BTreeMap<String, u64>,
+    pub repairs: BTreeMap<String, u64>,
+    /// By what became of them.
+    pub upgrades: BTreeMap<String, u64>,
 }
 
 /// See [`ToWorker::States`].

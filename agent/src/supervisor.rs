@@ -106,6 +106,7 @@ struct Supervisor {
     /// What `status` shows is not yet what the data plane was told.
     changed: bool,
     repairs: BTreeMap<String, u64>,
+    upgrades: BTreeMap<String, u64>,
     level: LogLevel,
     manager: ServiceManager,
     /// Of dead agents: what refuses connections until their workloads are served again.
@@ -221,6 +222,7 @@ impl Supervisor {
             reloaded: false,
             changed: true,
             repairs: BTreeMap::new(),
+            upgrades: BTreeMap::new(),
             level,
             manager: ServiceManager::of_environment(),
             remains,

@@ -215,6 +215,35 @@ fn who_leaves_meanwhile_leaves_nothing(mode: &str) {
     one_is_left(&agent);
 }
 
+#[test]
+fn accelerated_and_direct_ones_go_on() {
+    for (more, path) in [
+        ("acceleration: {default: always, direct: false}", "handoff"),
+        ("acceleration: always", "direct"),
+    ] {
+        let pair = Pair::new();
+        let agent = pair.both("ebpf", more).start();
+        let stream = Stream::begin(&pair);
+        upgraded(&agent);
+        let told = stream.end();
+        let lines: u64 = told
+            .strip_prefix("whole ")
+            .expect(&told)
+            .parse()
+            .expect("a number");
+        one_is_left(&agent);
+        let logged = wait::until("its line", Duration::from_secs(10), || {
+            let mut all = agent.access_log().into_iter();
+            all.find(|line| line["close_reason"] == "finished")
+        });
+        assert_eq!(logged["path"], path, "{logged:#}");
+        let numbers: u64 = (0..lines)
+            .map(|number| number.to_string().len() as u64 + 1)
+            .sum();
+        assert_eq!(logged["bytes_sent"], numbers + 4, "{logged:#}");
+    }
+}
+
 /// HTTP on port 80, TCP on port 81, both to nginx.
 fn bootstrap(gateway: &Pod, server: &Pod) -> String {
     let (gateway, server) = (&gateway.v4, &server.v4);

@@ -8,7 +8,6 @@
 
 mod plane;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,7 +24,7 @@ use shunt_intercept::netns::Netns;
 
 pub(super) use self::plane::PlaneId;
 use self::plane::{Kept, Plane, Said};
-use crate::ipc::{ChannelError, States, ToSupervisor, ToWorker};
+use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker};
 
 /// A data plane that lived shorter than this is started again only after [`PAUSE`].
 const SHORT_LIFE: Duration = Duration::from_secs(2);
@@ -377,14 +376,9 @@ impl DataPlane {
         self.served().for_each(|plane| plane.publish_states(states));
     }
 
-    pub(super) fn publish_counters(
-        &mut self,
-        kernel: BTreeMap<String, u64>,
-        repairs: BTreeMap<String, u64>,
-    ) {
-        let counters = (kernel, repairs);
+    pub(super) fn publish_counters(&mut self, counted: &Counted) {
         self.served()
-            .for_each(|plane| plane.publish_counters(&counters));
+            .for_each(|plane| plane.publish_counters(counted));
     }
 }
 

@@ -11,7 +11,7 @@ use super::Supervisor;
 use super::data_plane::PlaneId;
 use super::enrolment::Serving;
 use super::lifecycle::{Phase, Workload};
-use crate::ipc::{MAX_FDS, States, ToWorker, WorkloadInfo};
+use crate::ipc::{Counted, MAX_FDS, States, ToWorker, WorkloadInfo};
 
 /// Sockets per worker and kind that a fresh workload gets; busy ones ask for more.
 const FIRST_STOCK: usize = 4;
@@ -172,8 +172,11 @@ impl Supervisor {
     }
 
     pub(super) fn publish_counters(&mut self) {
-        self.data_plane
-            .publish_counters(self.backends.events(), self.repairs.clone());
+        self.data_plane.publish_counters(&Counted {
+            kernel: self.backends.events(),
+            repairs: self.repairs.clone(),
+            upgrades: self.upgrades.clone(),
+        });
     }
 }
 

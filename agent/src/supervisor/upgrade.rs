@@ -61,6 +61,7 @@ impl Supervisor {
         if let Err(error) = self.begin_upgrade() {
             let error = format!("{error:#}; nothing has changed");
             tracing::error!(error, "the data plane is not replaced");
+            *self.upgrades.entry("failed".into()).or_default() += 1;
             self.answer(asker, Err(error));
         } else if let Some(upgrade) = &mut self.upgrade {
             upgrade.asker = Some(asker);
@@ -171,10 +172,7 @@ impl Supervisor {
         };
         let until = Instant::now() + grace + ENDS;
         let retired = self.data_plane.promote(program, &retire, until);
-        *self
-            .repairs
-            .entry("upgraded_data_plane".into())
-            .or_default() += 1;
+        *self.upgrades.entry("done".into()).or_default() += 1;
         match (retired, &mut self.upgrade) {
             (Some((plane, number)), Some(upgrade)) => {
                 upgrade.stage = Stage::Retiring { plane, number };
@@ -238,7 +236,7 @@ impl Supervisor {
             reason,
             "the data plane is not replaced, the one that serves goes on"
         );
-        *self.repairs.entry("failed_upgrade".into()).or_default() += 1;
+        *self.upgrades.entry("failed".into()).or_default() += 1;
         if let Some(asker) = upgrade.asker {
             let told = format!("{reason}; the data plane that serves goes on, nothing has changed");
             self.answer(asker, Err(told));

@@ -253,8 +253,10 @@ fn prometheus(view: &View) -> String {
         snapshot: &view.snapshot.load(),
         agent: &view.counters,
         workloads: &view.report().workloads,
-        repairs: &list(&view.repairs),
-        kernel_events: &list(&view.kernel_events),
+        repairs: &list(&view.counted.repairs),
+        kernel_events: &list(&view.counted.kernel),
+        upgrades: &list(&view.counted.upgrades),
+        retired: view.retired.len(),
         version: env!("CARGO_PKG_VERSION"),
     })
 }

@@ -345,10 +345,7 @@ impl Control {
                     worker.unserve(addr);
                 }
             }
-            ToWorker::Counters { kernel, repairs } => {
-                let mut view = self.view.borrow_mut();
-                (view.kernel_events, view.repairs) = (kernel, repairs);
-            }
+            ToWorker::Counters(counted) => self.view.borrow_mut().counted = counted,
             ToWorker::Changed { ticket, result } => {
                 if let Some(asker) = self.asked.remove(&ticket) {
                     // Whoever asked may have gone away.

@@ -23,7 +23,7 @@ use shunt_proxy::FlowSink;
 use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
-use crate::ipc::{EnrolledView, States, Traffic, WorkloadInfo};
+use crate::ipc::{Counted, EnrolledView, States, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct View {
     pub(super) supervisor_pid: u32,
     supervisor_version: String,
     /// Of earlier data planes.
-    retired: Vec<u32>,
+    pub(super) retired: Vec<u32>,
     /// The supervisor's age, and when that was.
     uptime: (Duration, Instant),
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -45,8 +45,8 @@ pub(super) struct View {
     pub(super) told: bool,
     /// It has also closed the gates.
     pub(super) captures: bool,
-    pub(super) kernel_events: BTreeMap<String, u64>,
-    pub(super) repairs: BTreeMap<String, u64>,
+    /// What others count.
+    pub(super) counted: Counted,
     /// Once the programs are loaded.
     direct: Option<DirectFlows>,
     pub(super) taps: Arc<Taps>,
@@ -84,8 +84,7 @@ impl View {
             pods: None,
             told: false,
             captures: false,
-            kernel_events: BTreeMap::new(),
-            repairs: BTreeMap::new(),
+            counted: Counted::default(),
             direct: None,
             taps: Arc::default(),
             kernel_tap: None,

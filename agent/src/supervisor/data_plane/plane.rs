@@ -1,6 +1,5 @@
 //! One data plane process and the channel to it.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::Program;
 use crate::heartbeat::Heartbeats;
-use crate::ipc::{self, Channel, ChannelError, States, ToSupervisor, ToWorker};
+use crate::ipc::{self, Channel, ChannelError, Counted, States, ToSupervisor, ToWorker};
 
 /// More unsent messages than this: it does not read any more.
 const BACKLOG: usize = 10_000;
@@ -21,8 +20,6 @@ const BACKLOG: usize = 10_000;
 /// Which of the data planes that there have been.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::supervisor) struct PlaneId(pub(super) u64);
-
-type Counters = (BTreeMap<String, u64>, BTreeMap<String, u64>);
 
 #[derive(Debug)]
 pub(super) struct Plane {
@@ -40,7 +37,7 @@ pub(super) struct Plane {
     /// Of [`Plane::kept`], in order.
     waiting: Vec<(ToWorker, Vec<OwnedFd>)>,
     published_states: Option<States>,
-    published_counters: Option<Counters>,
+    published_counters: Option<Counted>,
 }
 
 /// What is not yet sent to a data plane, since an earlier one has it.
@@ -219,11 +216,10 @@ impl Plane {
         }
     }
 
-    pub(super) fn publish_counters(&mut self, counters: &Counters) {
-        if self.published_counters.as_ref() != Some(counters) {
-            let (kernel, repairs) = counters.clone();
-            self.tell(ToWorker::Counters { kernel, repairs }, Vec::new());
-            self.published_counters = Some(counters.clone());
+    pub(super) fn publish_counters(&mut self, counted: &Counted) {
+        if self.published_counters.as_ref() != Some(counted) {
+            self.tell(ToWorker::Counters(counted.clone()), Vec::new());
+            self.published_counters = Some(counted.clone());
         }
     }
 
