@@ -7,11 +7,9 @@
 //! ```
 
 mod plane;
+mod program;
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::task::Poll;
@@ -24,6 +22,7 @@ use shunt_intercept::netns::Netns;
 
 pub(super) use self::plane::PlaneId;
 use self::plane::{Kept, Plane, Said};
+pub(super) use self::program::Program;
 use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker};
 
 /// A data plane that lived shorter than this is started again only after [`PAUSE`].
@@ -47,15 +46,6 @@ pub(super) struct DataPlane {
     last_alive: Instant,
 }
 
-/// What a data plane runs.
-#[derive(Debug)]
-pub(super) enum Program {
-    /// Through /proc, so that a replaced file on disk does not mix two builds.
-    Own,
-    /// A later one; held, for the same reason.
-    Held(File),
-}
-
 /// What [`DataPlane::next`] waits for.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -71,16 +61,6 @@ pub(super) enum Role {
     Serving,
     Successor,
     Retired,
-}
-
-impl Program {
-    fn path(&self) -> PathBuf {
-        match self {
-            Self::Own => "/proc/self/exe".into(),
-            // The child has the same number until it is the program.
-            Self::Held(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
-        }
-    }
 }
 
 impl DataPlane {
@@ -223,14 +203,14 @@ impl DataPlane {
         tokio::select! {
             () = start => {
                 self.start_at = None;
-                return Event::StartDue;
+                Event::StartDue
             }
             (id, said) = said(self.all()) => match said {
-                Said::Message(message) => return Event::Said(id, message),
-                Said::Failed(error) => return Event::Failed(id, error),
+                Said::Message(message) => Event::Said(id, message),
+                Said::Failed(error) => Event::Failed(id, error),
                 Said::Ended(status) => {
                     let role = self.forget(id);
-                    return Event::Ended(role, id, status);
+                    Event::Ended(role, id, status)
                 }
             }
         }
@@ -392,17 +372,4 @@ async fn said(planes: impl Iterator<Item = &mut Plane>) -> (PlaneId, Said) {
         polls.find(Poll::is_ready).unwrap_or(Poll::Pending)
     })
     .await
-}
-
-/// Opens the program that is on disk now where this one was started from.
-///
-/// # Errors
-/// There is none.
-pub(super) fn program_on_disk() -> io::Result<(PathBuf, Program)> {
-    let own = std::fs::read_link("/proc/self/exe")?;
-    // The kernel says so of a file whose name another one has now.
-    let text = own.to_string_lossy();
-    let path = PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text));
-    let file = File::open(&path)?;
-    Ok((path, Program::Held(file)))
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::Supervisor;
 use super::asked::Asker;
-use super::data_plane::{PlaneId, Program, program_on_disk};
+use super::data_plane::{PlaneId, Program};
 use crate::ipc::{Outcome, ToWorker};
 
 /// For a successor to be told everything and to have all its threads answer. Shorter than the admin API's patience.
@@ -80,7 +80,7 @@ impl Supervisor {
             self.data_plane.alive(),
             "the data plane that is to be replaced does not answer; if it is stuck it is replaced within 5 s"
         );
-        let (path, program) = program_on_disk().context("cannot open the program on disk")?;
+        let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
         tracing::info!(program = %path.display(), "a new data plane is made ready");
         let hello = self.hello();
         let successor = self.data_plane.spawn_successor(&program, &hello)?;

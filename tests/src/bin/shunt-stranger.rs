@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use shunt_tests::wait::pause;
+
 /// Longer than an agent waits for it.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -14,9 +16,9 @@ fn main() -> anyhow::Result<()> {
         "another version" => {
             let channel = UnixDatagram::from(io::stdin().as_fd().try_clone_to_owned()?);
             channel.send(br#"{"version":99,"number":1,"body":"hello"}"#)?;
-            std::thread::sleep(LONG);
+            pause(LONG);
         }
-        "silent" => std::thread::sleep(LONG),
+        "silent" => pause(LONG),
         _ => anyhow::bail!("this one ends at once"),
     }
     Ok(())
