@@ -72,6 +72,12 @@ pub struct RunArgs {
     /// In a container: make its own /proc/sys writable, by which clients' addresses are kept
     #[arg(long)]
     pub writable_sysctls: bool,
+    /// Go on from what the program before has left in this process, under this number
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    pub succeeds: Option<i32>,
+    /// Only say whether this program could go on from one of this line, with this configuration
+    #[arg(long, hide = true, value_name = "LINE")]
+    pub could_succeed: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -211,7 +217,7 @@ pub struct UpgradeArgs {
     #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
     pub socket: PathBuf,
     /// What is replaced
-    #[arg(value_enum, value_name = "PART")]
+    #[arg(value_enum, value_name = "PART", default_value = "all")]
     pub part: Part,
 }
 
@@ -219,6 +225,8 @@ pub struct UpgradeArgs {
 pub enum Part {
     /// The process that carries connections
     DataPlane,
+    /// The supervisor, in the same process, and then the data plane
+    All,
 }
 
 #[derive(Debug, Args)]

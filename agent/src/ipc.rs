@@ -44,7 +44,7 @@ pub enum ToWorker {
     Admin,
     /// The gates were refreshed on the strength of its signs of life: connections are captured from now on.
     Captures,
-    /// One descriptor: the map of accepted sockets' destinations.
+    /// Descriptors: the maps of accepted sockets' destinations, in place of those that were known.
     Destinations,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
     Shortcuts,
@@ -162,6 +162,8 @@ pub enum Change {
     Drain,
     /// Put a data plane of the program on disk in the place of this one.
     UpgradeDataPlane,
+    /// Put the program on disk in the place of the supervisor, and then of the data plane.
+    UpgradeAgent,
 }
 
 /// What became of an accepted change.

@@ -23,6 +23,7 @@ mod status;
 mod supervisor;
 mod tap;
 mod upgrade;
+mod will;
 mod worker;
 
 use std::process::ExitCode;

@@ -19,6 +19,7 @@ mod enrolment;
 mod explaining;
 mod hearing;
 mod home;
+mod inherited;
 mod leaving;
 mod lifecycle;
 mod node;
@@ -27,6 +28,7 @@ mod service_manager;
 mod settings;
 mod stopping;
 mod strays;
+mod succession;
 mod telling;
 mod upgrade;
 
@@ -55,14 +57,17 @@ use self::drift::NodeNotes;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
+use self::inherited::Inherited;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
 use self::service_manager::ServiceManager;
+use self::succession::Succession;
 use self::upgrade::Upgrade;
 use crate::cli::RunArgs;
 use crate::ipc::ToWorker;
+use crate::will::Will;
 
 /// How often gates are refreshed; they hold for a second.
 const TICK: Duration = Duration::from_millis(250);
@@ -92,6 +97,10 @@ struct Supervisor {
     /// What the plugin is told once the data plane has acknowledged the message of this number.
     unconfirmed: Vec<((PlaneId, u64), oneshot::Sender<Reply>, Reply)>,
     upgrade: Option<Upgrade>,
+    succession: Option<Succession>,
+    /// What the supervisor before this one has left is not yet replaced.
+    succeeds: bool,
+    succession_due: Option<Instant>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
@@ -129,16 +138,29 @@ pub async fn supervise(
     source.follow(config.bootstrap.as_deref());
     source.follow_sources(&loaded.sources);
     node::tell_of_refused(&Loaded::default(), &loaded);
-    let home = Home::open(&config)?;
+    let mut will = args.succeeds.map(Will::read).transpose()?;
+    let mut inherited = match &mut will {
+        Some(will) => Inherited::of(will).context("what was left did not come")?,
+        None => Inherited::default(),
+    };
+    inherited.keep_alive();
+    let uptime = will.as_ref().map_or(0, |will| will.uptime_ms);
+    let admin = std::mem::take(&mut inherited.admin);
+    let home = Home::open(&config, admin, Duration::from_millis(uptime))?;
     let (attachments, attached) = Attachments::restore(&config);
     let pods = Pods::open(&config)?;
     let found: Vec<WorkloadSpec> = pods.specs().collect();
-    home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
-    let node = Node::open(&config, loaded)?;
+    if will.is_none() {
+        home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
+    }
+    let node = Node::open(&config, loaded, std::mem::take(&mut inherited.node))?;
     let mut supervisor =
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
-    supervisor.start_data_plane()?;
+    match will {
+        Some(will) => supervisor.succeed(will, inherited)?,
+        None => supervisor.start_data_plane()?,
+    }
     supervisor.backends.make_ready(supervisor.config.mode);
     supervisor.tick();
     let mut door = Door::open(&supervisor.config.state_dir)?;
@@ -213,6 +235,9 @@ impl Supervisor {
             asked: Vec::new(),
             unconfirmed: Vec::new(),
             upgrade: None,
+            succession: None,
+            succeeds: false,
+            succession_due: None,
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
@@ -278,6 +303,7 @@ impl Supervisor {
             self.data_plane.kill_serving();
         }
         self.go_on_with_upgrade();
+        self.go_on_with_succession();
         self.attachments.catch_up();
         self.take_over();
         self.look();

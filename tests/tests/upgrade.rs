@@ -11,6 +11,7 @@ use shunt_tests::{Agent, AgentBuilder, Pair, Pod, Script, in_both_modes, wait};
 
 in_both_modes!(
     wrk_at_full_load_notices_no_upgrade,
+    wrk_notices_no_upgrade_of_all,
     a_stream_goes_on_in_the_old_one,
     the_old_one_has_its_time_and_no_more,
     who_leaves_meanwhile_leaves_nothing,
@@ -95,9 +96,9 @@ impl Wrk {
     }
 }
 
-fn upgrade(agent: &Agent) -> Output {
+fn upgrade(agent: &Agent, part: &str) -> Output {
     Command::new(binary())
-        .args(["upgrade", "data-plane", "--socket"])
+        .args(["upgrade", part, "--socket"])
         .arg(agent.dir.join("admin.sock"))
         .output()
         .expect("runs")
@@ -105,8 +106,13 @@ fn upgrade(agent: &Agent) -> Output {
 
 #[track_caller]
 fn upgraded(agent: &Agent) {
+    upgraded_of(agent, "data-plane");
+}
+
+#[track_caller]
+fn upgraded_of(agent: &Agent, part: &str) {
     let before = agent.worker_pids();
-    let output = upgrade(agent);
+    let output = upgrade(agent, part);
     let (said, wrong) = (output.stdout, String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{wrong}");
     let now = agent.status()["agent"]["worker_pid"].as_u64();
@@ -118,7 +124,7 @@ fn upgraded(agent: &Agent) {
 #[track_caller]
 fn refused(agent: &Agent, reason: &str) {
     let before = agent.worker_pid();
-    let output = upgrade(agent);
+    let output = upgrade(agent, "data-plane");
     let wrong = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{wrong}");
     assert!(wrong.contains(reason), "{wrong}");
@@ -155,6 +161,32 @@ fn wrk_at_full_load_notices_no_upgrade(mode: &str) {
     kept.end(1000);
     anew.end(300);
     one_is_left(&agent);
+}
+
+fn wrk_notices_no_upgrade_of_all(mode: &str) {
+    let pair = Pair::new();
+    let _nginx = pair.server.nginx(&pair.world);
+    let before = [pair.client.state(), pair.server.state()];
+    let mut agent = pair.both(mode, "").start();
+    let url = format!("http://{}/", pair.server.v4);
+    let url6 = format!("http://[{}]/", pair.server.v6);
+    let stream = Stream::begin(&pair);
+    let kept = Wrk::start(&pair.client, &[], &url);
+    let anew = Wrk::start(&pair.client, &["-H", "Connection: close"], &url6);
+    for _ in 0..10 {
+        upgraded_of(&agent, "all");
+        wait::until("connections through it", Duration::from_secs(20), || {
+            let served = agent.workload("client")["connections"]["total"].as_u64();
+            (served > Some(20) && agent.worker_pids().len() < 4).then_some(())
+        });
+    }
+    kept.end(1000);
+    anew.end(300);
+    let told = stream.end();
+    assert!(told.starts_with("whole "), "{told}");
+    one_is_left(&agent);
+    assert!(agent.terminate().success());
+    assert_eq!([pair.client.state(), pair.server.state()], before);
 }
 
 fn a_stream_goes_on_in_the_old_one(mode: &str) {

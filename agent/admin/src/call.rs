@@ -28,6 +28,7 @@ GET /tap[?workload=NAME][&bytes=N]
 POST /logging[?level=LEVEL]
 POST /drain
 POST /upgrade/data-plane
+POST /upgrade/all
 PUT /workloads/NAMESPACE/NAME
 DELETE /workloads/NAMESPACE/NAME
 ";
@@ -48,6 +49,7 @@ pub enum Call {
     SetLogLevel(String),
     Drain,
     UpgradeDataPlane,
+    UpgradeAgent,
     PutWorkload { name: WorkloadName, body: String },
     DeleteWorkload(WorkloadName),
 }
@@ -138,6 +140,7 @@ pub(crate) fn parse(
         },
         ("POST", ["drain"]) => Call::Drain,
         ("POST", ["upgrade", "data-plane"]) => Call::UpgradeDataPlane,
+        ("POST", ["upgrade", "all"]) => Call::UpgradeAgent,
         ("PUT", ["workloads", namespace, name]) => Call::PutWorkload {
             name: workload(namespace, name),
             body,

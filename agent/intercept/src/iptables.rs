@@ -22,6 +22,7 @@ mod tracking;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 
 use shunt_core::explain::{Explanation, Inquiry};
@@ -60,6 +61,8 @@ pub struct IptablesBackend {
     foreign: HashMap<u64, Vec<Kept>>,
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
+    /// The same of the supervisor before this one, which nobody has taken over yet.
+    inherited: HashMap<u64, OwnedFd>,
     beat: u32,
 }
 
@@ -97,8 +100,28 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
             tracking: HashMap::new(),
+            inherited: HashMap::new(),
             beat: 0,
         })
+    }
+
+    /// By the inode of a namespace: what keeps flows alive there as long as it is open. For the next supervisor.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn estate(&self) -> std::io::Result<Vec<(u64, OwnedFd)>> {
+        let shared = self.tracking.iter();
+        let shared = shared.map(|(inode, tracking)| Ok((*inode, tracking.share()?)));
+        let shared: std::io::Result<Vec<_>> = shared.collect();
+        let shared = shared?.into_iter();
+        Ok(shared
+            .filter_map(|(inode, socket)| Some((inode, socket?)))
+            .collect())
+    }
+
+    /// Takes what the supervisor before this one has left.
+    pub fn inherit(&mut self, estate: Vec<(u64, OwnedFd)>) {
+        self.inherited = estate.into_iter().collect();
     }
 
     fn put(&mut self, enrolment: &Enrolment, choice: Choice) -> Result<(), InterceptError> {
@@ -119,12 +142,17 @@ impl IptablesBackend {
     fn track(&mut self, enrolment: &Enrolment) -> Option<String> {
         match self.tracking.entry(enrolment.netns.inode()) {
             Entry::Occupied(mut kept) => kept.get_mut().serve(enrolment),
-            Entry::Vacant(place) => match Tracking::keep(enrolment) {
-                Ok(tracking) => {
-                    place.insert(tracking);
+            Entry::Vacant(place) => {
+                let inherited = self.inherited.remove(&enrolment.netns.inode());
+                let tracking = match inherited {
+                    Some(socket) => Ok(Tracking::take_over(socket, enrolment)),
+                    None => Tracking::keep(enrolment),
+                };
+                match tracking {
+                    Ok(tracking) => drop(place.insert(tracking)),
+                    Err(error) => return Some(error.chain()),
                 }
-                Err(error) => return Some(error.chain()),
-            },
+            }
         }
         None
     }

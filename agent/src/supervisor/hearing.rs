@@ -93,6 +93,10 @@ impl Supervisor {
                         self.answer(asker, Ok(Outcome::InForce));
                         return Next::Stop;
                     }
+                    Change::UpgradeAgent => {
+                        self.be_succeeded(asker);
+                        return Next::Continue;
+                    }
                     Change::UpgradeDataPlane => {
                         self.upgrade_data_plane(asker);
                         return Next::Continue;

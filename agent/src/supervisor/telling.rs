@@ -131,8 +131,9 @@ impl Supervisor {
     }
 
     pub(super) fn tell_destinations(&mut self) {
-        if let Some(map) = self.backends.destinations() {
-            self.data_plane.tell(&ToWorker::Destinations, vec![map]);
+        let maps = self.backends.destinations();
+        if !maps.is_empty() {
+            self.data_plane.tell(&ToWorker::Destinations, maps);
         }
         if let Some(events) = self.backends.direct_events() {
             self.data_plane.tell(&ToWorker::DirectEvents, vec![events]);

@@ -58,7 +58,12 @@ enum Stage {
 
 impl Supervisor {
     pub(super) fn upgrade_data_plane(&mut self, asker: Asker) {
-        if let Err(error) = self.begin_upgrade() {
+        let program = Program::on_disk().context("cannot open the program on disk");
+        let begun = program.and_then(|(path, program)| {
+            tracing::info!(program = %path.display(), "a new data plane is made ready");
+            self.begin_upgrade(program)
+        });
+        if let Err(error) = begun {
             let error = format!("{error:#}; nothing has changed");
             tracing::error!(error, "the data plane is not replaced");
             *self.upgrades.entry("failed".into()).or_default() += 1;
@@ -68,7 +73,9 @@ impl Supervisor {
         }
     }
 
-    fn begin_upgrade(&mut self) -> Result<()> {
+    /// # Errors
+    /// Nothing of the kind is possible now.
+    pub(super) fn may_upgrade(&mut self) -> Result<()> {
         anyhow::ensure!(self.upgrade.is_none(), "an upgrade goes on already");
         let retired = self.data_plane.retired().len();
         anyhow::ensure!(
@@ -80,8 +87,13 @@ impl Supervisor {
             self.data_plane.alive(),
             "the data plane that is to be replaced does not answer; if it is stuck it is replaced within 5 s"
         );
-        let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
-        tracing::info!(program = %path.display(), "a new data plane is made ready");
+        Ok(())
+    }
+
+    /// # Errors
+    /// It cannot begin; nothing has changed.
+    pub(super) fn begin_upgrade(&mut self, program: Program) -> Result<()> {
+        self.may_upgrade()?;
         let hello = self.hello();
         let successor = self.data_plane.spawn_successor(&program, &hello)?;
         self.data_plane.confide(Some(successor));

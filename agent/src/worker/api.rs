@@ -102,6 +102,7 @@ impl AdminApi for Api {
             Call::Explain(inquiry) => self.explain(inquiry).await,
             Call::Tap(request) => self.tap(&request),
             Call::Drain => self.change(Change::Drain).await,
+            Call::UpgradeAgent => self.change(Change::UpgradeAgent).await,
             Call::UpgradeDataPlane => self.change(Change::UpgradeDataPlane).await,
             Call::DeleteWorkload(name) => self.change(Change::Delete(name)).await,
             Call::PutWorkload { name, body } => {

@@ -234,11 +234,9 @@ impl Control {
         match message {
             ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
             ToWorker::Destinations => {
-                let map = fds
-                    .into_iter()
-                    .next()
-                    .context("no map came with the message")?;
-                self.originals.set_destinations(Destinations::from_fd(map));
+                anyhow::ensure!(!fds.is_empty(), "no map came with the message");
+                let maps = fds.into_iter().map(Destinations::from_fd);
+                self.originals.set_destinations(maps.collect());
             }
             ToWorker::DirectEvents => {
                 let map = fds.into_iter().next();

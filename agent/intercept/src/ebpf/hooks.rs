@@ -194,6 +194,13 @@ impl Hooks {
         Ok(found)
     }
 
+    /// All of them.
+    pub(super) fn links(&self) -> impl Iterator<Item = &Link> {
+        let attached = self.attached.values();
+        let attached = attached.flat_map(|attached| &attached.links);
+        attached.chain(&self.agent)
+    }
+
     /// Those of this workload's cgroup and of the agent's.
     pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
         let links = self.of(id).map(|(_, attached)| attached.links.iter());

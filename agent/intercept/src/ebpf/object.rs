@@ -211,6 +211,10 @@ impl Inbound {
         target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
     }
 
+    pub(super) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
     pub(super) fn has_lost_its_pin(&self) -> bool {
         self.link.as_ref().is_some_and(Link::has_lost_its_pin)
     }

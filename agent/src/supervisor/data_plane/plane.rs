@@ -1,5 +1,6 @@
 //! One data plane process and the channel to it.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -8,11 +9,13 @@ use anyhow::{Context, Result};
 use shunt_core::sockets::SocketWant;
 use shunt_intercept::Marks;
 use shunt_intercept::netns::Netns;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use super::Program;
+use super::process::Process;
 use crate::heartbeat::Heartbeats;
 use crate::ipc::{self, Channel, ChannelError, Counted, States, ToSupervisor, ToWorker};
+use crate::will::{self, Leaving};
 
 /// More unsent messages than this: it does not read any more.
 const BACKLOG: usize = 10_000;
@@ -24,7 +27,9 @@ pub(in crate::supervisor) struct PlaneId(pub(super) u64);
 #[derive(Debug)]
 pub(super) struct Plane {
     pub(super) id: PlaneId,
-    child: Child,
+    process: Process,
+    /// It was there before this supervisor, and has its listeners.
+    adopted: bool,
     channel: Channel<ToWorker, ToSupervisor>,
     channel_failed: bool,
     heartbeats: Heartbeats,
@@ -86,7 +91,8 @@ impl Plane {
         tracing::info!(pid = child.id(), "data plane started");
         Ok(Self {
             id,
-            child,
+            process: Process::Child(child),
+            adopted: false,
             channel,
             channel_failed: false,
             heartbeats,
@@ -100,9 +106,55 @@ impl Plane {
         })
     }
 
+    /// One that the supervisor before this one has started.
+    pub(super) fn adopt(left: will::Plane, workers: usize) -> Result<Self> {
+        let channel = Channel::go_on(left.channel.take()?, left.next)
+            .context("cannot use the channel to the data plane")?;
+        let heartbeats = Heartbeats::from_fd(left.heartbeats.take()?, workers);
+        Ok(Self {
+            id: PlaneId(left.id),
+            process: Process::inherited(left.pid).context("a data plane without a process")?,
+            adopted: true,
+            channel,
+            channel_failed: false,
+            heartbeats,
+            started: Instant::now(),
+            captures: true,
+            told: left.next - 1,
+            kept: Kept::Nothing,
+            waiting: Vec::new(),
+            published_states: None,
+            published_counters: None,
+        })
+    }
+
+    /// For the next supervisor. `None`: it has ended, or has not been sent everything yet.
+    pub(super) fn bequeath(
+        &self,
+        leaving: &mut Leaving,
+        retires_in: Option<Duration>,
+    ) -> io::Result<Option<will::Plane>> {
+        let Some(pid) = self.pid().filter(|_| self.channel.backlog() == 0) else {
+            return Ok(None);
+        };
+        let (channel, next) = self.channel.parts();
+        Ok(Some(will::Plane {
+            id: self.id.0,
+            pid,
+            channel: leaving.leave(channel)?,
+            heartbeats: leaving.leave(self.heartbeats.share()?)?,
+            next,
+            retires_in_ms: retires_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(0)),
+        }))
+    }
+
+    pub(super) fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
     /// `None`: it has ended.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.child.id()
+        self.process.pid()
     }
 
     /// Do all worker threads answer?
@@ -120,6 +172,9 @@ impl Plane {
                 .waiting
                 .retain(|(kept, _)| !matches!(kept, ToWorker::Serve(kept) if kept == addr)),
             _ => {}
+        }
+        if self.adopted && brought(&message) {
+            return;
         }
         if self.keeps(&message) {
             self.waiting.push((message, fds));
@@ -172,12 +227,12 @@ impl Plane {
                     Said::Failed(error)
                 }
             },
-            status = self.child.wait() => Said::Ended(status.unwrap_or_default()),
+            status = self.process.wait() => Said::Ended(status),
         }
     }
 
     pub(super) fn kill(&mut self) {
-        let _ = self.child.start_kill();
+        self.process.kill();
     }
 
     /// Says once that the gates hold by its signs of life.
@@ -209,15 +264,16 @@ impl Plane {
         }
     }
 
+    /// An adopted one goes on saying what it was told last, until it is replaced.
     pub(super) fn publish_states(&mut self, states: &States) {
-        if self.published_states.as_ref() != Some(states) {
+        if !self.adopted && self.published_states.as_ref() != Some(states) {
             self.tell(ToWorker::States(states.clone()), Vec::new());
             self.published_states = Some(states.clone());
         }
     }
 
     pub(super) fn publish_counters(&mut self, counted: &Counted) {
-        if self.published_counters.as_ref() != Some(counted) {
+        if !self.adopted && self.published_counters.as_ref() != Some(counted) {
             self.tell(ToWorker::Counters(counted.clone()), Vec::new());
             self.published_counters = Some(counted.clone());
         }
@@ -227,4 +283,17 @@ impl Plane {
     pub(super) fn age(&self) -> Duration {
         self.started.elapsed()
     }
+}
+
+/// What a data plane has had from the supervisor before, by the same descriptors.
+fn brought(message: &ToWorker) -> bool {
+    matches!(
+        message,
+        ToWorker::Listen(_)
+            | ToWorker::Serve(_)
+            | ToWorker::Admin
+            | ToWorker::DirectEvents
+            | ToWorker::Tap
+            | ToWorker::Shortcuts
+    )
 }

@@ -15,7 +15,7 @@ pub(in crate::supervisor) enum Program {
 }
 
 impl Program {
-    pub(super) fn path(&self) -> PathBuf {
+    pub(in crate::supervisor) fn path(&self) -> PathBuf {
         match self {
             Self::Own => "/proc/self/exe".into(),
             // The child has the same number until it is the program.
