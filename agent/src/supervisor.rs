@@ -143,7 +143,6 @@ pub async fn supervise(
         Some(will) => Inherited::of(will).context("what was left did not come")?,
         None => Inherited::default(),
     };
-    inherited.keep_alive();
     let uptime = will.as_ref().map_or(0, |will| will.uptime_ms);
     let admin = std::mem::take(&mut inherited.admin);
     let home = Home::open(&config, admin, Duration::from_millis(uptime))?;

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use shunt_core::sockets::ListenerSpec;
+use shunt_core::sockets::{Family, ListenerSpec};
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::ebpf;
 use shunt_intercept::inherited::{bequeath, inherit};
@@ -45,17 +46,22 @@ pub struct Will {
     /// The node's own listeners.
     pub node: Vec<(SocketAddr, Vec<Left>)>,
     pub served: Vec<Served>,
+    /// Threads of each data plane.
+    pub workers: usize,
     pub planes: Vec<Plane>,
     pub steering: Option<Steering>,
     /// By the inode of the namespace: sockets that own a table there.
     pub tables: Vec<(u64, Left)>,
+    /// What keeps rules closed, by family.
+    pub switches: Vec<(Family, Left)>,
 }
 
 /// A workload.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Served {
-    /// Its namespace's.
-    pub cookie: u64,
+    pub netns: Left,
+    /// By which the namespace is known.
+    pub path: PathBuf,
     pub id: WorkloadId,
     pub claim: Option<Left>,
     pub flows: Option<Left>,
@@ -69,6 +75,8 @@ pub struct Plane {
     pub pid: u32,
     pub channel: Left,
     pub heartbeats: Left,
+    /// The same again, of the one that serves.
+    pub page: Option<Left>,
     /// The number of the next message to it.
     pub next: u64,
     /// `None`: it serves. Else how long it may still let its flows end.
@@ -80,7 +88,8 @@ pub struct Plane {
 pub struct Steering {
     pub gate: Left,
     pub destinations: Left,
-    pub links: Vec<Left>,
+    pub capturing: Vec<Left>,
+    pub attending: Vec<Left>,
 }
 
 /// Keeps open what is left, and closes it where nobody came to take it.
@@ -134,11 +143,12 @@ impl Left {
 
 impl Will {
     /// With nothing in it.
-    pub fn new(uptime_ms: u64, next_id: u32) -> Self {
+    pub fn new(uptime_ms: u64, next_id: u32, workers: usize) -> Self {
         Self {
             line: line(),
             uptime_ms,
             next_id,
+            workers,
             next_plane: 1,
             put: Vec::new(),
             deleted: Vec::new(),
@@ -148,6 +158,7 @@ impl Will {
             planes: Vec::new(),
             steering: None,
             tables: Vec::new(),
+            switches: Vec::new(),
         }
     }
 

@@ -180,6 +180,12 @@ fn wrk_notices_no_upgrade_of_all(mode: &str) {
             (served > Some(20) && agent.worker_pids().len() < 4).then_some(())
         });
     }
+    fs::copy(
+        agent.dir.join("access.log"),
+        format!("/tmp/upg.{mode}.access.log"),
+    )
+    .expect("x");
+    fs::copy(agent.dir.join("log"), format!("/tmp/upg.{mode}.log")).expect("x");
     kept.end(1000);
     anew.end(300);
     let told = stream.end();

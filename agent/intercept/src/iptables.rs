@@ -31,7 +31,7 @@ use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
 
 use self::choice::{Abilities, Choice, loopback_is_up};
-pub use self::dead_man::DeadMan;
+pub use self::dead_man::{DeadMan, keep_switch};
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
 use self::netfilter::Kept;
@@ -105,11 +105,23 @@ impl IptablesBackend {
         })
     }
 
+    /// What keeps the rules closed, for the next supervisor until it has its own.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn switches(&self) -> std::io::Result<Vec<(Family, OwnedFd)>> {
+        let installed = self.installed.values();
+        let switches = installed.flat_map(|installed| &installed.switches);
+        switches
+            .filter_map(|switch| switch.share().transpose())
+            .collect()
+    }
+
     /// By the inode of a namespace: what keeps flows alive there as long as it is open. For the next supervisor.
     ///
     /// # Errors
     /// Descriptors ran out.
-    pub fn estate(&self) -> std::io::Result<Vec<(u64, OwnedFd)>> {
+    pub fn tables(&self) -> std::io::Result<Vec<(u64, OwnedFd)>> {
         let shared = self.tracking.iter();
         let shared = shared.map(|(inode, tracking)| Ok((*inode, tracking.share()?)));
         let shared: std::io::Result<Vec<_>> = shared.collect();

@@ -182,7 +182,6 @@ impl Backends {
     }
 
     pub(super) fn keep_alive(&mut self) {
-        self.inherited.keep_alive();
         if let Slot::Ready(backend) = &mut self.ebpf {
             backend.keep_alive();
         }
@@ -197,8 +196,8 @@ impl Backends {
             Slot::Ready(backend) => Some(backend.destinations_fd()),
             _ => None,
         };
-        let before = self.inherited.steering.as_ref();
-        let before = before.map(|estate| estate.destinations.try_clone());
+        let before = self.inherited.destinations.as_ref();
+        let before = before.map(OwnedFd::try_clone);
         let maps = own.into_iter().chain(before);
         let maps: std::io::Result<Vec<OwnedFd>> = maps.collect();
         maps.inspect_err(|error| tracing::error!(%error, "cannot share the map of destinations"))
@@ -287,12 +286,16 @@ impl Backends {
             will.steering = Some(Steering {
                 gate: leaving.leave(&estate.gate)?,
                 destinations: leaving.leave(&estate.destinations)?,
-                links: leaving.leave_all(&estate.links)?,
+                capturing: leaving.leave_all(&estate.capturing)?,
+                attending: leaving.leave_all(&estate.attending)?,
             });
         }
         if let Slot::Ready(backend) = &self.iptables {
-            for (inode, socket) in backend.estate()? {
+            for (inode, socket) in backend.tables()? {
                 will.tables.push((inode, leaving.leave(&socket)?));
+            }
+            for (family, switch) in backend.switches()? {
+                will.switches.push((family, leaving.leave(&switch)?));
             }
         }
         Ok(())

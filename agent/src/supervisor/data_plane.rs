@@ -95,11 +95,16 @@ impl DataPlane {
     ///
     /// # Errors
     /// One of them did not come whole.
-    pub(super) fn adopt(&mut self, left: Vec<will::Plane>, next: u64) -> Result<()> {
+    pub(super) fn adopt(
+        &mut self,
+        left: Vec<will::Plane>,
+        workers: usize,
+        next: u64,
+    ) -> Result<()> {
         self.next = next;
         for left in left {
             let retires_in = left.retires_in_ms.map(Duration::from_millis);
-            let plane = Plane::adopt(left, self.workers)?;
+            let plane = Plane::adopt(left, workers)?;
             match retires_in {
                 Some(time) => self.retired.push((plane, Instant::now() + time)),
                 None => self.serving = Some(plane),

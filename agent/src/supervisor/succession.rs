@@ -106,6 +106,10 @@ impl Supervisor {
     /// With each tick.
     pub(super) fn go_on_with_succession(&mut self) {
         self.replace_the_inherited();
+        let gone = self.data_plane.retired().is_empty();
+        if self.backends.inherited.let_go(gone) {
+            self.tell_destinations();
+        }
         let Some(mut succession) = self.succession.take() else {
             return;
         };
@@ -168,7 +172,8 @@ impl Supervisor {
     /// `None`: not now.
     fn will(&mut self, leaving: &mut Leaving) -> io::Result<Option<Will>> {
         let uptime = self.home.started.elapsed().as_millis();
-        let mut will = Will::new(u64::try_from(uptime).unwrap_or(u64::MAX), self.next_id);
+        let uptime = u64::try_from(uptime).unwrap_or(u64::MAX);
+        let mut will = Will::new(uptime, self.next_id, self.config.concurrency);
         let Some((planes, next)) = self.data_plane.bequeath(leaving)? else {
             return Ok(None);
         };
@@ -208,8 +213,8 @@ impl Supervisor {
     pub(super) fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
         self.backends.inherited = inherited;
-        self.backends.inherited.keep_alive();
-        self.data_plane.adopt(will.planes, will.next_plane)?;
+        self.data_plane
+            .adopt(will.planes, will.workers, will.next_plane)?;
         for name in &will.deleted {
             self.workloads.remove(name);
         }
@@ -238,8 +243,7 @@ impl Supervisor {
             if self.captures {
                 tracing::info!("this program has taken over");
                 self.succeeds = false;
-                self.backends.inherited.close();
-                self.tell_destinations();
+                self.backends.inherited.release();
             }
             return;
         }
@@ -272,16 +276,19 @@ fn command(program: &Program) -> Result<Command> {
 }
 
 fn served(serving: &Serving, leaving: &mut Leaving) -> io::Result<Served> {
-    let listeners = serving.enrolment.listeners.iter();
-    let mut leave = |held: &Option<_>| held.as_ref().map(|fd| leaving.leave(fd)).transpose();
-    let (claim, flows) = (leave(&serving.claim)?, leave(&serving.flows)?);
-    let listeners = listeners
-        .map(|listener| Ok((listener.spec.clone(), leaving.leave_all(&listener.sockets)?)));
+    let enrolment = &serving.enrolment;
+    let mut listeners = Vec::new();
+    for listener in &enrolment.listeners {
+        let sockets = leaving.leave_all(&listener.sockets)?;
+        listeners.push((listener.spec.clone(), sockets));
+    }
+    let mut held = |held: &Option<_>| held.as_ref().map(|fd| leaving.leave(fd)).transpose();
     Ok(Served {
-        cookie: serving.enrolment.netns.cookie(),
-        id: serving.enrolment.id,
-        claim,
-        flows,
-        listeners: listeners.collect::<io::Result<_>>()?,
+        id: enrolment.id,
+        claim: held(&serving.claim)?,
+        flows: held(&serving.flows)?,
+        netns: leaving.leave(&*enrolment.netns)?,
+        path: enrolment.netns.path().to_owned(),
+        listeners,
     })
 }

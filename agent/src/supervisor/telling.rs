@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
 use shunt_core::status::{OWNERSHIP, StatusMode, WorkloadState};
@@ -87,11 +88,11 @@ impl Supervisor {
             .filter_map(Workload::serving)
             .chain(self.leaving.iter().map(|leaving| &leaving.serving))
             .find(|serving| serving.enrolment.id == want.workload);
-        match serving {
-            Some(serving) => {
-                let netns = &serving.enrolment.netns;
+        let netns = serving.map(|serving| Arc::clone(&serving.enrolment.netns));
+        match netns.or_else(|| self.backends.inherited.netns(want.workload)) {
+            Some(netns) => {
                 self.data_plane
-                    .stock_one(plane, netns, marks, (worker, want), count);
+                    .stock_one(plane, &netns, marks, (worker, want), count);
             }
             None => {
                 let error = "the workload was withdrawn".to_owned();

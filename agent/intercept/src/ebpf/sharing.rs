@@ -32,11 +32,14 @@ impl EbpfBackend {
     pub fn estate(&self) -> std::io::Result<Estate> {
         let inbound = self.enrolled.values();
         let inbound = inbound.filter_map(|enrolled| enrolled.inbound.as_ref()?.link());
-        let links = self.hooks.links().chain(inbound).map(Link::share);
+        let share = |links: &mut dyn Iterator<Item = &Link>| {
+            links.map(Link::share).collect::<std::io::Result<_>>()
+        };
         Ok(Estate {
             gate: self.gate.map().fd().as_fd().try_clone_to_owned()?,
             destinations: self.destinations_fd()?,
-            links: links.collect::<std::io::Result<_>>()?,
+            capturing: share(&mut self.hooks.links(true).chain(inbound))?,
+            attending: share(&mut self.hooks.links(false))?,
         })
     }
 

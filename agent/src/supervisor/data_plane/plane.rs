@@ -143,6 +143,10 @@ impl Plane {
             pid,
             channel: leaving.leave(channel)?,
             heartbeats: leaving.leave(self.heartbeats.share()?)?,
+            page: match retires_in {
+                Some(_) => None,
+                None => Some(leaving.leave(self.heartbeats.share()?)?),
+            },
             next,
             retires_in_ms: retires_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(0)),
         }))
