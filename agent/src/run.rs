@@ -82,10 +82,19 @@ pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded
 }
 
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
-    let missing = privileges::missing()?;
+    // Its file may have been a number when it was run.
+    let _ = rustix::thread::set_name(c"shunt");
+    let missing = match args.succeeds {
+        // What was needed at the start alone has been given up.
+        Some(_) => privileges::missing_at_work()?,
+        None => privileges::missing()?,
+    };
     let descriptors = privileges::raise_descriptor_limit()?;
     privileges::drop_to_needed()?;
-    seccomp::forbid_dangerous()?;
+    if args.succeeds.is_none() {
+        // It stays across exec; one more each time would in the end be more than the kernel takes.
+        seccomp::forbid_dangerous()?;
+    }
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     for need in missing {
         let (capability, without) = (need.capability.to_string(), need.without);

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 use shunt_cni_protocol::Reply;
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
@@ -101,6 +102,8 @@ struct Supervisor {
     /// What the supervisor before this one has left is not yet replaced.
     succeeds: bool,
     succession_due: Option<Instant>,
+    /// Children of the program before this one.
+    orphans: Vec<Pid>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
@@ -237,6 +240,7 @@ impl Supervisor {
             succession: None,
             succeeds: false,
             succession_due: None,
+            orphans: Vec::new(),
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -65,7 +64,7 @@ fn replaced(socket: &Path, before: &AgentStatus) -> Result<AgentStatus> {
             Ok(_) if Instant::now() >= deadline => {
                 bail!("the agent still has the data plane that it had; its log says why")
             }
-            Ok(_) | Err(_) => thread::sleep(LOOK),
+            Ok(_) | Err(_) => ask::runtime()?.block_on(async { tokio::time::sleep(LOOK).await }),
         }
     }
 }

@@ -12,6 +12,7 @@ use shunt_tests::{Agent, AgentBuilder, Pair, Pod, Script, in_both_modes, wait};
 in_both_modes!(
     wrk_at_full_load_notices_no_upgrade,
     wrk_notices_no_upgrade_of_all,
+    who_is_to_be_refused_without_us_is_not,
     a_stream_goes_on_in_the_old_one,
     the_old_one_has_its_time_and_no_more,
     who_leaves_meanwhile_leaves_nothing,
@@ -180,12 +181,6 @@ fn wrk_notices_no_upgrade_of_all(mode: &str) {
             (served > Some(20) && agent.worker_pids().len() < 4).then_some(())
         });
     }
-    fs::copy(
-        agent.dir.join("access.log"),
-        format!("/tmp/upg.{mode}.access.log"),
-    )
-    .expect("x");
-    fs::copy(agent.dir.join("log"), format!("/tmp/upg.{mode}.log")).expect("x");
     kept.end(1000);
     anew.end(300);
     let told = stream.end();
@@ -263,6 +258,9 @@ fn accelerated_and_direct_ones_go_on() {
         let agent = pair.both("ebpf", more).start();
         let stream = Stream::begin(&pair);
         upgraded(&agent);
+        if path == "handoff" {
+            upgraded_of(&agent, "all");
+        }
         let told = stream.end();
         let lines: u64 = told
             .strip_prefix("whole ")
@@ -280,6 +278,28 @@ fn accelerated_and_direct_ones_go_on() {
             .sum();
         assert_eq!(logged["bytes_sent"], numbers + 4, "{logged:#}");
     }
+}
+
+/// Of whoever fails closed nothing may be refused.
+fn who_is_to_be_refused_without_us_is_not(mode: &str) {
+    let pair = Pair::new();
+    let _nginx = pair.server.nginx(&pair.world);
+    let agent = pair.both(mode, "on_failure: closed").start();
+    let wrk = Wrk::start(
+        &pair.client,
+        &["-H", "Connection: close"],
+        &format!("http://{}/", pair.server.v4),
+    );
+    for _ in 0..3 {
+        upgraded_of(&agent, "all");
+    }
+    wait::until("the one before is let go", Duration::from_secs(20), || {
+        agent
+            .log()
+            .contains("nothing of the program before is left")
+            .then_some(())
+    });
+    wrk.end(300);
 }
 
 /// HTTP on port 80, TCP on port 81, both to nginx.
@@ -324,8 +344,9 @@ fn listeners_of_the_bootstrap_notice_no_upgrade() {
     let kept = Wrk::start(&pair.client, &[], &web);
     let anew = Wrk::start(&pair.client, &["-H", "Connection: close"], &web);
     let bytes = Wrk::start(&pair.client, &["-H", "Connection: close"], &tcp);
-    for _ in 0..10 {
-        upgraded(&agent);
+    for round in 0..10 {
+        // In turn: the data plane alone, and all of it.
+        upgraded_of(&agent, ["data-plane", "all"][round % 2]);
         wait::until("requests to it", Duration::from_secs(20), || {
             let (_, stats) = agent.admin("GET", "/stats?filter=web.downstream_rq_total", "");
             let served: Option<u64> = stats.trim().rsplit(' ').next()?.parse().ok();

@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::WorkloadSpec;
 use tokio::sync::oneshot;
@@ -105,9 +106,12 @@ impl Supervisor {
 
     /// With each tick.
     pub(super) fn go_on_with_succession(&mut self) {
+        self.orphans
+            .retain(|orphan| matches!(waitpid(Some(*orphan), WaitOptions::NOHANG), Ok(None)));
         self.replace_the_inherited();
         let gone = self.data_plane.retired().is_empty();
         if self.backends.inherited.let_go(gone) {
+            tracing::info!("nothing of the program before is left");
             self.tell_destinations();
         }
         let Some(mut succession) = self.succession.take() else {
@@ -212,6 +216,7 @@ impl Supervisor {
     /// It did not come whole.
     pub(super) fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
+        self.orphans = orphans(&will.planes);
         self.backends.inherited = inherited;
         self.data_plane
             .adopt(will.planes, will.workers, will.next_plane)?;
@@ -258,6 +263,21 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Children of the program before that end by themselves, and are not reaped by anybody else.
+fn orphans(planes: &[will::Plane]) -> Vec<Pid> {
+    let own = std::process::id();
+    let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
+    let children = children.unwrap_or_default();
+    let children = children
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok());
+    let is_plane = |child: &u32| planes.iter().any(|plane| plane.pid == *child);
+    let others = children.filter(|child| !is_plane(child));
+    others
+        .filter_map(|child| Pid::from_raw(i32::try_from(child).ok()?))
+        .collect()
 }
 
 /// The same words as this one was started with.
