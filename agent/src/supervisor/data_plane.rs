@@ -6,11 +6,11 @@
 //!     '--- fails: killed, nothing has changed       '--- dies: another is started
 //! ```
 
+mod passing_on;
 mod plane;
 mod process;
 mod program;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::process::ExitStatus;
@@ -26,7 +26,6 @@ pub(super) use self::plane::PlaneId;
 use self::plane::{Kept, Plane, Said};
 pub(super) use self::program::Program;
 use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker};
-use crate::will::{self, Leaving};
 
 /// A data plane that lived shorter than this is started again only after [`PAUSE`].
 const SHORT_LIFE: Duration = Duration::from_secs(2);
@@ -89,53 +88,6 @@ impl DataPlane {
         self.last_alive = Instant::now();
         self.serving = Some(plane);
         Ok(())
-    }
-
-    /// Goes on with those of the supervisor before this one.
-    ///
-    /// # Errors
-    /// One of them did not come whole.
-    pub(super) fn adopt(
-        &mut self,
-        left: Vec<will::Plane>,
-        workers: usize,
-        next: u64,
-    ) -> Result<()> {
-        self.next = next;
-        for left in left {
-            let retires_in = left.retires_in_ms.map(Duration::from_millis);
-            let plane = Plane::adopt(left, workers)?;
-            match retires_in {
-                Some(time) => self.retired.push((plane, Instant::now() + time)),
-                None => self.serving = Some(plane),
-            }
-        }
-        Ok(())
-    }
-
-    /// For the next supervisor, with the number of the next one. `None`: one of them does not read its messages.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub(super) fn bequeath(
-        &self,
-        leaving: &mut Leaving,
-    ) -> io::Result<Option<(Vec<will::Plane>, u64)>> {
-        let serving = self.serving.iter().map(|plane| (plane, None));
-        let retired = self.retired.iter().map(|(plane, until)| {
-            let time = until.saturating_duration_since(Instant::now());
-            (plane, Some(time))
-        });
-        let all = serving.chain(retired);
-        let left: io::Result<Option<Vec<_>>> = all
-            .map(|(plane, time)| plane.bequeath(leaving, time))
-            .collect();
-        Ok(left?.map(|planes| (planes, self.next)))
-    }
-
-    /// Does one serve that the supervisor before this one has started?
-    pub(super) fn serves_adopted(&self) -> bool {
-        self.serving.as_ref().is_some_and(Plane::is_adopted)
     }
 
     /// Starts one that is to be told everything, by [`DataPlane::confide`], before it is given connections.

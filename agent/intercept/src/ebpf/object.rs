@@ -200,7 +200,7 @@ impl Object {
 
 /// The inbound hook of one workload. Detaches when dropped.
 pub(super) struct Inbound {
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     program: OwnedFd,
     listeners: SockMap<MapData>,
 }
@@ -209,10 +209,6 @@ impl Inbound {
     pub(super) fn is_attached(&self) -> bool {
         let target = self.link.as_ref().map(Link::target);
         target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
-    }
-
-    pub(super) fn link(&self) -> Option<&Link> {
-        self.link.as_ref()
     }
 
     pub(super) fn has_lost_its_pin(&self) -> bool {

@@ -31,7 +31,7 @@ impl EbpfBackend {
     /// Descriptors ran out.
     pub fn estate(&self) -> std::io::Result<Estate> {
         let inbound = self.enrolled.values();
-        let inbound = inbound.filter_map(|enrolled| enrolled.inbound.as_ref()?.link());
+        let inbound = inbound.filter_map(|enrolled| enrolled.inbound.as_ref()?.link.as_ref());
         let share = |links: &mut dyn Iterator<Item = &Link>| {
             links.map(Link::share).collect::<std::io::Result<_>>()
         };
