@@ -47,7 +47,7 @@ pub enum Command {
     Tap(TapArgs),
     /// Remove everything that agents which are gone have left behind
     Cleanup(CleanupArgs),
-    /// Put a later build of the data plane in the place of the one that serves; nobody is refused or reset
+    /// Put the program on disk in the place of the one that runs; nobody is refused, reset or let past
     Upgrade(UpgradeArgs),
     /// Look at a configuration
     Config(ConfigArgs),
@@ -201,15 +201,16 @@ pub struct CleanupArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  install -m 755 shunt.new /usr/bin/shunt && shunt upgrade data-plane
-  shunt upgrade data-plane -o json | jq .after.worker_pid
+  install -m 755 shunt.new /usr/bin/shunt && shunt upgrade
+  shunt upgrade data-plane
+  shunt upgrade -o json | jq .after.worker_pid
 
-A new data plane is started from the file that the agent was started from, is told everything, and takes
-the same listening sockets; then the one before accepts no more, and lets its connections end for as long
-as `timeouts.upgrade` says (15 min). When the new one fails before that, nothing has changed. The
-supervisor stays what it is until the agent is started anew.
+The program is the file that the agent was started from. The supervisor keeps its process id. A new data
+plane is told everything and takes the same listening sockets; then the one before accepts no more, and
+lets its connections end for as long as `timeouts.upgrade` says (15 min). A program that cannot take over
+is found out before anything has changed.
 
-Exit code 0: the new one serves; 1: no agent, or the one before goes on, and why; 64: wrong usage.")]
+Exit code 0: the new one serves; 1: no agent, or it is not upgraded, and why; 64: wrong usage.")]
 pub struct UpgradeArgs {
     #[command(flatten)]
     pub output: Output,
