@@ -102,6 +102,10 @@ struct Supervisor {
     /// What the supervisor before this one has left is not yet replaced.
     succeeds: bool,
     succession_due: Option<Instant>,
+    /// Settings of the file that are in force only after a start.
+    needs_start: Vec<&'static str>,
+    /// The program before this one had not finished with everybody who was withdrawn.
+    unfinished: bool,
     /// Children of the program before this one.
     orphans: Vec<Pid>,
     /// The data plane gave signs of life when the gates were kept last.
@@ -240,6 +244,8 @@ impl Supervisor {
             succession: None,
             succeeds: false,
             succession_due: None,
+            needs_start: Vec::new(),
+            unfinished: false,
             orphans: Vec::new(),
             captures: false,
             next_id: 1,

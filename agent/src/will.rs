@@ -42,6 +42,8 @@ pub struct Will {
     pub put: Vec<WorkloadSpec>,
     /// The file's that were taken out.
     pub deleted: Vec<WorkloadName>,
+    /// Somebody was withdrawn, and his flows have not ended.
+    pub unfinished: bool,
     pub admin: Vec<Left>,
     /// The node's own listeners.
     pub node: Vec<(SocketAddr, Vec<Left>)>,
@@ -152,6 +154,7 @@ impl Will {
             next_plane: 1,
             put: Vec::new(),
             deleted: Vec::new(),
+            unfinished: false,
             admin: Vec::new(),
             node: Vec::new(),
             served: Vec::new(),

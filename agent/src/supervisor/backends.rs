@@ -276,6 +276,15 @@ impl Backends {
         }
     }
 
+    /// What nobody has taken over of the supervisor before this one. `connections_are_gone` as in [`Inherited::let_go`].
+    pub(super) fn let_go(&mut self, connections_are_gone: bool) -> bool {
+        let gone = self.inherited.let_go(connections_are_gone);
+        if gone && let Slot::Ready(backend) = &mut self.iptables {
+            backend.disinherit();
+        }
+        gone
+    }
+
     /// For the next supervisor: what steers now.
     ///
     /// # Errors

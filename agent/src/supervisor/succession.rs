@@ -73,6 +73,11 @@ impl Supervisor {
 
     fn check_successor(&mut self) -> Result<(Program, oneshot::Receiver<Result<(), String>>)> {
         ensure!(self.succession.is_none(), "the agent is being replaced");
+        let settings = self.needs_start.join(", ");
+        ensure!(
+            settings.is_empty(),
+            "the configuration file has changed in {settings}: the agent has to be started anew"
+        );
         self.may_upgrade()?;
         let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
         tracing::info!(program = %path.display(), "the next supervisor is asked whether it could go on");
@@ -110,8 +115,13 @@ impl Supervisor {
             .retain(|orphan| matches!(waitpid(Some(*orphan), WaitOptions::NOHANG), Ok(None)));
         self.replace_the_inherited();
         let gone = self.data_plane.retired().is_empty();
-        if self.backends.inherited.let_go(gone) {
+        if self.backends.let_go(gone) {
             tracing::info!("nothing of the program before is left");
+            if std::mem::take(&mut self.unfinished) {
+                let all = self.workloads.values().map(|workload| &workload.spec);
+                self.home.clean_up_after_the_dead(all);
+                self.keep_gates();
+            }
             self.tell_destinations();
         }
         let Some(mut succession) = self.succession.take() else {
@@ -190,6 +200,7 @@ impl Supervisor {
             will.served.push(served(serving, leaving)?);
         }
         self.backends.bequeath(leaving, &mut will)?;
+        will.unfinished = self.unfinished || !self.leaving.is_empty();
         // They are remembered elsewhere.
         let others = |spec: &WorkloadSpec| {
             let mut labels = spec.labels.keys();
@@ -216,6 +227,7 @@ impl Supervisor {
     /// It did not come whole.
     pub(super) fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
+        self.unfinished = will.unfinished;
         self.orphans = orphans(&will.planes);
         self.backends.inherited = inherited;
         self.data_plane

@@ -127,9 +127,10 @@ fn who_leaves_meanwhile_leaves_nothing(mode: &str) {
             .is_some_and(Vec::is_empty)
             .then_some(())
     });
+    upgraded_of(&agent, "all");
     let told = stream.end();
     assert!(told.starts_with("whole "), "{told}");
-    wait::until("nothing is left", Duration::from_secs(10), || {
+    wait::until("nothing is left", Duration::from_secs(20), || {
         ([pair.client.state(), pair.server.state()] == before).then_some(())
     });
     one_is_left(&agent);

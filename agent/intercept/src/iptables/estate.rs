@@ -33,6 +33,11 @@ impl IptablesBackend {
             .collect())
     }
 
+    /// Lets go of what nobody has taken over.
+    pub fn disinherit(&mut self) {
+        self.inherited.clear();
+    }
+
     /// Takes what the supervisor before this one has left.
     pub fn inherit(&mut self, estate: Vec<(u64, OwnedFd)>) {
         self.inherited = estate.into_iter().collect();
