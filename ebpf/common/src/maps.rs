@@ -270,6 +270,10 @@ impl Handoff {
 pub const ROOM_LEVEL: i32 = 0x5368;
 pub const ROOM_OPTION: i32 = 1;
 
+/// `SO_PRIORITY` of those of the agent's upstream sockets that are never accelerated, as who reads and writes them knows TCP only: an
+/// HTTP codec, a listener's TCP proxy. TC_PRIO_INTERACTIVE_BULK: queues treat it as they do 0.
+pub const BY_TCP_PRIORITY: u32 = 4;
+
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;
 
