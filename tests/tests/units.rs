@@ -218,6 +218,8 @@ fn without_the_agent_each_gets_what_it_chose() {
         assert_eq!(scene.reaches(unit), [PORTS; 2]);
     }
     agent.restart();
+    // What the dead one has left refuses a moment longer.
+    scene.ends_up_reaching(&scene.a, &[80, 82]);
     let lines = agent.access_log().len();
     assert_eq!(scene.reaches(&scene.a), [[80, 82]; 2]);
     assert_eq!(scene.reaches(&scene.b), [[80, 81]; 2]);
