@@ -21,6 +21,7 @@ pub mod prober;
 pub mod require;
 pub mod router;
 pub mod script;
+pub mod systemd;
 pub mod talks;
 pub mod tap;
 pub mod unit;

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 28] = [
+const NEEDED: [(&str, &str); 29] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -47,6 +47,7 @@ const NEEDED: [(&str, &str); 28] = [
     ("podman", "podman"),
     ("runc", "runc"),
     ("busybox", "busybox-static"),
+    ("systemd-analyze", "systemd"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

@@ -1,0 +1,171 @@
+//! A host that systemd runs: the real one, as the first process of namespaces of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::agent::{binary, signal};
+use crate::wait;
+use crate::world::{Pod, World, remove_cgroup};
+
+/// Leaves of the machine what a service may see, hides what systemd would change, and becomes systemd. Arguments: the
+/// agent's binary, a directory with the units and the agent's configuration.
+const BOOT: &str = r#"
+set -eu
+mount --make-rprivate /
+umount -R -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t proc proc /proc
+mkdir -p /etc/shunt
+for at in /run /etc/systemd/system /usr/lib/systemd/system-generators /usr/local/bin /etc/shunt; do
+    mount -t tmpfs tmpfs $at
+done
+for wanted in /usr/lib/systemd/system/*.target.wants/*; do
+    ln -sf /dev/null "/etc/systemd/system/${wanted##*/}"
+done
+for target in sysinit basic shutdown default network; do
+    rm -f /etc/systemd/system/$target.target
+    printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $target > /etc/systemd/system/$target.target
+done
+cp -r "$2"/units/. /etc/systemd/system/
+mount --bind "$2"/etc /etc/shunt
+touch /usr/local/bin/shunt
+mount --bind "$1" /usr/local/bin/shunt
+tr -d - < /proc/sys/kernel/random/uuid > /run/machine-id
+[ ! -e /etc/machine-id ] || mount --bind /run/machine-id /etc/machine-id
+exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd \
+    --log-target=null --default-standard-output=null --default-standard-error=null
+"#;
+
+/// A command that takes longer than this hangs.
+const LONGEST: &str = "60";
+
+/// Ends with everything that it has started when dropped.
+#[derive(Debug)]
+pub struct Systemd {
+    child: Child,
+    /// As seen from outside.
+    init: u32,
+    cgroup: PathBuf,
+    host: (String, String, String),
+    /// Is /etc/shunt in there.
+    pub etc: PathBuf,
+}
+
+impl Systemd {
+    /// `units`: names below /etc/systemd/system, and what they say. `config`: of the agent.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub fn boot(world: &World, host: &Pod, units: &[(&str, &str)], config: &str) -> Self {
+        let dir = world.dir.path().join("systemd");
+        let etc = dir.join("etc");
+        fs::create_dir_all(&etc).expect("a directory");
+        fs::write(etc.join("shunt.yaml"), config).expect("written");
+        for (name, text) in units {
+            let path = dir.join("units").join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            fs::write(path, text).expect("written");
+        }
+        let cgroup = world.cgroup().join("systemd");
+        fs::create_dir(&cgroup).expect("a cgroup");
+        let child = Command::new("sh")
+            .args([
+                "-c",
+                "echo 0 > \"$1/cgroup.procs\"; shift; exec \"$@\"",
+                "sh",
+            ])
+            .arg(&cgroup)
+            .args(["nsenter", &format!("--net=/run/netns/{}", host.netns)])
+            .args([
+                "unshare",
+                "-m",
+                "-p",
+                "-f",
+                "-u",
+                "-i",
+                "-C",
+                "--kill-child",
+            ])
+            .args(["sh", "-c", BOOT, "sh"])
+            .args([&binary(), &dir])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("runs");
+        let pid = child.id();
+        let init = wait::until("the first process", Duration::from_secs(10), || {
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        });
+        let systemd = Self {
+            child,
+            init,
+            cgroup,
+            host: (host.netns.clone(), host.v4.clone(), host.v6.clone()),
+            etc,
+        };
+        wait::until("systemd is up", Duration::from_secs(30), || {
+            let said = systemd.run(&["systemctl", "is-system-running"]);
+            (said.stdout == b"running\n").then_some(())
+        });
+        systemd
+    }
+
+    /// A command on this host.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn run(&self, command: &[&str]) -> Output {
+        Command::new("timeout")
+            .args([LONGEST, "nsenter", "-t", &self.init.to_string()])
+            .args(["-m", "-p", "-n", "-u", "-i", "-C"])
+            .args(command)
+            .stdin(Stdio::null())
+            .output()
+            .expect("runs")
+    }
+
+    /// # Panics
+    /// It fails.
+    pub fn systemctl(&self, verb: &str, unit: &str) {
+        let output = self.run(&["systemctl", verb, unit]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{verb} {unit}: {said}");
+    }
+
+    /// What systemd knows of a unit.
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        let output = self.run(&["systemctl", "show", unit, "--value", "-p", name]);
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Where one's processes are.
+    pub fn service(&self, unit: &str) -> Pod {
+        let (netns, v4, v6) = self.host.clone();
+        let cgroup = self.cgroup.join("system.slice").join(unit);
+        Pod {
+            netns,
+            v4,
+            v6,
+            cgroup,
+        }
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        signal("-KILL", self.init);
+        let _ = self.child.wait();
+        remove_tree(&self.cgroup);
+    }
+}
+
+fn remove_tree(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_tree(&entry.path());
+        }
+    }
+    remove_cgroup(cgroup);
+}

@@ -1,0 +1,134 @@
+//! The unit under the real systemd, and services of its own that are enrolled by their cgroups.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+use shunt_tests::greeter::{at, greeter, reached};
+use shunt_tests::systemd::Systemd;
+use shunt_tests::{Pod, Running, World, require, wait};
+
+const SECONDS: Duration = Duration::from_secs(20);
+const UNIT: &str = include_str!("../../scripts/shunt.service");
+const WEB: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
+
+struct Scene {
+    systemd: Systemd,
+    host: Pod,
+    server: Pod,
+    _greeter: Running,
+    world: World,
+}
+
+/// `more`: of the unit.
+fn scene(more: &str) -> Scene {
+    require::everything();
+    let world = World::new();
+    let (host, server) = (world.pod(), world.pod());
+    let greeter = greeter(&server, "server", &[80]);
+    let units = [
+        ("shunt.service", UNIT),
+        ("shunt.service.d/test.conf", &format!("[Service]\n{more}")),
+        ("web.service", WEB),
+    ];
+    let systemd = Systemd::boot(&world, &host, &units, &config(&world, ""));
+    systemd.systemctl("start", "web.service");
+    systemd.systemctl("start", "shunt.service");
+    Scene {
+        systemd,
+        host,
+        server,
+        _greeter: greeter,
+        world,
+    }
+}
+
+fn config(world: &World, more: &str) -> String {
+    let at = world.dir.path().display();
+    format!(
+        "log: {{format: json, access: {at}/access.log}}\n{more}workloads:\n\
+         - {{name: web, cgroup: system.slice/web.service, acceleration: off}}\n"
+    )
+}
+
+impl Scene {
+    /// Connections of the service that the agent has carried.
+    fn carried(&self) -> usize {
+        let log = fs::read_to_string(self.world.dir.path().join("access.log"));
+        let log = log.unwrap_or_default();
+        // The last piece is empty, or a line that is still being written.
+        let (whole, _) = log.rsplit_once('\n').unwrap_or_default();
+        let lines = whole.lines();
+        let lines = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines
+            .filter(|line| line["workload"] == "default/web")
+            .count()
+    }
+
+    fn web_connects(&self) {
+        let web = self.systemd.service("web.service");
+        assert_eq!(reached(&web, at(&self.server, 80)[0], 1), ["server"]);
+    }
+
+    fn is_captured(&self) {
+        wait::until("the service's connections are carried", SECONDS, || {
+            let before = self.carried();
+            self.web_connects();
+            let after = || (self.carried() > before).then_some(());
+            (0..20).find_map(|_| {
+                wait::pause(Duration::from_millis(10));
+                after()
+            })
+        });
+    }
+
+    fn is(&self, name: &str, value: &str) {
+        wait::until(&format!("{name} is {value}"), SECONDS, || {
+            (self.systemd.property("shunt.service", name) == value).then_some(())
+        });
+    }
+}
+
+#[test]
+fn starts_reloads_restarts_and_stops() {
+    let scene = scene("");
+    let systemd = &scene.systemd;
+    scene.is("ActiveState", "active");
+    scene.is("StatusText", "1 of 1 workloads served");
+    scene.is_captured();
+    // A file that is wrong is told of, and what was in force stays.
+    let file = systemd.etc.join("shunt.yaml");
+    fs::write(&file, "mode: fast\n").expect("written");
+    let reload = systemd.run(&["systemctl", "reload", "shunt.service"]);
+    assert!(!reload.status.success());
+    scene.is_captured();
+    fs::write(&file, config(&scene.world, "concurrency: 1\n")).expect("written");
+    systemd.systemctl("reload", "shunt.service");
+    scene.is("ActiveState", "active");
+    for unit in ["web.service", "shunt.service"] {
+        systemd.systemctl("restart", unit);
+        scene.is_captured();
+    }
+    assert_eq!(systemd.property("shunt.service", "NRestarts"), "0");
+    systemd.systemctl("stop", "shunt.service");
+    assert_eq!(systemd.property("shunt.service", "Result"), "success");
+    let carried = scene.carried();
+    scene.web_connects();
+    assert_eq!(scene.carried(), carried);
+    let listening = scene.host.says("ss", &["-Hltn"]);
+    assert_eq!(listening, "");
+}
+
+#[test]
+fn a_supervisor_that_hangs_is_replaced() {
+    let scene = scene("WatchdogSec=2\n");
+    scene.is_captured();
+    let main = || scene.systemd.property("shunt.service", "MainPID");
+    let before = main();
+    let stopped = scene.systemd.run(&["kill", "-STOP", &before]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    scene.is("NRestarts", "1");
+    scene.is("ActiveState", "active");
+    assert_ne!(main(), before);
+    scene.is_captured();
+}
