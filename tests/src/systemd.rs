@@ -5,22 +5,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use crate::agent::{binary, signal};
+use crate::agent::signal;
 use crate::wait;
 use crate::world::{Pod, World, remove_cgroup};
 
-/// Leaves of the machine what a service may see, hides what systemd would change, and becomes systemd. Arguments: the
-/// agent's binary, a directory with the units and the agent's configuration.
+/// Keeps the machine's files as they are whatever is written to them, hides what systemd would change, and becomes
+/// systemd.
 const BOOT: &str = r#"
 set -eu
 mount --make-rprivate /
 umount -R -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t proc proc /proc
-mkdir -p /etc/shunt
-for at in /run /etc/systemd/system /usr/lib/systemd/system-generators /usr/local/bin /etc/shunt; do
+mount -t tmpfs tmpfs /run
+for at in usr etc var; do
+    mkdir -p /run/over/$at /run/over/work/$at
+    mount -t overlay -o lowerdir=/$at,upperdir=/run/over/$at,workdir=/run/over/work/$at overlay /$at
+done
+for at in /etc/systemd/system /usr/lib/systemd/system-generators; do
     mount -t tmpfs tmpfs $at
 done
+rm -f /usr/sbin/policy-rc.d
 for wanted in /usr/lib/systemd/system/*.target.wants/*; do
     ln -sf /dev/null "/etc/systemd/system/${wanted##*/}"
 done
@@ -28,12 +33,7 @@ for target in sysinit basic shutdown default network; do
     rm -f /etc/systemd/system/$target.target
     printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $target > /etc/systemd/system/$target.target
 done
-cp -r "$2"/units/. /etc/systemd/system/
-mount --bind "$2"/etc /etc/shunt
-touch /usr/local/bin/shunt
-mount --bind "$1" /usr/local/bin/shunt
-tr -d - < /proc/sys/kernel/random/uuid > /run/machine-id
-[ ! -e /etc/machine-id ] || mount --bind /run/machine-id /etc/machine-id
+tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd \
     --log-target=null --default-standard-output=null --default-standard-error=null
 "#;
@@ -49,25 +49,12 @@ pub struct Systemd {
     init: u32,
     cgroup: PathBuf,
     host: (String, String, String),
-    /// Is /etc/shunt in there.
-    pub etc: PathBuf,
 }
 
 impl Systemd {
-    /// `units`: names below /etc/systemd/system, and what they say. `config`: of the agent.
-    ///
     /// # Panics
     /// It does not come up.
-    pub fn boot(world: &World, host: &Pod, units: &[(&str, &str)], config: &str) -> Self {
-        let dir = world.dir.path().join("systemd");
-        let etc = dir.join("etc");
-        fs::create_dir_all(&etc).expect("a directory");
-        fs::write(etc.join("shunt.yaml"), config).expect("written");
-        for (name, text) in units {
-            let path = dir.join("units").join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-            fs::write(path, text).expect("written");
-        }
+    pub fn boot(world: &World, host: &Pod) -> Self {
         let cgroup = world.cgroup().join("systemd");
         fs::create_dir(&cgroup).expect("a cgroup");
         let child = Command::new("sh")
@@ -88,8 +75,7 @@ impl Systemd {
                 "-C",
                 "--kill-child",
             ])
-            .args(["sh", "-c", BOOT, "sh"])
-            .args([&binary(), &dir])
+            .args(["sh", "-c", BOOT])
             .stdin(Stdio::null())
             .spawn()
             .expect("runs");
@@ -103,7 +89,6 @@ impl Systemd {
             init,
             cgroup,
             host: (host.netns.clone(), host.v4.clone(), host.v6.clone()),
-            etc,
         };
         wait::until("systemd is up", Duration::from_secs(30), || {
             let said = systemd.run(&["systemctl", "is-system-running"]);
@@ -124,6 +109,16 @@ impl Systemd {
             .stdin(Stdio::null())
             .output()
             .expect("runs")
+    }
+
+    /// A file of this host alone.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn write(&self, path: &str, text: &str) {
+        let script = "mkdir -p \"${1%/*}\" && printf %s \"$2\" > \"$1\"";
+        let output = self.run(&["sh", "-c", script, "sh", path, text]);
+        assert!(output.status.success(), "{path}: {output:?}");
     }
 
     /// # Panics

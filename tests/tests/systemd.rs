@@ -4,12 +4,14 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
+use shunt_tests::agent::binary;
 use shunt_tests::greeter::{at, greeter, reached};
 use shunt_tests::systemd::Systemd;
 use shunt_tests::{Pod, Running, World, require, wait};
 
 const SECONDS: Duration = Duration::from_secs(20);
 const UNIT: &str = include_str!("../../scripts/shunt.service");
+const CONFIG: &str = "/etc/shunt/shunt.yaml";
 const WEB: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
 
 struct Scene {
@@ -26,12 +28,19 @@ fn scene(more: &str) -> Scene {
     let world = World::new();
     let (host, server) = (world.pod(), world.pod());
     let greeter = greeter(&server, "server", &[80]);
-    let units = [
+    let systemd = Systemd::boot(&world, &host);
+    let etc = "/etc/systemd/system";
+    for (unit, text) in [
         ("shunt.service", UNIT),
         ("shunt.service.d/test.conf", &format!("[Service]\n{more}")),
         ("web.service", WEB),
-    ];
-    let systemd = Systemd::boot(&world, &host, &units, &config(&world, ""));
+    ] {
+        systemd.write(&format!("{etc}/{unit}"), text);
+    }
+    systemd.write(CONFIG, &config(&world, ""));
+    let binary = binary().display().to_string();
+    let linked = systemd.run(&["ln", "-s", &binary, "/usr/local/bin/shunt"]);
+    assert!(linked.status.success(), "{linked:?}");
     systemd.systemctl("start", "web.service");
     systemd.systemctl("start", "shunt.service");
     Scene {
@@ -97,12 +106,11 @@ fn starts_reloads_restarts_and_stops() {
     scene.is("StatusText", "1 of 1 workloads served");
     scene.is_captured();
     // A file that is wrong is told of, and what was in force stays.
-    let file = systemd.etc.join("shunt.yaml");
-    fs::write(&file, "mode: fast\n").expect("written");
+    systemd.write(CONFIG, "mode: fast\n");
     let reload = systemd.run(&["systemctl", "reload", "shunt.service"]);
     assert!(!reload.status.success());
     scene.is_captured();
-    fs::write(&file, config(&scene.world, "concurrency: 1\n")).expect("written");
+    systemd.write(CONFIG, &config(&scene.world, "concurrency: 1\n"));
     systemd.systemctl("reload", "shunt.service");
     scene.is("ActiveState", "active");
     for unit in ["web.service", "shunt.service"] {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::envoy;
 use crate::run::{cargo, loudly, output, root, say};
+use crate::{deb, envoy};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -57,6 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if !args.no_install {
         install()?;
+        deb::install()?;
         envoy::fetch();
     }
     // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.
