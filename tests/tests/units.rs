@@ -97,6 +97,12 @@ impl Scene {
     }
 }
 
+/// How many of the agent's programs are attached to its cgroup.
+fn links(agent: &Agent, unit: &Unit) -> usize {
+    let id = fs::metadata(&unit.cgroup).expect("there").ino().to_string();
+    held(agent.pid(), &[("cgroup_id", &id)], "link_id").len()
+}
+
 /// The workloads of the lines, and how each connection ended.
 fn told(lines: &[Value]) -> Vec<(String, String)> {
     let field = |line: &Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
@@ -241,11 +247,21 @@ fn a_service_that_is_started_anew_is_captured_again() {
     assert_eq!(scene.reaches(&scene.b), [[80, 81]; 2]);
     wait::until("it is missed", SECONDS, || {
         let reason = agent.workload("a")["state_reason"].to_string();
-        reason.contains("cannot be repaired yet").then_some(())
+        reason.contains("its service does not run").then_some(())
     });
     scene.a.start();
     scene.ends_up_reaching(&scene.a, &[80, 82]);
     assert_eq!(agent.workload("a")["state_reason"], "");
+    // Nobody undoes anything, however often.
+    for _ in 0..8 {
+        scene.a.stop();
+        scene.a.start();
+        wait::until("it is hooked", SECONDS, || {
+            (links(&agent, &scene.a) == 8).then_some(())
+        });
+    }
+    scene.ends_up_reaching(&scene.a, &[80, 82]);
+    assert!(!agent.log().contains("keeps undoing"));
 }
 
 #[test]
@@ -254,10 +270,7 @@ fn what_is_withdrawn_leaves_nothing() {
     let _server = scene.server();
     let before = scene.host.state();
     let agent = scene.agent("acceleration: off");
-    let links = |unit: &Unit| {
-        let id = fs::metadata(&unit.cgroup).expect("there").ino().to_string();
-        held(agent.pid(), &[("cgroup_id", &id)], "link_id").len()
-    };
+    let links = |unit: &Unit| links(&agent, unit);
     assert_eq!(scene.units().map(links), [8, 8, 0]);
     assert_eq!(agent.admin("DELETE", "/workloads/default/a", "").0, 200);
     assert_eq!(scene.units().map(links), [0, 8, 0]);

@@ -183,26 +183,30 @@ impl Hooks {
             ));
             return Ok(found);
         };
+        // With its cgroup every attachment ends, by and by.
+        match fs::metadata(cgroup).map(|now| now.ino()) {
+            Ok(now) if now == cgroup_id => {}
+            Ok(_) => {
+                let what = format!("{at} was removed and made anew");
+                found.push(Drift::new(Part::Cgroup, what));
+                return Ok(found);
+            }
+            Err(error) => {
+                found.push(Drift::new(Part::Cgroup, format!("{at}: {error}")));
+                return Ok(found);
+            }
+        }
         let mut detached = Vec::new();
         for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
             if !is_attached(link)? {
                 detached.push(name);
             }
         }
-        // With its cgroup every attachment ends.
-        if detached.is_empty() {
-            return Ok(found);
-        }
-        match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id => found.push(Drift::new(
+        if !detached.is_empty() {
+            found.push(Drift::new(
                 Part::Links,
                 format!("detached from {at}: {}", detached.join(", ")),
-            )),
-            Ok(_) => {
-                let what = format!("{at} was removed and made anew");
-                found.push(Drift::new(Part::Cgroup, what));
-            }
-            Err(error) => found.push(Drift::new(Part::Cgroup, format!("{at}: {error}"))),
+            ));
         }
         Ok(found)
     }
