@@ -56,22 +56,26 @@ fn config(world: &World, more: &str) -> String {
     let at = world.dir.path().display();
     format!(
         "log: {{format: json, access: {at}/access.log}}\n{more}workloads:\n\
-         - {{name: web, cgroup: system.slice/web.service, acceleration: off}}\n"
+         - {{name: web, cgroup: system.slice/web.service, acceleration: off}}\n\
+         - {{name: batch, cgroup: batch.slice, acceleration: off}}\n"
     )
 }
 
 impl Scene {
     /// Connections of the service that the agent has carried.
     fn carried(&self) -> usize {
+        self.carried_for("web")
+    }
+
+    fn carried_for(&self, name: &str) -> usize {
+        let workload = format!("default/{name}");
         let log = fs::read_to_string(self.world.dir.path().join("access.log"));
         let log = log.unwrap_or_default();
         // The last piece is empty, or a line that is still being written.
         let (whole, _) = log.rsplit_once('\n').unwrap_or_default();
         let lines = whole.lines();
         let lines = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines
-            .filter(|line| line["workload"] == "default/web")
-            .count()
+        lines.filter(|line| line["workload"] == workload).count()
     }
 
     fn web_connects(&self) {
@@ -103,7 +107,7 @@ fn starts_reloads_restarts_and_stops() {
     let scene = scene("");
     let systemd = &scene.systemd;
     scene.is("ActiveState", "active");
-    scene.is("StatusText", "1 of 1 workloads served");
+    scene.is("StatusText", "1 of 2 workloads served");
     scene.is_captured();
     // A file that is wrong is told of, and what was in force stays.
     systemd.write(CONFIG, "mode: fast\n");
@@ -125,6 +129,30 @@ fn starts_reloads_restarts_and_stops() {
     assert_eq!(scene.carried(), carried);
     let listening = scene.host.says("ss", &["-Hltn"]);
     assert_eq!(listening, "");
+}
+
+/// What it does first of all is captured, every time.
+#[test]
+fn a_service_in_a_slice_of_its_own_is_never_missed() {
+    let scene = scene("");
+    let systemd = &scene.systemd;
+    let server = &scene.server.v4;
+    let connects = format!(
+        "[Service]\nType=oneshot\nSlice=batch.slice\n\
+         ExecStart=/usr/bin/python3 -c \"import socket; socket.create_connection(('{server}', 80)).recv(9)\"\n"
+    );
+    systemd.write("/etc/systemd/system/batch.service", &connects);
+    systemd.systemctl("daemon-reload", "--no-pager");
+    // With it the slice is there.
+    systemd.systemctl("start", "batch.service");
+    scene.is("StatusText", "2 of 2 workloads served");
+    let before = scene.carried_for("batch");
+    for times in 1..=5 {
+        systemd.systemctl("start", "batch.service");
+        wait::until("its connection is told of", SECONDS, || {
+            (scene.carried_for("batch") == before + times).then_some(())
+        });
+    }
 }
 
 #[test]
