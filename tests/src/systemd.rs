@@ -33,6 +33,8 @@ for target in sysinit basic shutdown default network; do
     rm -f /etc/systemd/system/$target.target
     printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $target > /etc/systemd/system/$target.target
 done
+# As on a host: what is mounted later is seen by services that run already.
+mount --make-rshared /
 tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd \
     --log-target=null --default-standard-output=null --default-standard-error=null
@@ -48,6 +50,8 @@ pub struct Systemd {
     /// As seen from outside.
     init: u32,
     cgroup: PathBuf,
+    /// What was said before systemd was there.
+    log: PathBuf,
     host: (String, String, String),
 }
 
@@ -55,6 +59,7 @@ impl Systemd {
     /// # Panics
     /// It does not come up.
     pub fn boot(world: &World, host: &Pod) -> Self {
+        let log = world.dir.path().join("boot.log");
         let cgroup = world.cgroup().join("systemd");
         fs::create_dir(&cgroup).expect("a cgroup");
         let child = Command::new("sh")
@@ -77,6 +82,7 @@ impl Systemd {
             ])
             .args(["sh", "-c", BOOT])
             .stdin(Stdio::null())
+            .stderr(fs::File::create(&log).expect("a log"))
             .spawn()
             .expect("runs");
         let pid = child.id();
@@ -88,6 +94,7 @@ impl Systemd {
             child,
             init,
             cgroup,
+            log,
             host: (host.netns.clone(), host.v4.clone(), host.v6.clone()),
         };
         wait::until("systemd is up", Duration::from_secs(30), || {
@@ -149,7 +156,12 @@ impl Systemd {
 }
 
 impl Drop for Systemd {
+    #[expect(clippy::print_stderr, reason = "a failed test's output")]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("systemd's host said: {said}");
+        }
         signal("-KILL", self.init);
         let _ = self.child.wait();
         remove_tree(&self.cgroup);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use shunt_tests::agent::binary;
-use shunt_tests::greeter::{at, greeter, reached};
+use shunt_tests::greeter::{GREETER, at, greeter, reached};
 use shunt_tests::systemd::Systemd;
 use shunt_tests::{Pod, Running, World, require, wait};
 
@@ -69,13 +69,22 @@ impl Scene {
 
     fn carried_for(&self, name: &str) -> usize {
         let workload = format!("default/{name}");
+        let lines = self.told();
+        lines
+            .iter()
+            .filter(|line| line["workload"] == workload)
+            .count()
+    }
+
+    fn told(&self) -> Vec<Value> {
         let log = fs::read_to_string(self.world.dir.path().join("access.log"));
         let log = log.unwrap_or_default();
         // The last piece is empty, or a line that is still being written.
         let (whole, _) = log.rsplit_once('\n').unwrap_or_default();
         let lines = whole.lines();
-        let lines = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.filter(|line| line["workload"] == workload).count()
+        lines
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
     }
 
     fn web_connects(&self) {
@@ -151,6 +160,66 @@ fn a_service_in_a_slice_of_its_own_is_never_missed() {
         systemd.systemctl("start", "batch.service");
         wait::until("its connection is told of", SECONDS, || {
             (scene.carried_for("batch") == before + times).then_some(())
+        });
+    }
+}
+
+/// With a namespace of its own a service is captured in both directions; the unit's hardening leaves both modes whole.
+#[test]
+fn services_with_namespaces_are_captured_both_ways() {
+    let scene = scene("");
+    let systemd = &scene.systemd;
+    let web = systemd.service("web.service");
+    let _host = greeter(&web, "host", &[8000]);
+    let at = scene.world.dir.path().display();
+    let mut file = format!("log: {{format: json, access: {at}/access.log}}\nworkloads:\n");
+    let modes = [("ebpf", "10.77.1"), ("iptables", "10.77.2")];
+    for (mode, net) in modes {
+        let made = format!(
+            "set -e; ip netns add {mode}; ip link add {mode} type veth peer name eth0 netns {mode}\n\
+             ip addr add {net}.1/24 dev {mode}; ip link set {mode} up; ip -n {mode} link set lo up\n\
+             ip -n {mode} addr add {net}.2/24 dev eth0; ip -n {mode} link set eth0 up\n"
+        );
+        let made = systemd.run(&["sh", "-c", &made]);
+        assert!(made.status.success(), "{made:?}");
+        let script = format!("{}/greeter.py", scene.world.dir.path().display());
+        fs::write(&script, GREETER).expect("written");
+        let unit = format!(
+            "[Service]\nNetworkNamespacePath=/run/netns/{mode}\nExecStart=/usr/bin/python3 {script} {mode} 80\n"
+        );
+        systemd.write(&format!("/etc/systemd/system/{mode}.service"), &unit);
+        systemd.systemctl("daemon-reload", "--no-pager");
+        systemd.systemctl("start", &format!("{mode}.service"));
+        file += &format!(
+            "  - {{name: {mode}, netns: {mode}, cgroup: system.slice/{mode}.service, mode: {mode}, acceleration: off}}\n"
+        );
+    }
+    systemd.write(CONFIG, &file);
+    scene.is("StatusText", "2 of 2 workloads served");
+    for (mode, net) in modes {
+        let connects = format!(
+            "import socket; print(socket.create_connection(('{net}.1', 8000), 5).recv(9).decode())"
+        );
+        let inside = format!(
+            "echo 0 > /sys/fs/cgroup/system.slice/{mode}.service/cgroup.procs; exec \"$@\""
+        );
+        let netns = format!("--net=/run/netns/{mode}");
+        let command = [
+            "sh", "-c", &inside, "sh", "nsenter", &netns, "python3", "-c", &connects,
+        ];
+        let said = systemd.run(&command);
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "host\n", "{said:?}");
+        let to = format!("{net}.2:80").parse().expect("an address");
+        wait::until("it listens", SECONDS, || {
+            (reached(&web, to, 1) == [mode]).then_some(())
+        });
+        wait::until("both are told of", SECONDS, || {
+            let told = |direction| {
+                scene.told().iter().any(|line| {
+                    line["workload"] == format!("default/{mode}") && line["direction"] == direction
+                })
+            };
+            (told("outbound") && told("inbound")).then_some(())
         });
     }
 }

@@ -335,6 +335,23 @@ fn what_cannot_be_is_said() {
 }
 
 #[test]
+fn their_processes_in_other_namespaces_are_not_theirs() {
+    let scene = scene();
+    let _server = scene.server();
+    let elsewhere = scene.world.pod();
+    let agent = scene.agent("acceleration: off");
+    let inside = Pod {
+        cgroup: scene.a.cgroup.clone(),
+        ..elsewhere
+    };
+    for to in at(&scene.server, 81) {
+        assert_eq!(reached(&inside, to, 1), ["server"]);
+        assert_ne!(reached(&scene.a, to, 1), ["server"]);
+    }
+    agent.lines(2);
+}
+
+#[test]
 fn explain_says_that_nothing_arrives_by_the_agent() {
     let scene = scene();
     let agent = scene.agent("acceleration: off");
