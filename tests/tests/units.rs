@@ -18,6 +18,27 @@ const SECONDS: Duration = Duration::from_secs(10);
 const PORTS: [u16; 3] = [80, 81, 82];
 const NONE: [u16; 0] = [];
 
+mod ebpf {
+    #[test]
+    fn each_has_its_own_policy() {
+        super::each_has_its_own_policy(super::Way::EBPF);
+    }
+    #[test]
+    fn a_pods_rules_know_them() {
+        super::a_pods_rules_know_them(super::Way::EBPF);
+    }
+}
+mod direct {
+    #[test]
+    fn each_has_its_own_policy() {
+        super::each_has_its_own_policy(super::Way::DIRECT);
+    }
+    #[test]
+    fn a_pods_rules_know_them() {
+        super::a_pods_rules_know_them(super::Way::DIRECT);
+    }
+}
+
 /// A host with two services that are enrolled and one that is not, and a server elsewhere.
 struct Scene {
     /// First: unmounted before the world's directory goes.
@@ -87,9 +108,7 @@ impl Scene {
         };
         [of(0), of(1)]
     }
-}
 
-impl Scene {
     fn ends_up_reaching(&self, unit: &Unit, ports: &[u16]) {
         wait::until("it reaches these ports alone", SECONDS, || {
             (self.reaches(unit) == [ports, ports]).then_some(())
@@ -372,32 +391,4 @@ fn explain_says_that_nothing_arrives_by_the_agent() {
             .contains("it cannot tell whose a connection is"),
         "{told:#}"
     );
-}
-
-mod ebpf {
-    use super::Way;
-
-    #[test]
-    fn each_has_its_own_policy() {
-        super::each_has_its_own_policy(Way::EBPF);
-    }
-
-    #[test]
-    fn a_pods_rules_know_them() {
-        super::a_pods_rules_know_them(Way::EBPF);
-    }
-}
-
-mod direct {
-    use super::Way;
-
-    #[test]
-    fn each_has_its_own_policy() {
-        super::each_has_its_own_policy(Way::DIRECT);
-    }
-
-    #[test]
-    fn a_pods_rules_know_them() {
-        super::a_pods_rules_know_them(Way::DIRECT);
-    }
 }
