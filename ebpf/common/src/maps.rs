@@ -3,8 +3,9 @@
 pub mod capacity;
 
 use crate::decision::{Address, Restricts};
+use crate::scope::WorkloadKey;
 
-/// Key of `WORKLOADS`: the network namespace's cookie (`SO_NETNS_COOKIE`), never reused while the host runs.
+/// A network namespace (`SO_NETNS_COOKIE`), never reused while the host runs.
 pub type NetnsCookie = u64;
 
 /// Value of `WORKLOADS`: what the hooks must know of one enrolled workload.
@@ -177,14 +178,14 @@ pub struct OwnFlow {
 pub struct FlowOwner {
     /// Of the workload whose application goes directly; 0: the agent made it. It counts only as long as that workload is
     /// enrolled: afterwards nobody tells of the connection's end.
-    pub netns: NetnsCookie,
+    pub key: WorkloadKey,
     pub workload: u32,
     pub reserved: u32,
 }
 
 impl FlowOwner {
     pub const AGENT: Self = Self {
-        netns: 0,
+        key: 0,
         workload: 0,
         reserved: 0,
     };
