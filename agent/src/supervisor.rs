@@ -10,6 +10,7 @@
 
 mod asked;
 mod backends;
+mod cgroups;
 mod cni;
 mod config_source;
 mod data_plane;
@@ -51,6 +52,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::asked::Asked;
 use self::backends::Backends;
+use self::cgroups::Cgroups;
 use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
 use self::data_plane::{DataPlane, PlaneId};
@@ -113,6 +115,7 @@ struct Supervisor {
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
+    cgroups: Cgroups,
     node: NodeNotes,
     strays_looked: Option<Instant>,
     /// Where the round of looks is.
@@ -147,7 +150,7 @@ pub async fn supervise(
     node::tell_of_refused(&Loaded::default(), &loaded);
     let mut will = args.succeeds.map(Will::read).transpose()?;
     let mut inherited = match &mut will {
-        Some(will) => Inherited::of(will).context("what was left did not come")?,
+        Some(will) => Inherited::take(will).context("what was left did not come")?,
         None => Inherited::default(),
     };
     let uptime = will.as_ref().map_or(0, |will| will.uptime_ms);
@@ -187,6 +190,7 @@ pub async fn supervise(
                 supervisor.manager.reloading();
                 supervisor.reload(args, &mut source);
             }
+            () = supervisor.cgroups.changed() => supervisor.cgroups_changed(),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
@@ -250,6 +254,7 @@ impl Supervisor {
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
+            cgroups: Cgroups::watch(),
             node: NodeNotes::default(),
             strays_looked: None,
             looked_at: None,
@@ -315,6 +320,7 @@ impl Supervisor {
         self.go_on_with_succession();
         self.attachments.catch_up();
         self.take_over();
+        self.follow_cgroups();
         self.look();
         self.look_for_strays();
         self.look_for_pods();

@@ -61,6 +61,8 @@ pub struct Will {
 /// A workload.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Served {
+    pub name: WorkloadName,
+    pub shares_netns: bool,
     pub netns: Left,
     /// By which the namespace is known.
     pub path: PathBuf,

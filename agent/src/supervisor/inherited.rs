@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::{Family, ListenerSpec};
-use shunt_core::workload::WorkloadId;
+use shunt_core::workload::{WorkloadId, WorkloadName};
 use shunt_intercept::ebpf::Estate;
 use shunt_intercept::iptables::keep_switch;
 use shunt_intercept::netns::Netns;
@@ -41,8 +41,7 @@ pub(super) struct Inherited {
     pub(super) tables: Vec<(u64, OwnedFd)>,
     pub(super) admin: Vec<OwnedFd>,
     pub(super) node: BTreeMap<SocketAddr, Vec<OwnedFd>>,
-    /// By the cookie of their namespace.
-    served: BTreeMap<u64, Heirloom>,
+    served: BTreeMap<WorkloadName, Heirloom>,
 }
 
 /// Of a workload that was served.
@@ -59,7 +58,7 @@ impl Inherited {
     ///
     /// # Errors
     /// One of them did not come.
-    pub(super) fn of(will: &mut Will) -> Result<Self> {
+    pub(super) fn take(will: &mut Will) -> Result<Self> {
         let switches = will.switches.drain(..);
         let switches = switches.map(|(family, left)| Ok((family, left.take()?)));
         let switches: Vec<(Family, OwnedFd)> = switches.collect::<io::Result<_>>()?;
@@ -91,21 +90,24 @@ impl Inherited {
         inherited.node = node.collect::<io::Result<_>>()?;
         inherited.admin = Left::take_all(std::mem::take(&mut will.admin))?;
         for served in will.served.drain(..) {
-            let (cookie, heirloom) = Heirloom::of(served)?;
-            inherited.served.insert(cookie, heirloom);
+            let name = served.name.clone();
+            inherited.served.insert(name, Heirloom::of(served)?);
         }
         Ok(inherited)
     }
 
-    /// What there is for the namespace of this cookie. Once.
-    pub(super) fn of_namespace(&mut self, cookie: u64) -> Heirloom {
-        self.served.remove(&cookie).unwrap_or_default()
+    /// What there is for this workload in this namespace. Once.
+    pub(super) fn of(&mut self, name: &WorkloadName, netns: &Netns) -> Heirloom {
+        match self.id(name, netns) {
+            Some(_) => self.served.remove(name).unwrap_or_default(),
+            None => Heirloom::default(),
+        }
     }
 
-    /// The id that it had.
-    pub(super) fn id(&self, cookie: u64) -> Option<WorkloadId> {
-        let (id, _) = self.served.get(&cookie)?.of.as_ref()?;
-        Some(*id)
+    /// The id that it had there.
+    pub(super) fn id(&self, name: &WorkloadName, netns: &Netns) -> Option<WorkloadId> {
+        let (id, known) = self.served.get(name)?.of.as_ref()?;
+        (known.cookie() == netns.cookie()).then_some(*id)
     }
 
     /// The namespace of a workload whose turn has not come.
@@ -166,20 +168,21 @@ fn keep(
 }
 
 impl Heirloom {
-    fn of(served: Served) -> Result<(u64, Self)> {
+    fn of(served: Served) -> Result<Self> {
         let file = File::from(served.netns.take()?);
-        let netns = Netns::handed_over(file, &served.path)?;
+        let netns = match served.shares_netns {
+            true => Netns::own()?,
+            false => Netns::handed_over(file, &served.path)?,
+        };
         let take = |left: Option<Left>| left.map(Left::take).transpose();
         let listeners = served.listeners.into_iter();
         let listeners = listeners.map(|(spec, left)| Ok((spec, Left::take_all(left)?)));
-        let cookie = netns.cookie();
-        let heirloom = Self {
+        Ok(Self {
             of: Some((served.id, Arc::new(netns))),
             claim: take(served.claim)?.map(UnixDatagram::from),
             flows: take(served.flows)?.map(UnixDatagram::from),
             listeners: listeners.collect::<io::Result<_>>()?,
-        };
-        Ok((cookie, heirloom))
+        })
     }
 
     /// One that listens there, on whatever port where none is wished, with so many sockets.

@@ -317,6 +317,8 @@ fn served(serving: &Serving, leaving: &mut Leaving) -> io::Result<Served> {
     let mut held = |held: &Option<_>| held.as_ref().map(|fd| leaving.leave(fd)).transpose();
     Ok(Served {
         id: enrolment.id,
+        name: enrolment.spec.name.clone(),
+        shares_netns: enrolment.spec.shares_netns(),
         claim: held(&serving.claim)?,
         flows: held(&serving.flows)?,
         netns: leaving.leave(&*enrolment.netns)?,
