@@ -167,10 +167,12 @@ pub async fn supervise(
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
     match will {
-        Some(will) => supervisor.succeed(will, inherited)?,
-        None => supervisor.start_data_plane()?,
+        Some(will) => supervisor.succeed(will, inherited).await?,
+        None => {
+            supervisor.start_data_plane()?;
+            supervisor.backends.make_ready(supervisor.config.mode);
+        }
     }
-    supervisor.backends.make_ready(supervisor.config.mode);
     supervisor.tick();
     let mut door = Door::open(&supervisor.config.state_dir)?;
 

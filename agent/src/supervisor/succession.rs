@@ -15,10 +15,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::WorkloadSpec;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::Supervisor;
 use super::asked::Asker;
@@ -34,6 +35,9 @@ use crate::will::{self, Leaving, Served, Will};
 const CHECKS: Duration = Duration::from_secs(15);
 /// Between attempts to start the data plane that replaces an inherited one.
 const PAUSE: Duration = Duration::from_secs(2);
+/// For what data planes have asked for meanwhile, and when it is taken for all.
+const CATCHES_UP: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_millis(20);
 const FLAG: &str = "--succeeds";
 
 /// One that goes on.
@@ -225,7 +229,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// It did not come whole.
-    pub(super) fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
+    pub(super) async fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
         self.unfinished = will.unfinished;
         self.orphans = orphans(&will.planes);
@@ -240,6 +244,16 @@ impl Supervisor {
                 .insert(spec.name.clone(), Workload::new(spec));
         }
         self.succeeds = true;
+        // Loading programs takes a while. Those who have waited for sockets do not wait for that too.
+        let last = Instant::now() + CATCHES_UP;
+        while Instant::now() < last
+            && let Ok(event) = timeout(QUIET, self.data_plane.next()).await
+        {
+            if self.heard(event).is_stop() {
+                // The loop hears it, once it runs.
+                kill_process(getpid(), Signal::TERM)?;
+            }
+        }
         Ok(())
     }
 
@@ -261,6 +275,7 @@ impl Supervisor {
                 tracing::info!("this program has taken over");
                 self.succeeds = false;
                 self.backends.inherited.release();
+                self.backends.make_ready(self.config.mode);
             }
             return;
         }
