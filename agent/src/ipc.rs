@@ -12,14 +12,14 @@ use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::policy::PolicyRule;
 use shunt_core::service::Service;
-use shunt_core::sockets::{ListenerSpec, SocketWant};
+use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, PodsStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
 
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
@@ -43,6 +43,8 @@ pub enum ToWorker {
     Captures,
     /// One descriptor: the map of accepted sockets' destinations.
     Destinations,
+    /// One descriptor: the map of the resolvers that places for queries stand for.
+    Resolvers,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
     Shortcuts,
     /// One descriptor: what the hooks tell of direct connections.
@@ -53,6 +55,13 @@ pub enum ToWorker {
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.
     Listen(ListenerSpec),
+    /// One descriptor: a socket that takes a workload's queries.
+    TakeQueries(DnsListenerSpec),
+    /// Answer to [`ToSupervisor::WhichResolver`] of the same ticket; the error is for people.
+    Resolver {
+        ticket: u64,
+        resolver: Result<SocketAddr, String>,
+    },
     /// Descriptors: ready sockets, for one worker thread.
     Stock { worker: usize, want: SocketWant },
     /// No sockets could be made.
@@ -119,6 +128,13 @@ pub enum ToSupervisor {
     Drained { id: WorkloadId },
     /// Somebody changed something over the admin API.
     Change { ticket: u64, change: Change },
+    /// Whom was a query for, which rules led from `client` to `listener`?
+    WhichResolver {
+        ticket: u64,
+        workload: WorkloadId,
+        listener: SocketAddr,
+        client: SocketAddr,
+    },
     /// Somebody asks what would happen to a connection.
     Explain { ticket: u64, inquiry: Inquiry },
 }

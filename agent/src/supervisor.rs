@@ -300,6 +300,16 @@ impl Supervisor {
             }
             ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
             ToSupervisor::Drained { id } => self.drained(id),
+            ToSupervisor::WhichResolver {
+                ticket,
+                workload,
+                listener,
+                client,
+            } => {
+                let resolver = self.resolver(workload, listener, client);
+                self.data_plane
+                    .tell(&ToWorker::Resolver { ticket, resolver }, Vec::new());
+            }
             ToSupervisor::Explain { ticket, inquiry } => {
                 let result = self.explain(&inquiry).map(Box::new);
                 self.data_plane

@@ -13,10 +13,11 @@ const MAX_VALUE: usize = 16 << 10;
 const ALL_PORTS: &str = "1-65535";
 
 /// Ours, and where the value goes in a workload's entry.
-const FIELDS: [(&str, &[&str]); 9] = [
+const FIELDS: [(&str, &[&str]); 10] = [
     ("mode", &["mode"]),
     ("acceleration", &["acceleration"]),
     ("on-failure", &["on_failure"]),
+    ("dns-capture", &["dns", "capture"]),
     ("include-inbound-ports", &["inbound", "include_ports"]),
     ("exclude-inbound-ports", &["inbound", "exclude_ports"]),
     ("include-outbound-ports", &["outbound", "include_ports"]),
@@ -64,7 +65,7 @@ pub(crate) fn read(
         for (key, path) in FIELDS {
             if let Some(value) = annotations.get(&format!("{OURS}{key}")) {
                 let value = match path {
-                    [_] => Value::from(value.trim()),
+                    [_] | ["dns", _] => Value::from(value.trim()),
                     _ => list(value),
                 };
                 put(&mut body, path, value);

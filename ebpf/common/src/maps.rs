@@ -315,11 +315,15 @@ pub enum Event {
     /// Something was copied for a tap, or was to be.
     TapCopied,
     TapLost,
+    /// A query to a resolver, or a socket's connect(2) to one, was led to the agent; or was not, as the workload asks
+    /// more resolvers than there are slots.
+    DnsCaptured,
+    ResolversFull,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 25] = [
+    pub const NAMES: [&'static str; 27] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -345,6 +349,8 @@ impl Event {
         "own_buffer",
         "tap_copied",
         "tap_lost",
+        "dns_captured",
+        "resolvers_full",
     ];
 }
 

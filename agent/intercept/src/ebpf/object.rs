@@ -28,7 +28,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 31] = [
+const SHARED: [&str; 33] = [
     "SHUNT_WORKLOADS",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
@@ -59,6 +59,8 @@ const SHARED: [&str; 31] = [
     "SHUNT_VERDICTS",
     "SHUNT_TAP",
     "SHUNT_TAPPED",
+    "SHUNT_DNS",
+    "SHUNT_RESOLVERS",
     "AYA_LOGS",
 ];
 

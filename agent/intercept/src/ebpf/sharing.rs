@@ -22,6 +22,14 @@ impl EbpfBackend {
         self.object.destinations.fd().as_fd().try_clone_to_owned()
     }
 
+    /// What [`super::Resolvers::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn resolvers_fd(&self) -> std::io::Result<OwnedFd> {
+        self.dns.resolvers_fd()
+    }
+
     /// What [`super::DirectEvents::from_fd`] takes.
     ///
     /// # Errors

@@ -76,6 +76,7 @@ fn the_documented_format() {
             handoff: true,
         },
         on_failure: OnFailure::Open,
+        dns: crate::workload::DnsPolicy::default(),
         outbound: CapturePolicy {
             exclude_ports: vec![port(22, 22), port(8000, 8100)],
             exclude_cidrs: vec!["10.9.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],
