@@ -22,7 +22,9 @@ mod tracking;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
@@ -33,7 +35,7 @@ use self::choice::{Abilities, Choice, loopback_is_up};
 pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
-use self::netfilter::Kept;
+use self::netfilter::{Kept, Netfilter};
 use self::render::{Rendered, has_chains, jumps, removal, return_to};
 pub use self::sweep::{cleanup, leftovers};
 use self::sweep::{sweep, unhook};
@@ -60,6 +62,8 @@ pub struct IptablesBackend {
     foreign: HashMap<u64, Vec<Kept>>,
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
+    /// By namespace: who is asked where queries were going. Opened when the first one is.
+    asked: HashMap<u64, Netfilter>,
     beat: u32,
 }
 
@@ -97,6 +101,7 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
             tracking: HashMap::new(),
+            asked: HashMap::new(),
             beat: 0,
         })
     }
@@ -272,6 +277,7 @@ impl Backend for IptablesBackend {
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
+        self.asked.remove(&inode);
         let tracking = self.tracking.remove(&inode);
         // One for all of it: closing holds up the next.
         let netfilter = tracking.map(Tracking::let_go);
@@ -318,6 +324,25 @@ impl Backend for IptablesBackend {
         Some(format!(
             "of connections from one source port at the same moment one may take a second: {why}"
         ))
+    }
+
+    fn resolver(
+        &mut self,
+        netns: &Arc<Netns>,
+        listener: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<SocketAddr, InterceptError> {
+        let failed =
+            |error| InterceptError::io("ask connection tracking in", netns.path().display(), error);
+        let asked = match self.asked.entry(netns.inode()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let opened = netns.enter(Netfilter::open).and_then(|opened| opened);
+                place.insert(opened.map_err(failed)?)
+            }
+        };
+        let found = asked.original_destination(listener, client);
+        found.map_err(failed)
     }
 
     fn explain(

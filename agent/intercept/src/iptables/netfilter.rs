@@ -4,6 +4,7 @@
 pub(super) mod expressions;
 mod reading;
 mod removing;
+mod translation;
 
 use std::io;
 use std::thread::Builder;

@@ -28,6 +28,7 @@ fn rendered<'a>(
         marks: MARKS,
         outbound_port: Some(15001),
         inbound_port: Some(15006),
+        dns_port: None,
         outbound,
         inbound,
         own,
