@@ -24,6 +24,8 @@ use shunt_core::snapshot::Enrolled;
 use shunt_core::sockets::{
     DnsListenerSpec, Family, OriginalDstSource, SocketRole, SocketSupply, SocketWant,
 };
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::yield_now;
@@ -197,7 +199,7 @@ async fn ask<S: SocketSupply, O: OriginalDstSource>(
     socket.connect(resolver).await?;
     socket.send(&asked.bytes).await?;
     loop {
-        socket.readable().await?;
+        readable_or_failed(&socket).await?;
         let mut buffer = local.datagram.borrow_mut();
         match socket.try_recv(&mut buffer) {
             Ok(length) if asked.is_answered_by(&buffer[..length]) => {
@@ -216,6 +218,22 @@ async fn ask<S: SocketSupply, O: OriginalDstSource>(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// "Port unreachable" and the like are told as errors only, without which there is nothing to read.
+async fn readable_or_failed(socket: &UdpSocket) -> io::Result<()> {
+    let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+    if !ready.is_error() {
+        return Ok(());
+    }
+    let failed = socket.try_io(Interest::ERROR, || {
+        let error = SockRef::from(socket).take_error()?;
+        Err::<(), _>(error.unwrap_or(io::ErrorKind::WouldBlock.into()))
+    });
+    match failed {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
     }
 }
 
