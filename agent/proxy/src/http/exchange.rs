@@ -233,7 +233,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         matched.endpoint = Some(endpoint);
         entry.sent_to(&cluster.name, Some(endpoint));
         let host = choice.and_then(|choice| choice.host.as_deref());
-        let asked = head.clone();
+        // As it was asked, for a response's changes that name something of it.
+        let asked = matched.adds_to_response().then(|| head.clone());
         matched.prepare(head, forward, host, self.client);
         self.progress.limit_response(forward.timeout);
         match self.go(head, body, (cluster, endpoint)).await {
@@ -253,7 +254,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                         .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
                 }
                 let status = parts.status.as_u16();
-                matched.change_response(&mut parts.headers, status, &asked, self.client);
+                let asked = asked.as_ref().unwrap_or(head);
+                matched.change_response(&mut parts.headers, status, asked, self.client);
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, body))
             }

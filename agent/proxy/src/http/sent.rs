@@ -110,6 +110,10 @@ impl Matched<'_> {
         }
     }
 
+    pub(super) fn adds_to_response(&self) -> bool {
+        self.levels().any(|level| !level.response.add.is_empty())
+    }
+
     /// What the route and those above it say of a response.
     pub(super) fn change_response(
         &self,

@@ -212,7 +212,7 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("dns_lookup_family", "no cluster is resolved by DNS"),
             no_effect(
                 "per_connection_buffer_limit_bytes",
-                "a connection holds at most 400 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
+                "a connection holds some 250 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
             ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
             no_effect(

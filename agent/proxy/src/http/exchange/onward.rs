@@ -169,6 +169,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
 /// `None`: its path is none.
 fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
     let mut request = Request::new(body);
+    // Those of the framing and `host` come to what there is.
+    request.headers_mut().reserve(head.headers.len() + 3);
     *request.method_mut() = head.method.clone();
     let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
     *request.uri_mut() = Uri::try_from(path?).ok()?;
