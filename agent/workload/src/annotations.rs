@@ -186,6 +186,7 @@ mod tests {
             ("shunt.io/mode", "iptables"),
             ("shunt.io/acceleration", "off"),
             ("shunt.io/on-failure", "closed"),
+            ("shunt.io/dns-capture", "true"),
             ("shunt.io/exclude-outbound-ports", "22, 8000-8100"),
             ("shunt.io/include-outbound-cidrs", "10.0.0.0/8,fd00::/8"),
             ("shunt.io/exclude-inbound-ports", "9100"),
@@ -198,6 +199,7 @@ mod tests {
         assert_eq!(spec.outbound.include_cidrs.len(), 2);
         assert_eq!(ports(&spec.inbound.exclude_ports), ["9100"]);
         assert!(!spec.acceleration.is_any());
+        assert!(spec.dns.capture);
     }
 
     #[test]
