@@ -69,7 +69,7 @@ impl Rcode {
 /// A workload's queries.
 #[derive(Debug, Default)]
 pub struct DnsCounters {
-    /// Those that wait for an answer now.
+    /// Those that wait for an answer now; one of several KiB counts as several.
     pub active: AtomicU64,
     /// Those that no DNS message begins like. They are passed on all the same.
     pub malformed: AtomicU64,

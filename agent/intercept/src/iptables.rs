@@ -5,6 +5,7 @@
 //! A namespace's legacy nat table, once there, cannot be removed while the namespace lives: it stays, empty. Without
 //! IPv6, or without a listener of a family, a namespace gets no rules of that family.
 
+mod asked;
 mod choice;
 mod dead_man;
 mod evaluate;
@@ -31,11 +32,12 @@ use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
 
+use self::asked::Asked;
 use self::choice::{Abilities, Choice, loopback_is_up};
 pub use self::dead_man::DeadMan;
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
-use self::netfilter::{Kept, Netfilter};
+use self::netfilter::Kept;
 use self::render::{Rendered, has_chains, jumps, removal, return_to};
 pub use self::sweep::{cleanup, leftovers};
 use self::sweep::{sweep, unhook};
@@ -62,8 +64,7 @@ pub struct IptablesBackend {
     foreign: HashMap<u64, Vec<Kept>>,
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
-    /// By namespace: who is asked where queries were going. Opened when the first one is.
-    asked: HashMap<u64, Netfilter>,
+    asked: Asked,
     beat: u32,
 }
 
@@ -101,7 +102,7 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
             tracking: HashMap::new(),
-            asked: HashMap::new(),
+            asked: Asked::default(),
             beat: 0,
         })
     }
@@ -247,6 +248,7 @@ impl Backend for IptablesBackend {
                 enrolment.netns.path().display()
             )));
         }
+        self.asked.attempt(enrolment)?;
         let on_failure = enrolment.spec.on_failure;
         let choice = self
             .abilities
@@ -277,7 +279,7 @@ impl Backend for IptablesBackend {
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
-        self.asked.remove(&inode);
+        self.asked.forget(inode);
         let tracking = self.tracking.remove(&inode);
         // One for all of it: closing holds up the next.
         let netfilter = tracking.map(Tracking::let_go);
@@ -332,17 +334,7 @@ impl Backend for IptablesBackend {
         listener: SocketAddr,
         client: SocketAddr,
     ) -> Result<SocketAddr, InterceptError> {
-        let failed =
-            |error| InterceptError::io("ask connection tracking in", netns.path().display(), error);
-        let asked = match self.asked.entry(netns.inode()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let opened = netns.enter(Netfilter::open).and_then(|opened| opened);
-                place.insert(opened.map_err(failed)?)
-            }
-        };
-        let found = asked.original_destination(listener, client);
-        found.map_err(failed)
+        self.asked.resolver(netns, listener, client)
     }
 
     fn explain(

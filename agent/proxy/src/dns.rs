@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Queries that wait for an answer, of one workload and of all: each has a descriptor.
 const MOST_OF_WORKLOAD: u64 = 256;
 const MOST: u64 = 2048;
+/// Bytes of a query for which it has one place: all those that programs send.
+const A_PLACE: usize = 1024;
 /// Queries that are taken before others have their turn.
 const AT_ONCE: usize = 32;
 /// Bytes of the longest datagram.
@@ -121,7 +123,8 @@ async fn serve<S: SocketSupply, O: OriginalDstSource>(
         counters.malformed.fetch_add(1, Relaxed);
     }
     let mut course = Course::default();
-    let place = Place::take(&local.context.counters, &workload.counters);
+    let counted = (&local.context.counters, &workload.counters);
+    let place = Place::take(counted, asked.bytes.len());
     let outcome = if place.is_some() {
         let answered = answer(&local, &client, &asked, counters, &mut course);
         let answered = timeout(PATIENCE, answered).await;
@@ -267,39 +270,46 @@ fn tell<S: SocketSupply, O: OriginalDstSource>(
     });
 }
 
-/// One of the places for queries that wait, until it is dropped.
+/// Places for queries that wait, until it is dropped.
 struct Place {
     agent: Arc<AgentCounters>,
     own: Arc<WorkloadCounters>,
+    taken: u64,
 }
 
 impl Place {
-    fn take(agent: &Arc<AgentCounters>, own: &Arc<WorkloadCounters>) -> Option<Self> {
-        if !enter(&own.dns.active, MOST_OF_WORKLOAD) {
+    /// For so many bytes: what waits takes memory too.
+    fn take(
+        (agent, own): (&Arc<AgentCounters>, &Arc<WorkloadCounters>),
+        bytes: usize,
+    ) -> Option<Self> {
+        let taken = 1 + (bytes / A_PLACE) as u64;
+        if !enter(&own.dns.active, taken, MOST_OF_WORKLOAD) {
             return None;
         }
-        if !enter(&agent.queries_active, MOST) {
-            own.dns.active.fetch_sub(1, Relaxed);
+        if !enter(&agent.queries_active, taken, MOST) {
+            own.dns.active.fetch_sub(taken, Relaxed);
             return None;
         }
         Some(Self {
             agent: Arc::clone(agent),
             own: Arc::clone(own),
+            taken,
         })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.own.dns.active.fetch_sub(1, Relaxed);
-        self.agent.queries_active.fetch_sub(1, Relaxed);
+        self.own.dns.active.fetch_sub(self.taken, Relaxed);
+        self.agent.queries_active.fetch_sub(self.taken, Relaxed);
     }
 }
 
-fn enter(active: &AtomicU64, most: u64) -> bool {
-    let entered = active.fetch_add(1, Relaxed) < most;
+fn enter(active: &AtomicU64, count: u64, most: u64) -> bool {
+    let entered = active.fetch_add(count, Relaxed) + count <= most;
     if !entered {
-        active.fetch_sub(1, Relaxed);
+        active.fetch_sub(count, Relaxed);
     }
     entered
 }

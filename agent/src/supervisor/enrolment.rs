@@ -106,6 +106,9 @@ impl Serving {
                 })
                 .ok();
             reasons.push(backend.describe(&enrolment));
+            if !enrolment.dns.is_empty() {
+                reasons.push("DNS queries are captured".into());
+            }
             reasons.extend(elsewhere);
             let mode_reason = reasons.join("; ");
             return Ok(Self {

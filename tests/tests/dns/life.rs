@@ -85,6 +85,7 @@ fn closed_workloads_ask_nobody_without_an_agent(mode: &str) {
     let ways = |port| to.map(|to| way(&scene.client, to, port));
     let mut agent = scene.agent(mode, ", on_failure: closed");
     assert_eq!(ways(53), [Way::ByTheAgent, Way::ByTheAgent]);
+    let occupied = scene.client.occupied();
     agent.kill();
     // The data plane may answer for a moment yet; nothing goes past it.
     wait::until("queries are refused", Duration::from_secs(8), || {
@@ -96,6 +97,7 @@ fn closed_workloads_ask_nobody_without_an_agent(mode: &str) {
         assert_eq!(ways(53), [Way::Nowhere, Way::Nowhere]);
         assert_eq!(ways(5353), [Way::Directly, Way::Directly]);
     }
+    drop(occupied);
     agent.restart();
     wait::until("it is served again", Duration::from_secs(10), || {
         let now = ways(53);
