@@ -9,5 +9,6 @@ pub mod direct;
 pub mod dns;
 pub mod maps;
 pub mod policy;
+pub mod scope;
 pub mod services;
 pub mod tap;
