@@ -12,7 +12,7 @@ use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::policy::PolicyRule;
 use shunt_core::service::Service;
-use shunt_core::sockets::{ListenerSpec, SocketWant};
+use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, PodsStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
 
@@ -46,6 +46,8 @@ pub enum ToWorker {
     Captures,
     /// Descriptors: the maps of accepted sockets' destinations, in place of those that were known.
     Destinations,
+    /// One descriptor: the map of the resolvers that places for queries stand for.
+    Resolvers,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
     Shortcuts,
     /// One descriptor: what the hooks tell of direct connections.
@@ -56,6 +58,13 @@ pub enum ToWorker {
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.
     Listen(ListenerSpec),
+    /// One descriptor: a socket that takes a workload's queries.
+    TakeQueries(DnsListenerSpec),
+    /// Answer to [`ToSupervisor::WhichResolver`] of the same ticket; the error is for people.
+    Resolver {
+        ticket: u64,
+        resolver: Result<SocketAddr, String>,
+    },
     /// Descriptors: ready sockets, for one worker thread.
     Stock {
         worker: usize,
@@ -138,6 +147,13 @@ pub enum ToSupervisor {
     Drained { id: WorkloadId },
     /// Somebody changed something over the admin API.
     Change { ticket: u64, change: Change },
+    /// Whom was a query for, which rules led from `client` to `listener`?
+    WhichResolver {
+        ticket: u64,
+        workload: WorkloadId,
+        listener: SocketAddr,
+        client: SocketAddr,
+    },
     /// Somebody asks what would happen to a connection.
     Explain { ticket: u64, inquiry: Inquiry },
 }

@@ -7,6 +7,7 @@
 mod api;
 mod control;
 mod direct;
+mod resolvers;
 mod stock;
 mod taps;
 mod view;

@@ -170,7 +170,7 @@ fn is_noted_nearer(sk: *mut bpf_sock) -> bool {
 
 /// As above: refusing twice would be told of twice.
 #[inline(always)]
-fn is_refused() -> bool {
+pub fn is_refused() -> bool {
     // SAFETY: the helper takes no argument.
     unsafe { bpf_get_retval() < 0 }
 }
@@ -235,7 +235,7 @@ fn choose(
 }
 
 #[inline(always)]
-fn failed(workload: &Workload) -> Outcome {
+pub fn failed(workload: &Workload) -> Outcome {
     if workload.flags & Workload::FAIL_CLOSED == 0 {
         return Outcome::Return(ALLOW);
     }
@@ -243,7 +243,7 @@ fn failed(workload: &Workload) -> Outcome {
 }
 
 #[inline(always)]
-fn refuse() -> Outcome {
+pub fn refuse() -> Outcome {
     // SAFETY: a plain number; the application gets it from connect(2) instead of EPERM.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     Outcome::Return(REFUSE)
@@ -259,7 +259,7 @@ pub fn place(address: Address, port: u16) -> Destination {
 }
 
 #[inline(always)]
-fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
+pub fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
     unsafe {
@@ -276,7 +276,7 @@ fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
 
 /// A socket that connected through us before and does not now must not show the old destination.
 #[inline(always)]
-fn forget(sk: *mut bpf_sock) {
+pub fn forget(sk: *mut bpf_sock) {
     // SAFETY: deleting what is not there is an error which changes nothing.
     unsafe { bpf_sk_storage_delete(storage(), sk.cast()) };
 }

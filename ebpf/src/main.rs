@@ -9,6 +9,7 @@ mod connect;
 mod connect4;
 mod connect6;
 mod direct;
+mod dns;
 mod getpeername;
 mod getsockname;
 mod getsockopt;

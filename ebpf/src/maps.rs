@@ -14,6 +14,7 @@ use shunt_ebpf_common::maps::{
     Destination, End, Event, FlowOwner, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie,
     OwnFlow, RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
+use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
 use shunt_ebpf_common::scope::{Scope, WorkloadKey};
 use shunt_ebpf_common::services::{EndpointKey, Service};
@@ -181,6 +182,16 @@ pub static WATCHED: SkStorage<Watched> = SkStorage::new();
 /// Connections by verdict. Written by `classes`, read by the agent.
 #[map(name = "SHUNT_VERDICTS")]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
+
+/// Where the agent takes queries. Written by the agent, read by `dns`.
+#[map(name = "SHUNT_DNS")]
+pub static DNS: HashMap<NetnsCookie, DnsListeners> =
+    HashMap::with_max_entries(capacity::WORKLOADS, BPF_F_NO_PREALLOC);
+
+/// Which resolver each of those places stands for. Written by `dns`, read by the data plane, emptied by the agent.
+#[map(name = "SHUNT_RESOLVERS")]
+pub static RESOLVERS: HashMap<ResolverKey, Destination> =
+    HashMap::with_max_entries(capacity::RESOLVERS, BPF_F_NO_PREALLOC);
 
 /// A socket that is watched.
 #[repr(C)]

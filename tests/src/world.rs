@@ -180,6 +180,21 @@ impl Pod {
         port
     }
 
+    /// Says that flows go through its namespace: agents of other tests, which do not know it, let it alone.
+    ///
+    /// # Panics
+    /// It cannot be said.
+    pub fn occupied(&self) -> Running {
+        let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                      s.bind('\\0shunt/flows/test')\nsignal.pause()";
+        let running = self.spawn("python3", &["-c", script]);
+        wait::until("the namespace is occupied", Duration::from_secs(5), || {
+            let held = self.says("cat", &["/proc/net/unix"]);
+            held.contains("@shunt/flows/test").then_some(())
+        });
+        running
+    }
+
     /// A command in the pod's namespace and cgroup.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("sh");

@@ -134,18 +134,6 @@ fn dial(pod: &Pod, to: SocketAddr) -> (i64, f64) {
     )
 }
 
-/// Says that flows go through this pod's namespace: agents of other tests, which do not know it, let it alone.
-fn occupied(pod: &Pod) -> Running {
-    let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
-                  s.bind('\\0shunt/flows/test')\nsignal.pause()";
-    let running = pod.spawn("python3", &["-c", script]);
-    wait::until("the namespace is occupied", Duration::from_secs(5), || {
-        let held = pod.says("cat", &["/proc/net/unix"]);
-        held.contains("@shunt/flows/test").then_some(())
-    });
-    running
-}
-
 in_both_modes!(
     closed_is_an_error_at_connect_and_never_a_leak,
     a_data_plane_without_a_supervisor_is_no_leak,
@@ -165,7 +153,7 @@ fn closed_is_an_error_at_connect_and_never_a_leak(mode: &str) {
     serves(&agent);
 
     assert_eq!(scene.has_pins(), mode == "ebpf");
-    let occupied = [&scene.client, &scene.server].map(occupied);
+    let occupied = [&scene.client, &scene.server].map(Pod::occupied);
     agent.kill();
     signal("-KILL", worker);
     scene.refuses("both are dead");
@@ -217,7 +205,7 @@ fn a_data_plane_without_a_supervisor_is_no_leak(mode: &str) {
     let scene = scene();
     let mut agent = scene.agent(mode);
     scene.is_served_by(&agent);
-    let _occupied = [&scene.client, &scene.server].map(occupied);
+    let _occupied = [&scene.client, &scene.server].map(Pod::occupied);
     let served = |agent: &Agent| {
         let lines = agent.access_log().into_iter();
         lines.filter(|line| line["bytes_sent"] != 0).count() as u64

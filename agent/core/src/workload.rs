@@ -168,6 +168,13 @@ impl From<Acceleration> for AccelerationPolicy {
     }
 }
 
+/// What becomes of a workload's DNS queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsPolicy {
+    /// Datagrams to port 53 go through the agent, which asks the same resolver and tells of it.
+    pub capture: bool,
+}
+
 /// An inclusive range of ports, 1..=65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortRange {
@@ -233,6 +240,8 @@ pub struct WorkloadSpec {
     pub mode: ModeSetting,
     pub acceleration: AccelerationPolicy,
     pub on_failure: OnFailure,
+    #[serde(default)]
+    pub dns: DnsPolicy,
     pub outbound: CapturePolicy,
     pub inbound: CapturePolicy,
 }

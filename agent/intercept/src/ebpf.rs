@@ -9,6 +9,7 @@ mod classes;
 mod clock;
 mod destinations;
 mod direct_events;
+mod dns;
 mod element;
 mod estate;
 mod explain;
@@ -54,6 +55,8 @@ use shunt_ebpf_common::scope::WorkloadKey;
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
 pub use self::direct_events::DirectEvents;
+use self::dns::Dns;
+pub use self::dns::Resolvers;
 pub use self::estate::{Estate, LAYOUT};
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
@@ -82,6 +85,7 @@ type RuleEntry = (Key<RuleKey>, RuleMarks);
 pub struct EbpfBackend {
     object: Object,
     hooks: Hooks,
+    dns: Dns,
     workloads: BpfHashMap<MapData, WorkloadKey, Workload>,
     rules: LpmTrie<MapData, RuleKey, RuleMarks>,
     /// Replaced rules and when they were.
@@ -142,6 +146,7 @@ impl EbpfBackend {
             acceleration,
             counts_exactly,
             neighbours: Neighbours::load(&mut object)?,
+            dns: Dns::new(&mut object)?,
             refusal: None,
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
@@ -202,6 +207,8 @@ impl EbpfBackend {
         let inbound = self.object.attach_sk_lookup(enrolment, pins)?;
         self.hooks
             .attach(enrolment.id, Place::of(enrolment, &cgroup), pins)?;
+        self.dns
+            .install(&mut self.object, enrolment, &cgroup, pins)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
         }
@@ -279,6 +286,7 @@ impl Backend for EbpfBackend {
     }
 
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.dns.release(enrolment.id);
         self.hooks.detach(enrolment.id);
         let Some(enrolled) = self.enrolled.remove(&enrolment.id) else {
             return Ok(());

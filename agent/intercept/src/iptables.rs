@@ -5,6 +5,7 @@
 //! A namespace's legacy nat table, once there, cannot be removed while the namespace lives: it stays, empty. Without
 //! IPv6, or without a listener of a family, a namespace gets no rules of that family.
 
+mod asked;
 mod choice;
 mod dead_man;
 mod estate;
@@ -23,14 +24,17 @@ mod tracking;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
 
+use self::asked::Asked;
 use self::choice::{Abilities, Choice, loopback_is_up};
 pub use self::dead_man::{DeadMan, keep_switch};
 use self::dead_man::{Switch, create_sets, destroy_sets};
@@ -64,6 +68,7 @@ pub struct IptablesBackend {
     tracking: HashMap<u64, Tracking>,
     /// The same of the supervisor before this one, which nobody has taken over yet.
     inherited: HashMap<u64, OwnedFd>,
+    asked: Asked,
     beat: u32,
 }
 
@@ -102,6 +107,7 @@ impl IptablesBackend {
             foreign: HashMap::new(),
             tracking: HashMap::new(),
             inherited: HashMap::new(),
+            asked: Asked::default(),
             beat: 0,
         })
     }
@@ -252,6 +258,7 @@ impl Backend for IptablesBackend {
                 enrolment.netns.path().display()
             )));
         }
+        self.asked.attempt(enrolment)?;
         let on_failure = enrolment.spec.on_failure;
         let choice = self
             .abilities
@@ -282,6 +289,7 @@ impl Backend for IptablesBackend {
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
+        self.asked.forget(inode);
         let tracking = self.tracking.remove(&inode);
         // One for all of it: closing holds up the next.
         let netfilter = tracking.map(Tracking::let_go);
@@ -328,6 +336,15 @@ impl Backend for IptablesBackend {
         Some(format!(
             "of connections from one source port at the same moment one may take a second: {why}"
         ))
+    }
+
+    fn resolver(
+        &mut self,
+        netns: &Arc<Netns>,
+        listener: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<SocketAddr, InterceptError> {
+        self.asked.resolver(netns, listener, client)
     }
 
     fn explain(

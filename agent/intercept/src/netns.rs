@@ -207,6 +207,22 @@ impl Netns {
         })?
     }
 
+    /// A socket for datagrams on one address; with port 0, on a free port.
+    ///
+    /// # Errors
+    /// The address is taken or, for IPv6, not there.
+    pub fn take_datagrams(&self, addr: SocketAddr, mark: u32) -> io::Result<(SocketAddr, OwnedFd)> {
+        self.enter(|| {
+            let socket = udp_socket(Family::of(addr), mark)?;
+            if addr.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&SockAddr::from(addr))?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(addr);
+            Ok((bound, OwnedFd::from(socket)))
+        })?
+    }
+
     /// `count` ready sockets for the data plane's stock.
     ///
     /// # Errors
@@ -221,6 +237,8 @@ impl Netns {
         self.enter(|| {
             let make = |_| {
                 let socket = match role {
+                    // Its port is drawn at random when it connects.
+                    SocketRole::Resolver => return Ok(udp_socket(family, marks.upstream)?.into()),
                     SocketRole::Upstream => tcp_socket(family, marks.upstream)?,
                     SocketRole::Delivery => {
                         let socket = tcp_socket(family, marks.delivery)?;
@@ -244,12 +262,19 @@ impl AsFd for Netns {
 }
 
 fn tcp_socket(family: Family, mark: u32) -> io::Result<Socket> {
+    socket(family, Type::STREAM, Protocol::TCP, mark)
+}
+
+fn udp_socket(family: Family, mark: u32) -> io::Result<Socket> {
+    socket(family, Type::DGRAM, Protocol::UDP, mark)
+}
+
+fn socket(family: Family, kind: Type, protocol: Protocol, mark: u32) -> io::Result<Socket> {
     let domain = match family {
         Family::V4 => Domain::IPV4,
         Family::V6 => Domain::IPV6,
     };
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+    let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
     socket.set_mark(mark)?;
     Ok(socket)
 }
@@ -284,7 +309,7 @@ fn keep_ports_apart(socket: &Socket, role: SocketRole) {
     };
     let middle = first + last.saturating_sub(first) / 2;
     let (first, last) = match role {
-        SocketRole::Upstream => (first, middle),
+        SocketRole::Upstream | SocketRole::Resolver => (first, middle),
         SocketRole::Delivery => (middle + 1, last),
     };
     let value = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
 use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
+use shunt_core::dns::QueryRecord;
 use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
 use shunt_core::http::record::RequestRecord;
 use shunt_core::snapshot::Enrolled;
@@ -29,6 +30,9 @@ pub trait FlowWitness: Send + Sync {
 
     /// A request's response has ended; called only for those who want to know.
     fn answered(&self, _record: &RequestRecord) {}
+
+    /// A DNS query has its answer, or will have none; called as [`FlowWitness::answered`].
+    fn resolved(&self, _record: &QueryRecord) {}
 
     /// What is known of a living flow; called only for the attentive.
     fn goes_on(&self, _moment: Moment, _record: &FlowRecord) {}

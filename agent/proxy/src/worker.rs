@@ -13,10 +13,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use shunt_core::counters::AgentCounters;
 use shunt_core::snapshot::Snapshot;
-use shunt_core::sockets::{Accelerator, ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::sockets::{
+    Accelerator, DnsListenerSpec, ListenerSpec, OriginalDstSource, ResolverSource, SocketSupply,
+};
 use shunt_core::statistics;
 use shunt_core::workload::WorkloadId;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
@@ -25,6 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub(crate) use self::tally::{Counted, Tally};
 use crate::account::FlowSink;
 use crate::balance::RoundRobin;
+use crate::dns;
 use crate::http::Upstreams;
 use crate::listener::{self, Closing};
 use crate::relay::{COUNT, Pools};
@@ -52,6 +55,7 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
+    pub resolvers: Arc<dyn ResolverSource>,
     /// Called every 100 ms.
     pub heartbeat: Arc<dyn Fn() + Send + Sync>,
 }
@@ -69,6 +73,7 @@ enum Command {
     Listen(ListenerSpec, std::net::TcpListener),
     Serve(SocketAddr, std::net::TcpListener),
     Unserve(SocketAddr),
+    TakeQueries(DnsListenerSpec, std::net::UdpSocket),
     CloseListeners(WorkloadId),
     Stop { grace: Duration },
     Retire { grace: Duration },
@@ -109,6 +114,8 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
                 accept_warnings: Seldom::default(),
                 tally,
                 listeners: RefCell::default(),
+                queries: RefCell::default(),
+                datagram: RefCell::new(Vec::new()),
             });
             tasks.block_on(&runtime, run(local, orders));
             // What is left of flows is dropped here: resets, each with its record.
@@ -124,6 +131,13 @@ impl Worker {
         self.tally
             .change(spec.workload, |counts| counts.listeners += 1);
         self.send(Command::Listen(spec, socket));
+    }
+
+    /// Takes a workload's DNS queries from this socket from now on.
+    pub fn take_queries(&self, spec: DnsListenerSpec, socket: std::net::UdpSocket) {
+        self.tally
+            .change(spec.workload, |counts| counts.listeners += 1);
+        self.send(Command::TakeQueries(spec, socket));
     }
 
     /// Serves this socket as the proxy's listener of that address from now on.
@@ -191,6 +205,10 @@ pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
     pub(crate) accept_warnings: Seldom,
     tally: Tally,
     listeners: RefCell<Vec<Open>>,
+    /// Where DNS queries are taken, and what ends it.
+    queries: RefCell<Vec<(WorkloadId, watch::Sender<bool>)>>,
+    /// Holds one datagram between two calls of the kernel. Empty until the first socket for queries comes.
+    pub(crate) datagram: RefCell<Vec<u8>>,
 }
 
 struct Open {
@@ -264,12 +282,14 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             Some(Command::Listen(spec, socket)) => {
                 local.listen(Entrance::Steered(Rc::new(spec)), socket);
             }
+            Some(Command::TakeQueries(spec, socket)) => local.take_queries(spec, socket),
             Some(Command::Serve(addr, socket)) => local.listen(Entrance::Bound(addr), socket),
             Some(Command::CloseListeners(workload)) => {
                 local.upstreams.forget(workload);
                 local.close(Closing::WhenQuiet, |entrance| {
                     entrance.workload() == workload
                 });
+                local.close_queries(|of| of == workload);
             }
             Some(Command::Unserve(addr)) => {
                 local.close(
@@ -280,11 +300,13 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             // Too far away to be said: never.
             Some(Command::Stop { grace }) => {
                 local.close(Closing::WhenQuiet, |_| true);
+                local.close_queries(|_| true);
                 local.upstreams.close();
                 deadline = Some(Instant::now().checked_add(grace));
             }
             Some(Command::Retire { grace }) => {
                 local.close(Closing::HandedOver, |_| true);
+                local.close_queries(|_| true);
                 local.upstreams.close();
                 deadline = Some(Instant::now().checked_add(grace));
             }
@@ -315,6 +337,36 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
         });
         let accepting = listener::accept(Rc::clone(self), entrance, listener, closing);
         tokio::task::spawn_local(accepting);
+    }
+
+    fn take_queries(self: &Rc<Self>, spec: DnsListenerSpec, socket: std::net::UdpSocket) {
+        let taken = socket.set_nonblocking(true);
+        let socket = match taken.and_then(|()| UdpSocket::from_std(socket)) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(listener = %spec.addr, %error, "cannot take queries");
+                return self.stopped_taking(spec.workload);
+            }
+        };
+        self.datagram.borrow_mut().resize(dns::LONGEST, 0);
+        let (close, closing) = watch::channel(false);
+        self.queries.borrow_mut().push((spec.workload, close));
+        let taking = dns::take(Rc::clone(self), Rc::new(spec), socket, closing);
+        tokio::task::spawn_local(taking);
+    }
+
+    fn close_queries(&self, whose: impl Fn(WorkloadId) -> bool) {
+        self.queries.borrow_mut().retain(|(workload, close)| {
+            let closes = whose(*workload);
+            if closes {
+                let _ = close.send(true);
+            }
+            !closes
+        });
+    }
+
+    pub(crate) fn stopped_taking(&self, workload: WorkloadId) {
+        self.tally.change(workload, |counts| counts.listeners -= 1);
     }
 
     /// Lets go of what is only of use to an earlier configuration; costs little when there is nothing new.

@@ -204,6 +204,16 @@ impl Backends {
             .unwrap_or_default()
     }
 
+    /// The map of resolvers for the data plane, once the programs are loaded.
+    pub(super) fn resolvers(&self) -> Option<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
+            return None;
+        };
+        let map = backend.resolvers_fd();
+        map.inspect_err(|error| tracing::error!(%error, "cannot share the map of resolvers"))
+            .ok()
+    }
+
     /// What the hooks tell of direct connections, for the data plane, once the programs are loaded.
     pub(super) fn direct_events(&self) -> Option<OwnedFd> {
         let Slot::Ready(backend) = &self.ebpf else {

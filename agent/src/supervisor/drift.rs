@@ -371,7 +371,7 @@ fn inspect(
     let mut found: Vec<Drift> = serving
         .ears
         .iter()
-        .filter_map(|ears| ears.deaf(&serving.enrolment.listeners))
+        .filter_map(|ears| ears.deaf(&serving.enrolment.listeners, &serving.enrolment.dns))
         .collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;

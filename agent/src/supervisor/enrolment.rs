@@ -10,12 +10,14 @@ use std::sync::Arc;
 use shunt_core::config::Config;
 use shunt_core::flow::{Direction, direction};
 use shunt_core::listener::Captured;
-use shunt_core::sockets::{ListenerSpec, Steering};
+use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::return_path::{self, Watched};
-use shunt_intercept::{Enrolment, InterceptError, Listener, outbound_listeners};
+use shunt_intercept::{
+    DnsListener, Enrolment, InterceptError, Listener, dns_listeners, outbound_listeners,
+};
 
 use super::backends::Backends;
 use super::drift::Health;
@@ -83,7 +85,8 @@ impl Serving {
             let ports = if shared { Ports::Free } else { ports };
             let settings = (config, ports, &mut heirloom);
             let (listeners, elsewhere) = listen(&netns, id, mode, settings)?;
-            let ears = Ears::of(&listeners)
+            let dns = dns_sockets(&netns, spec, id, mode, config.mark)?;
+            let ears = Ears::of(&listeners, &dns)
                 .inspect_err(|error| {
                     tracing::warn!(workload = %spec.name, %error, "listeners that are closed by others are not noticed");
                 })
@@ -94,6 +97,7 @@ impl Serving {
                 netns: Arc::clone(&netns),
                 addresses: addresses.clone(),
                 listeners,
+                dns,
                 needs_proxy: needs_proxy(config),
                 captured: Arc::clone(captured),
             };
@@ -114,6 +118,9 @@ impl Serving {
                 None
             });
             reasons.push(backend.describe(&enrolment));
+            if !enrolment.dns.is_empty() {
+                reasons.push("DNS queries are captured".into());
+            }
             reasons.extend(elsewhere);
             let mode_reason = reasons.join("; ");
             return Ok(Self {
@@ -325,6 +332,48 @@ fn listen(
         }
     }
     Ok((listeners, elsewhere))
+}
+
+/// Where the workload's queries are taken, if it wants them captured. IPv6 is left out where the namespace has none.
+fn dns_sockets(
+    netns: &Netns,
+    spec: &WorkloadSpec,
+    workload: WorkloadId,
+    mode: Mode,
+    mark: u32,
+) -> Result<Vec<DnsListener>, InterceptError> {
+    let mut sockets = Vec::new();
+    if !spec.dns.capture {
+        return Ok(sockets);
+    }
+    let steering = match mode {
+        Mode::Ebpf => Steering::ConnectHook,
+        Mode::Iptables => Steering::Redirect,
+    };
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        for slot in 0..dns_listeners(mode) {
+            match netns.take_datagrams(SocketAddr::new(address, 0), mark) {
+                Ok((addr, socket)) => {
+                    let spec = DnsListenerSpec {
+                        workload,
+                        steering,
+                        addr,
+                        slot,
+                    };
+                    sockets.push(DnsListener { spec, socket });
+                }
+                Err(error) if address.is_ipv6() && no_such_family(&error) => {}
+                Err(error) => {
+                    let object = format!("{address} in {}", netns.path().display());
+                    return Err(InterceptError::io("take queries on", object, error));
+                }
+            }
+        }
+    }
+    Ok(sockets)
 }
 
 fn no_such_family(error: &io::Error) -> bool {

@@ -73,6 +73,16 @@ impl Supervisor {
             }
             ToSupervisor::ListenersClosed { id } => self.listeners_closed(plane, id),
             ToSupervisor::Drained { id } => self.drained(plane, id),
+            ToSupervisor::WhichResolver {
+                ticket,
+                workload,
+                listener,
+                client,
+            } => {
+                let resolver = self.resolver(workload, listener, client);
+                self.data_plane
+                    .tell_one(plane, ToWorker::Resolver { ticket, resolver });
+            }
             ToSupervisor::Explain { ticket, inquiry } => {
                 let result = self.explain(&inquiry).map(Box::new);
                 self.data_plane

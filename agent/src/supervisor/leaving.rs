@@ -98,6 +98,7 @@ impl Leaving {
     fn close_listeners(&mut self) {
         self.serving.claim = None;
         self.serving.enrolment.listeners.clear();
+        self.serving.enrolment.dns.clear();
     }
 
     fn flows_ended(&mut self) {

@@ -374,6 +374,7 @@ fn changes_in_place(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
         && old.cgroup == new.cgroup
         && old.mode == new.mode
         && old.on_failure == new.on_failure
+        && old.dns == new.dns
 }
 
 fn wait_longer(spec: &WorkloadSpec, retry: Retry, told: &str, error: &InterceptError) -> Phase {

@@ -1,6 +1,7 @@
 //! What the data plane is told: of workloads, sockets, and what `status` shows.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
@@ -46,6 +47,14 @@ impl Supervisor {
                 Err(error) => tracing::error!(%error, "cannot share a listener"),
             }
         }
+        for listener in &serving.enrolment.dns {
+            match listener.socket.try_clone() {
+                Ok(fd) => self
+                    .data_plane
+                    .tell(&ToWorker::TakeQueries(listener.spec.clone()), vec![fd]),
+                Err(error) => tracing::error!(%error, "cannot share a socket for queries"),
+            }
+        }
         let families: Vec<Family> = [Family::V4, Family::V6]
             .into_iter()
             .filter(|family| {
@@ -82,12 +91,7 @@ impl Supervisor {
                 .data_plane
                 .stock_one(plane, netns, marks, (worker, want), count);
         }
-        let serving = self
-            .workloads
-            .values()
-            .filter_map(Workload::serving)
-            .chain(self.leaving.iter().map(|leaving| &leaving.serving))
-            .find(|serving| serving.enrolment.id == want.workload);
+        let serving = self.served(want.workload);
         let netns = serving.map(|serving| Arc::clone(&serving.enrolment.netns));
         match netns.or_else(|| self.backends.inherited.netns(want.workload)) {
             Some(netns) => {
@@ -104,6 +108,28 @@ impl Supervisor {
                 self.data_plane.tell_one(plane, failed);
             }
         }
+    }
+
+    /// Whom a query was for that rules led from `client` to `listener`; the error is for people.
+    pub(super) fn resolver(
+        &mut self,
+        workload: WorkloadId,
+        listener: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<SocketAddr, String> {
+        let serving = self.served(workload).ok_or("the workload was withdrawn")?;
+        let (mode, netns) = (serving.mode, Arc::clone(&serving.enrolment.netns));
+        let backend = self.backends.get(mode)?;
+        let resolver = backend.resolver(&netns, listener, client);
+        resolver.map_err(|error| error.chain())
+    }
+
+    fn served(&self, id: WorkloadId) -> Option<&Serving> {
+        let served = self.workloads.values().filter_map(Workload::serving);
+        let leaving = self.leaving.iter().map(|leaving| &leaving.serving);
+        served
+            .chain(leaving)
+            .find(|serving| serving.enrolment.id == id)
     }
 
     /// A new data plane knows nothing.
@@ -135,6 +161,9 @@ impl Supervisor {
         let maps = self.backends.destinations();
         if !maps.is_empty() {
             self.data_plane.tell(&ToWorker::Destinations, maps);
+        }
+        if let Some(map) = self.backends.resolvers() {
+            self.data_plane.tell(&ToWorker::Resolvers, vec![map]);
         }
         if let Some(events) = self.backends.direct_events() {
             self.data_plane.tell(&ToWorker::DirectEvents, vec![events]);

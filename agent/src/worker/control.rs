@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Shortcuts};
+use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Resolvers, Shortcuts};
 use shunt_intercept::memory;
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use self::pieces::Pieces;
+use super::resolvers::KernelResolvers;
 use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
@@ -62,6 +63,7 @@ pub(super) struct Control {
     next_ticket: u64,
     view: Rc<RefCell<View>>,
     originals: KernelOriginalDst,
+    resolvers: KernelResolvers,
     shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     level: LogLevel,
     traffic: Pieces,
@@ -103,6 +105,7 @@ impl Control {
             .context("cannot open the access log")?;
         let (ask, requests) = mpsc::unbounded_channel();
         let originals = KernelOriginalDst::default();
+        let resolvers = KernelResolvers::new(ask.clone());
         let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
         let mut workers = Vec::new();
@@ -123,6 +126,7 @@ impl Control {
                 counters: Arc::clone(&view.counters),
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
+                resolvers: Arc::new(resolvers.clone()),
                 heartbeat: Arc::new(move || {
                     // Whatever this thread looks up from now on, it finds in this one or in a newer one.
                     seen[index].store(snapshot.load().generation, Ordering::Relaxed);
@@ -149,6 +153,7 @@ impl Control {
             next_ticket: 1,
             view,
             originals,
+            resolvers,
             shortcuts,
             level,
             traffic: Pieces::default(),
@@ -272,6 +277,19 @@ impl Control {
                     worker.listen(spec.clone(), socket.into());
                 }
             }
+            ToWorker::Resolvers => {
+                let map = fds.into_iter().next();
+                let map = map.context("no map came with the message")?;
+                self.resolvers.set(Resolvers::from_fd(map));
+            }
+            ToWorker::TakeQueries(spec) => {
+                let socket = fds.into_iter().next();
+                let socket = socket.context("no socket came with the message")?;
+                // Each resolver's queries stay on one thread.
+                let worker = &self.workers[spec.slot % self.workers.len()];
+                worker.take_queries(spec, socket.into());
+            }
+            ToWorker::Resolver { ticket, resolver } => self.resolvers.told(ticket, resolver),
             ToWorker::Stock { worker, want } => {
                 self.stocks
                     .get(worker)

@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use shunt_core::counters::{AgentCounters, FlowCounters};
+use shunt_core::dns::{QueryOutcome, Rcode};
 use shunt_core::flow::{CloseReason, DataPath, Direction, direction};
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
@@ -58,6 +59,7 @@ type Gauges = Family<Labels, Gauge>;
 pub fn render(sources: &Sources<'_>) -> String {
     let mut registry = Registry::with_prefix("shunt");
     register_connections(&mut registry, sources.snapshot);
+    register_queries(&mut registry, sources.snapshot);
     register_agent(&mut registry, sources);
     let named = |label, values: &[(String, u64)]| {
         let family = Counters::default();
@@ -147,6 +149,52 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
     let help =
         "Messages among those bytes that went from application to application past the TCP stack";
     registry.register("messages", help, messages);
+}
+
+/// Of workloads whose DNS is captured.
+fn register_queries(registry: &mut Registry, snapshot: &Snapshot) {
+    let (queries, answers) = (Counters::default(), Counters::default());
+    let (odd, active) = (Counters::default(), Gauges::default());
+    for workload in snapshot.workloads.values() {
+        let dns = &workload.counters.dns;
+        if !dns.is_used() {
+            continue;
+        }
+        let labels = |more: Option<(&'static str, &str)>| {
+            let mut labels = vec![
+                ("workload", workload.name.name.clone()),
+                ("namespace", workload.name.namespace.clone()),
+            ];
+            labels.extend(more.map(|(label, value)| (label, value.to_owned())));
+            Labels(labels)
+        };
+        let count = |family: &Counters, label: (&'static str, &str), number: &AtomicU64| {
+            let number = number.load(Relaxed);
+            family.get_or_create(&labels(Some(label))).inc_by(number);
+        };
+        for outcome in QueryOutcome::ALL {
+            let label = ("outcome", outcome.as_str());
+            count(&queries, label, dns.outcome(outcome));
+        }
+        for rcode in Rcode::all() {
+            let number = dns.answers(rcode);
+            if number.load(Relaxed) > 0 {
+                count(&answers, ("rcode", rcode.as_str()), number);
+            }
+        }
+        count(&odd, ("what", "malformed_query"), &dns.malformed);
+        count(&odd, ("what", "mismatched_answer"), &dns.mismatched);
+        let now = i64::try_from(dns.active.load(Relaxed)).unwrap_or(i64::MAX);
+        active.get_or_create(&labels(None)).set(now);
+    }
+    let help = "DNS queries that were captured, by what became of them";
+    registry.register("dns_queries", help, queries);
+    let help = "Resolvers' answers that were passed on, by response code";
+    registry.register("dns_answers", help, answers);
+    let help = "Queries that are no DNS, which are passed on; datagrams of resolvers that answer another question";
+    registry.register("dns_odd", help, odd);
+    let help = "DNS queries that wait for an answer";
+    registry.register("dns_queries_active", help, active);
 }
 
 fn flow_labels(workload: &Enrolled, direction: Direction, path: DataPath) -> Labels {

@@ -13,10 +13,11 @@ const MAX_VALUE: usize = 16 << 10;
 const ALL_PORTS: &str = "1-65535";
 
 /// Ours, and where the value goes in a workload's entry.
-const FIELDS: [(&str, &[&str]); 9] = [
+const FIELDS: [(&str, &[&str]); 10] = [
     ("mode", &["mode"]),
     ("acceleration", &["acceleration"]),
     ("on-failure", &["on_failure"]),
+    ("dns-capture", &["dns", "capture"]),
     ("include-inbound-ports", &["inbound", "include_ports"]),
     ("exclude-inbound-ports", &["inbound", "exclude_ports"]),
     ("include-outbound-ports", &["outbound", "include_ports"]),
@@ -64,7 +65,7 @@ pub(crate) fn read(
         for (key, path) in FIELDS {
             if let Some(value) = annotations.get(&format!("{OURS}{key}")) {
                 let value = match path {
-                    [_] => Value::from(value.trim()),
+                    [_] | ["dns", _] => Value::from(value.trim()),
                     _ => list(value),
                 };
                 put(&mut body, path, value);
@@ -185,6 +186,7 @@ mod tests {
             ("shunt.io/mode", "iptables"),
             ("shunt.io/acceleration", "off"),
             ("shunt.io/on-failure", "closed"),
+            ("shunt.io/dns-capture", "true"),
             ("shunt.io/exclude-outbound-ports", "22, 8000-8100"),
             ("shunt.io/include-outbound-cidrs", "10.0.0.0/8,fd00::/8"),
             ("shunt.io/exclude-inbound-ports", "9100"),
@@ -197,6 +199,7 @@ mod tests {
         assert_eq!(spec.outbound.include_cidrs.len(), 2);
         assert_eq!(ports(&spec.inbound.exclude_ports), ["9100"]);
         assert!(!spec.acceleration.is_any());
+        assert!(spec.dns.capture);
     }
 
     #[test]

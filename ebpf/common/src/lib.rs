@@ -6,6 +6,7 @@ pub mod bulk;
 pub mod classes;
 pub mod decision;
 pub mod direct;
+pub mod dns;
 pub mod maps;
 pub mod policy;
 pub mod scope;

@@ -281,19 +281,19 @@ impl Attached {
     }
 }
 
-fn id_of(cgroup: &Path) -> Result<CgroupId, InterceptError> {
+pub(super) fn id_of(cgroup: &Path) -> Result<CgroupId, InterceptError> {
     let stat = fs::metadata(cgroup);
     let stat = stat.map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?;
     Ok(stat.ino())
 }
 
-fn is_attached(link: &Link) -> Result<bool, InterceptError> {
+pub(super) fn is_attached(link: &Link) -> Result<bool, InterceptError> {
     let target = link.target();
     let target = target.map_err(|error| InterceptError::io("ask about", "a link", error))?;
     Ok(target != 0)
 }
 
-fn attach(
+pub(super) fn attach(
     programs: &[(&'static str, OwnedFd)],
     (name, hook): (&'static str, Hook),
     cgroup: &Path,

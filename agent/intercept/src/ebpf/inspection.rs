@@ -20,6 +20,7 @@ impl EbpfBackend {
             return Ok(Vec::new());
         };
         let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup)?;
+        found.extend(self.dns.inspect(enrolment.id)?);
         if let Some(inbound) = &mut enrolled.inbound {
             if !inbound.is_attached() {
                 let netns = enrolment.netns.path().display();
@@ -39,7 +40,8 @@ impl EbpfBackend {
         {
             let inbound = enrolled.inbound.as_ref();
             let lost = usize::from(inbound.is_some_and(Inbound::has_lost_its_pin))
-                + self.hooks.lost_pins(enrolment.id);
+                + self.hooks.lost_pins(enrolment.id)
+                + self.dns.lost_pins(enrolment.id);
             if lost > 0 || !pins.is_whole() {
                 let what = format!("{lost} links are not pinned in {pins} any more");
                 found.push(Drift::new(Part::Pins, what));
@@ -98,6 +100,7 @@ impl EbpfBackend {
             inbound.repair(enrolment, pins)?;
         }
         let place = Place::of(enrolment, &enrolled.cgroup);
-        self.hooks.repair(enrolment.id, place, pins)
+        self.hooks.repair(enrolment.id, place, pins)?;
+        self.dns.repair(enrolment.id, &enrolled.cgroup, pins)
     }
 }

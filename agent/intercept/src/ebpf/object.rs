@@ -28,7 +28,7 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 32] = [
+const SHARED: [&str; 34] = [
     "SHUNT_WORKLOADS",
     "SHUNT_SCOPES",
     "SHUNT_RULES",
@@ -60,6 +60,8 @@ const SHARED: [&str; 32] = [
     "SHUNT_VERDICTS",
     "SHUNT_TAP",
     "SHUNT_TAPPED",
+    "SHUNT_DNS",
+    "SHUNT_RESOLVERS",
     "AYA_LOGS",
 ];
 
@@ -73,9 +75,8 @@ pub(super) struct Object {
     pub(super) destinations: MapData,
     /// Is it known where the kernel keeps what the programs read of sockets?
     pub(super) offsets: Result<(), InterceptError>,
-    /// The same, of what the observer reads.
+    /// The same, of what the observer reads, and of what a tap reads.
     pub(super) observed: Result<(), InterceptError>,
-    /// The same, of what a tap reads.
     pub(super) tapped: Result<(), InterceptError>,
     logger: Logger,
 }

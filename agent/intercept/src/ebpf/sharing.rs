@@ -43,6 +43,14 @@ impl EbpfBackend {
         })
     }
 
+    /// What [`super::Resolvers::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn resolvers_fd(&self) -> std::io::Result<OwnedFd> {
+        self.dns.resolvers_fd()
+    }
+
     /// What [`super::DirectEvents::from_fd`] takes.
     ///
     /// # Errors

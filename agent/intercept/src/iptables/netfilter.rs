@@ -8,6 +8,7 @@
 pub(super) mod expressions;
 mod reading;
 mod removing;
+mod translation;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};

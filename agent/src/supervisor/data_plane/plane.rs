@@ -169,9 +169,11 @@ impl Plane {
     /// Queues a message, or keeps it until it may have it.
     pub(super) fn tell(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
         match &message {
-            ToWorker::Withdraw { id } => self.waiting.retain(
-                |(kept, _)| !matches!(kept, ToWorker::Listen(spec) if spec.workload == *id),
-            ),
+            ToWorker::Withdraw { id } => self.waiting.retain(|(kept, _)| match kept {
+                ToWorker::Listen(spec) => spec.workload != *id,
+                ToWorker::TakeQueries(spec) => spec.workload != *id,
+                _ => true,
+            }),
             ToWorker::Unserve(addr) => self
                 .waiting
                 .retain(|(kept, _)| !matches!(kept, ToWorker::Serve(kept) if kept == addr)),
@@ -189,9 +191,10 @@ impl Plane {
 
     fn keeps(&self, message: &ToWorker) -> bool {
         match message {
-            ToWorker::Listen(_) | ToWorker::Serve(_) | ToWorker::Admin => {
-                self.kept >= Kept::Connections
-            }
+            ToWorker::Listen(_)
+            | ToWorker::TakeQueries(_)
+            | ToWorker::Serve(_)
+            | ToWorker::Admin => self.kept >= Kept::Connections,
             ToWorker::DirectEvents | ToWorker::Tap => self.kept >= Kept::Books,
             _ => false,
         }
@@ -299,5 +302,7 @@ fn brought(message: &ToWorker) -> bool {
             | ToWorker::DirectEvents
             | ToWorker::Tap
             | ToWorker::Shortcuts
+            | ToWorker::TakeQueries(_)
+            | ToWorker::Resolvers
     )
 }

@@ -242,6 +242,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         OnFailure::Closed => "closed",
     };
     writeln!(out, "    on_failure: {on_failure}")?;
+    writeln!(out, "    dns: {{capture: {}}}", workload.dns.capture)?;
     let CapturePolicy {
         include_cidrs,
         exclude_cidrs,

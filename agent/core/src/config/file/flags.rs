@@ -6,7 +6,8 @@ use super::workloads::DEFAULT_NAMESPACE;
 use super::{ConfigError, Fault, values};
 use crate::config::Config;
 use crate::workload::{
-    AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadName, WorkloadSpec,
+    AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OnFailure, WorkloadName,
+    WorkloadSpec,
 };
 
 /// Puts `--mode` and `--workload NAME=NETNS` into a configuration. `mode` replaces the global mode and that of every
@@ -123,6 +124,7 @@ fn flag_workload(name: &str, netns: &str, mode: ModeSetting) -> Result<WorkloadS
             mode,
             acceleration: AccelerationPolicy::default(),
             on_failure: OnFailure::default(),
+            dns: DnsPolicy::default(),
             outbound: CapturePolicy::default(),
             inbound: CapturePolicy::default(),
         }),

@@ -6,8 +6,8 @@ use super::flags::clash;
 use super::node::{Field, Mapping};
 use super::{sections, values};
 use crate::workload::{
-    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OWN_NETNS, OnFailure, PortRange,
-    WorkloadName, WorkloadSpec,
+    Acceleration, AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OWN_NETNS, OnFailure,
+    PortRange, WorkloadName, WorkloadSpec,
 };
 
 const KEYS: &[&str] = &[
@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "mode",
     "acceleration",
     "on_failure",
+    "dns",
     "outbound",
     "inbound",
 ];
@@ -109,6 +110,7 @@ fn settings(map: &Mapping<'_>, default_mode: ModeSetting) -> Option<WorkloadSpec
         on_failure: map
             .value("on_failure", |text| values::choice(text, &on_failure))
             .unwrap_or_default(),
+        dns: dns(map),
         outbound: outbound(map),
         inbound: inbound(map),
     };
@@ -130,6 +132,9 @@ fn sharing(map: &Mapping<'_>, spec: &WorkloadSpec) {
         field.fault(
             "a workload in the agent's own namespace needs eBPF mode (rules there are everybody's)",
         );
+    }
+    if let Some(field) = map.get("dns").filter(|_| spec.dns.capture) {
+        field.fault("queries of a workload in the agent's own namespace are not captured");
     }
     if let Some(field) = map
         .get("inbound")
@@ -195,13 +200,22 @@ fn acceleration(map: &Mapping<'_>) -> AccelerationPolicy {
     }
     let default = section.value("default", acceleration_word);
     policy.default = default.unwrap_or_default();
-    let may = |name| {
-        let choice = |text: &str| values::choice(text, &[("true", true), ("false", false)]);
-        section.value(name, choice).unwrap_or(true)
-    };
+    let may = |name| section.value(name, flag).unwrap_or(true);
     policy.direct = may("direct");
     policy.handoff = may("handoff");
     policy
+}
+
+fn dns(map: &Mapping<'_>) -> DnsPolicy {
+    let section = map.mapping("dns", &["capture"]);
+    let capture = section.and_then(|section| section.value("capture", flag));
+    DnsPolicy {
+        capture: capture.unwrap_or(false),
+    }
+}
+
+fn flag(text: &str) -> Result<bool, String> {
+    values::choice(text, &[("true", true), ("false", false)])
 }
 
 fn acceleration_word(text: &str) -> Result<Acceleration, String> {

@@ -13,7 +13,7 @@ use crate::flow::Direction;
 use crate::policy::{Action, Peer, PolicyRule, Selector};
 use crate::service::{Balance, Service};
 use crate::workload::{
-    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
+    Acceleration, AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OnFailure, PortRange,
     WorkloadName, WorkloadSpec,
 };
 
@@ -63,10 +63,11 @@ prop_compose! {
         (name, namespace) in ("[a-z0-9_][A-Za-z0-9._-]{0,20}", "[a-z0-9][a-z0-9-]{0,10}"),
         (netns, cgroup) in ("/[ -~\u{a0}-\u{2ff}]{0,20}", prop::option::of("/?[a-z#:'\" {}]{1,10}")),
         labels in prop::collection::btree_map(any::<String>(), any::<String>(), 0..4),
-        (mode, acceleration, on_failure) in (
+        (mode, acceleration, on_failure, capture) in (
             prop::sample::select(vec![ModeSetting::Auto, ModeSetting::Ebpf, ModeSetting::Iptables]),
             acceleration(),
             prop::sample::select(vec![OnFailure::Open, OnFailure::Closed]),
+            any::<bool>(),
         ),
         (outbound, inbound) in (policy(true), policy(false)),
     ) -> WorkloadSpec {
@@ -75,6 +76,7 @@ prop_compose! {
             netns: netns.into(),
             cgroup: cgroup.map(Into::into),
             labels, mode, acceleration, on_failure, outbound, inbound,
+            dns: DnsPolicy { capture },
         }
     }
 }
