@@ -47,7 +47,10 @@ fn installs_keeps_the_configuration_and_removes() {
     let mut put = Command::new(&agent);
     put.args(["cni", "install", "--wait", "0s", "--socket"]);
     put.arg(dir.path().join("nobody.sock"));
-    put.arg("--bin-dir").arg(dir.path()).arg("--conf-dir").arg(dir.path());
+    put.arg("--bin-dir")
+        .arg(dir.path())
+        .arg("--conf-dir")
+        .arg(dir.path());
     let said = put.output().expect("runs").stderr;
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("the agent is not ready"), "{said}");
@@ -66,7 +69,11 @@ fn installs_keeps_the_configuration_and_removes() {
     fs::write(&config, "mode: iptables\n").expect("written");
     assert!(install(&tree, &root, &[]).status.success());
     assert!(install(&tree, &root, &["--remove"]).status.success());
-    assert!(!agent.exists() && !plugin.exists() && !root.join("etc/systemd/system/shunt.service").exists());
+    assert!(
+        !agent.exists()
+            && !plugin.exists()
+            && !root.join("etc/systemd/system/shunt.service").exists()
+    );
     assert_eq!(
         fs::read_to_string(config).expect("kept"),
         "mode: iptables\n"
