@@ -26,6 +26,9 @@ pub(super) enum Asker {
 impl Supervisor {
     /// Notes the wish. The error says why it cannot be one.
     pub(super) fn put(&mut self, spec: WorkloadSpec) -> Result<WorkloadName, String> {
+        if let Some(reason) = self.pod_refuses(&spec.name) {
+            return Err(format!("{}: {reason}", spec.name));
+        }
         self.may_put(&spec)?;
         let name = spec.name.clone();
         self.desire(spec);

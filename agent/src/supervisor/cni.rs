@@ -63,6 +63,10 @@ impl Supervisor {
         let spec = attachments::spec(&attachment, path, &workload, self.config.mode)
             .map_err(Reply::Refused)?;
         let name = spec.name.clone();
+        if self.pod_refuses(&name).is_some() {
+            tracing::info!(workload = %name, "left alone: the pod itself refuses");
+            return Err(Reply::Done);
+        }
         let same = |other: &Attached| other.netns.cookie() == netns.cookie();
         let taken = self
             .attachments
@@ -88,7 +92,14 @@ impl Supervisor {
             workload,
         };
         self.attachments.insert(name.clone(), attached);
-        self.desire(spec);
+        // Again is the same as once: also what is tried later, slower and slower, goes on so.
+        let is_wished = |known: &WorkloadSpec| {
+            *known == spec || self.wished_of(&name).and_then(Result::ok).as_ref() == Some(known)
+        };
+        let known = self.workloads.get(&name);
+        if !known.is_some_and(|workload| is_wished(&workload.spec)) {
+            self.desire(spec);
+        }
         self.pod_put_in(&name);
         Ok(name)
     }
@@ -120,10 +131,12 @@ impl Supervisor {
 
     fn check(&self, attachment: &Attachment, netns: Option<OwnedFd>) -> Reply {
         let Some((name, attached)) = self.attached(attachment) else {
-            let Attachment {
-                namespace, name, ..
-            } = attachment;
-            let text = format!("{namespace}/{name} is not enrolled for this container");
+            let name = name(attachment);
+            // As it was added.
+            if self.pod_refuses(&name).is_some() {
+                return Reply::Done;
+            }
+            let text = format!("{name} is not enrolled for this container");
             return Reply::NotEnrolled(text);
         };
         let asked = match opened(netns, attached.netns.path()) {
@@ -164,10 +177,7 @@ impl Supervisor {
     }
 
     fn attached(&self, attachment: &Attachment) -> Option<(WorkloadName, &Attached)> {
-        let name = WorkloadName {
-            namespace: attachment.namespace.clone(),
-            name: attachment.name.clone(),
-        };
+        let name = name(attachment);
         let attached = self.attachments.get(&name)?;
         let same = attached.attachment.container == attachment.container;
         same.then_some((name, attached))
@@ -179,6 +189,13 @@ impl Supervisor {
             Some(netns) => Ok(netns),
             None => Netns::open(&spec.netns).map(Arc::new),
         }
+    }
+}
+
+fn name(attachment: &Attachment) -> WorkloadName {
+    WorkloadName {
+        namespace: attachment.namespace.clone(),
+        name: attachment.name.clone(),
     }
 }
 

@@ -30,8 +30,6 @@ use super::Supervisor;
 
 /// Whose a workload is: the pod's uid.
 const POD: &str = "shunt.io/pod-uid";
-/// As `shunt-cni` sets it.
-const CNI: &str = "shunt.io/cni-container";
 const CNI_LABELS: &str = "shunt.io/cni-";
 /// More than a node can have.
 const MAX_PODS: usize = 4096;
@@ -255,7 +253,8 @@ impl Pods {
 impl Supervisor {
     /// Those that were enrolled before this agent, wherever the API is.
     pub(super) fn recall_pods(&mut self) {
-        let names: Vec<WorkloadName> = self.pods.pods.keys().cloned().collect();
+        let enrolled = self.pods.pods.iter().filter(|(_, pod)| pod.enrols());
+        let names: Vec<WorkloadName> = enrolled.map(|(name, _)| name.clone()).collect();
         if !names.is_empty() {
             tracing::info!(pods = names.len(), "pods that were enrolled before");
         }
@@ -352,7 +351,7 @@ impl Supervisor {
         let ours = |spec: &WorkloadSpec| {
             spec.labels.get(POD).map(String::as_str) == Some(pod.wish.uid.as_str())
         };
-        if spec.is_some_and(|spec| ours(spec) && !spec.labels.contains_key(CNI)) {
+        if spec.is_some_and(ours) && self.attachments.get(name).is_none() {
             self.withdraw(name);
         }
     }
@@ -360,11 +359,9 @@ impl Supervisor {
     /// A tick's share: where pods are, and what is remembered of them.
     pub(super) fn look_for_pods(&mut self) {
         for name in self.pods.check() {
-            let of_cni = |spec: &WorkloadSpec| spec.labels.contains_key(CNI);
             let workload = self.workloads.get(&name);
-            if workload.is_some_and(|workload| {
-                workload.spec.labels.contains_key(POD) && !of_cni(&workload.spec)
-            }) {
+            let ours = workload.is_some_and(|workload| workload.spec.labels.contains_key(POD));
+            if ours && self.attachments.get(&name).is_none() {
                 self.withdraw(&name);
             }
         }
@@ -392,5 +389,5 @@ fn is_sound(wish: &PodWish) -> bool {
         }
         Verdict::Refuse | Verdict::Wrong(_) => true,
     };
-    named && spec
+    named && spec && shunt_workload::is_sound(&wish.said)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use shunt_cni_protocol::{Attachment, DELETED, MAX_WORKLOAD};
 use shunt_core::config::{Config, file};
 use shunt_core::status::{CNI_CONTAINER, CNI_NETWORK};
@@ -38,7 +38,7 @@ pub(in crate::supervisor) struct Attachments {
 }
 
 #[derive(Debug)]
-pub(super) struct Attached {
+pub(in crate::supervisor) struct Attached {
     pub(super) attachment: Attachment,
     pub(super) netns: Arc<Netns>,
     /// As the plugin described it.
@@ -115,7 +115,7 @@ impl Attachments {
         (attachments, specs)
     }
 
-    pub(super) fn get(&self, name: &WorkloadName) -> Option<&Attached> {
+    pub(in crate::supervisor) fn get(&self, name: &WorkloadName) -> Option<&Attached> {
         self.all.get(name)
     }
 
@@ -210,6 +210,39 @@ impl Attachments {
     }
 }
 
+impl Attached {
+    /// The plugin's workload, with what somebody else says of it over that.
+    ///
+    /// # Errors
+    /// As [`spec`].
+    pub(in crate::supervisor) fn spec_with(
+        &self,
+        said: &Map<String, Value>,
+        mode: ModeSetting,
+    ) -> Result<WorkloadSpec, String> {
+        let mut workload = self.workload.clone();
+        lay_over(&mut workload, &Value::Object(said.clone()));
+        spec(&self.attachment, self.netns.path(), &workload, mode)
+    }
+
+    /// Did this workload come of it?
+    pub(in crate::supervisor) fn made(&self, spec: &WorkloadSpec) -> bool {
+        spec.labels.get(CNI_CONTAINER) == Some(&self.attachment.container)
+    }
+}
+
+/// Objects key by key; of everything else the upper one counts.
+fn lay_over(under: &mut Value, over: &Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                lay_over(under.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over.clone(),
+    }
+}
+
 /// The workload that a plugin's description makes.
 ///
 /// # Errors
@@ -220,10 +253,7 @@ pub(super) fn spec(
     workload: &Value,
     mode: ModeSetting,
 ) -> Result<WorkloadSpec, String> {
-    let name = WorkloadName {
-        namespace: attachment.namespace.clone(),
-        name: attachment.name.clone(),
-    };
+    let name = super::name(attachment);
     file::name(&attachment.container).map_err(|error| format!("container: {error}"))?;
     file::name(&attachment.network).map_err(|error| format!("network: {error}"))?;
     let Value::Object(mut map) = workload.clone() else {

@@ -32,7 +32,7 @@ impl StateFile {
         }
     }
 
-    /// Those that were to be enrolled. A file that cannot be understood is as none: the API will tell.
+    /// Those that were to be enrolled, and those that never are. A file that cannot be understood is as none: the API will tell.
     pub(super) fn read(&self) -> Vec<PodWish> {
         let read = || -> io::Result<State> {
             if fs::metadata(&self.path)?.len() > MAX_SIZE {
@@ -62,7 +62,7 @@ impl StateFile {
     pub(super) fn write<'a>(&mut self, pods: impl Iterator<Item = &'a PodWish>) {
         self.is_old = false;
         let pods = pods
-            .filter(|wish| matches!(wish.verdict, Verdict::Enrol(_)))
+            .filter(|wish| !matches!(wish.verdict, Verdict::Wrong(_)))
             .cloned()
             .collect();
         let state = State {
