@@ -283,14 +283,14 @@ impl Supervisor {
                 number,
                 error: Some(error),
             } => {
-                self.known(number);
+                self.acknowledged(number);
                 tracing::error!(
                     number,
                     error,
                     "the data plane could not carry out a message"
                 );
             }
-            ToSupervisor::Ack { number, .. } => self.known(number),
+            ToSupervisor::Ack { number, .. } => self.acknowledged(number),
             ToSupervisor::NeedSockets {
                 worker,
                 want,

@@ -96,11 +96,16 @@ impl Supervisor {
 
     /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
     pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
-        let number = self.data_plane.told().unwrap_or(0);
-        self.unconfirmed.push((number, reply, told));
-        if !self.data_plane.is_running() {
-            self.known(u64::MAX);
+        match self.data_plane.awaited() {
+            Some(number) => self.unconfirmed.push((number, reply, told)),
+            // Who does not wait any more is not told.
+            None => drop(reply.send(told)),
         }
+    }
+
+    pub(super) fn acknowledged(&mut self, number: u64) {
+        self.data_plane.acknowledged(number);
+        self.known(number);
     }
 
     /// The data plane has carried out everything up to the message of this number.

@@ -40,6 +40,8 @@ struct Running {
     captures: bool,
     /// The number of the last message.
     told: u64,
+    /// The number of the last message that was carried out.
+    acked: u64,
     started: Instant,
 }
 
@@ -98,6 +100,7 @@ impl DataPlane {
             channel_failed: false,
             captures: false,
             told: 0,
+            acked: 0,
             started: Instant::now(),
         });
         Ok(())
@@ -194,9 +197,17 @@ impl DataPlane {
         }
     }
 
-    /// The number of the last message, which a running data plane will acknowledge.
-    pub(super) fn told(&self) -> Option<u64> {
-        self.running.as_ref().map(|running| running.told)
+    /// The number of the last message, which the data plane will acknowledge. `None`: it has acknowledged all, or is
+    /// not running.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        let running = self.running.as_ref()?;
+        (running.told > running.acked).then_some(running.told)
+    }
+
+    pub(super) fn acknowledged(&mut self, number: u64) {
+        if let Some(running) = &mut self.running {
+            running.acked = running.acked.max(number);
+        }
     }
 
     pub(super) fn is_running(&self) -> bool {
