@@ -23,6 +23,15 @@ pub(super) enum Asker {
     Plugin(oneshot::Sender<Reply>),
 }
 
+impl Asker {
+    fn has_left(&self) -> bool {
+        match self {
+            Self::Admin(_) => false,
+            Self::Plugin(reply) => reply.is_closed(),
+        }
+    }
+}
+
 impl Supervisor {
     /// Notes the wish. The error says why it cannot be one.
     pub(super) fn put(&mut self, spec: WorkloadSpec) -> Result<WorkloadName, String> {
@@ -69,6 +78,9 @@ impl Supervisor {
 
     /// Answers those whose wish came true, or failed once.
     pub(super) fn answer_asked(&mut self) {
+        // Whoever has left has left his place to others, too.
+        self.unconfirmed.retain(|(_, reply, _)| !reply.is_closed());
+        self.asked.retain(|asked| !asked.asker.has_left());
         for asked in std::mem::take(&mut self.asked) {
             match self.outcome(&asked.name) {
                 Some(outcome) => self.answer(asked.asker, Ok(outcome)),
