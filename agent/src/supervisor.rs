@@ -24,6 +24,7 @@ mod node;
 mod pods;
 mod service_manager;
 mod settings;
+mod state_file;
 mod stopping;
 mod strays;
 mod telling;
@@ -128,7 +129,8 @@ pub async fn supervise(
     let (attachments, attached) = Attachments::restore(&config);
     let pods = Pods::open(&config)?;
     let found: Vec<WorkloadSpec> = pods.specs().collect();
-    home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
+    let known = config.workloads.iter().chain(&attached).chain(&found);
+    home.clean_up_after_the_dead(known, &attachments);
     let node = Node::open(&config, loaded)?;
     let mut supervisor =
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
@@ -137,6 +139,7 @@ pub async fn supervise(
     supervisor.backends.make_ready(supervisor.config.mode);
     supervisor.tick();
     let mut door = Door::open(&supervisor.config.state_dir)?;
+    supervisor.heed_notes();
 
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -337,11 +340,11 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
-        self.attachments.catch_up();
         self.take_over();
         self.look();
         self.look_for_strays();
         self.look_for_pods();
+        self.attachments.catch_up();
         self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use shunt_cni_protocol::{Attachment, Reply, Request};
+use shunt_cni_protocol::{Attachment, MAX_ATTACHMENTS, Reply, Request};
 use shunt_core::status::WorkloadState;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
@@ -41,10 +41,13 @@ impl Supervisor {
             Request::Check { attachment } => Err(self.check(&attachment, netns)),
             Request::Gc { network, valid } => {
                 self.detach_others(&network, &valid);
+                self.attachments.catch_up();
                 return self.reply_once_known(reply, Reply::Done);
             }
             Request::Status => Err(self.readiness()),
         };
+        // Whoever is told that it is done finds it written down.
+        self.attachments.catch_up();
         match noted {
             Ok(name) => self.promise(Asker::Plugin(reply), Ok(name)),
             // Who does not wait any more is not told.
@@ -80,8 +83,8 @@ impl Supervisor {
         match self.attachments.get(&name) {
             // The pod's new sandbox, under its old one's path.
             Some(old) if !same(old) => self.withdraw(&name),
-            None if self.attachments.len() >= attachments::MAX => {
-                let text = format!("there are {} already", attachments::MAX);
+            None if self.attachments.len() >= MAX_ATTACHMENTS => {
+                let text = format!("there are {MAX_ATTACHMENTS} already");
                 return Err(Reply::Refused(text));
             }
             _ => {}
@@ -108,12 +111,23 @@ impl Supervisor {
     fn detach(&mut self, attachment: &Attachment) -> Result<WorkloadName, Reply> {
         match self.attached(attachment) {
             Some((name, _)) => {
+                self.attachments.forget_deletion(&attachment.container);
                 self.withdraw(&name);
                 self.pod_taken_out(&name);
                 Ok(name)
             }
             None => Err(Reply::Done),
         }
+    }
+
+    /// A pod may have been deleted while the agent was starting: from now on the plugin finds somebody to tell.
+    pub(super) fn heed_notes(&mut self) {
+        for name in self.attachments.deleted_meanwhile() {
+            tracing::info!(workload = %name, "deleted while the agent was starting");
+            self.withdraw(&name);
+            self.pod_taken_out(&name);
+        }
+        self.attachments.catch_up();
     }
 
     fn detach_others(&mut self, network: &str, valid: &[String]) {

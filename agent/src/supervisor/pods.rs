@@ -24,9 +24,9 @@ use shunt_intercept::cgroup;
 use shunt_workload::{Discovered, PodUid, PodWish, Verdict, processes};
 
 use self::place::Place;
-use self::state::StateFile;
 use self::watcher::Watcher;
 use super::Supervisor;
+use super::state_file::StateFile;
 
 /// Whose a workload is: the pod's uid.
 const POD: &str = "shunt.io/pod-uid";
@@ -118,7 +118,7 @@ impl Pods {
     /// # Errors
     /// The configuration does not say what the node is called.
     pub(super) fn open(config: &Config) -> Result<Self> {
-        let state = StateFile::new(&config.state_dir);
+        let state = StateFile::new(&config.state_dir, state::FILE);
         let mut pods = Self {
             watcher: Watcher::new(config)?,
             pods: BTreeMap::new(),
@@ -132,7 +132,7 @@ impl Pods {
             pods.state.remove();
             return Ok(pods);
         }
-        for wish in pods.state.read() {
+        for wish in state::read(&pods.state) {
             if is_sound(&wish) {
                 pods.pods.insert(wish.name.clone(), Pod::new(wish));
             }
@@ -334,7 +334,7 @@ impl Supervisor {
                 self.pods.pods.insert(name.clone(), Pod::new(wish));
             }
         }
-        self.pods.state.is_old = true;
+        self.pods.state.is_old();
         if refuses && !self.is_in_file(&name) {
             self.withdraw(&name);
         }
@@ -346,7 +346,7 @@ impl Supervisor {
         let Some(pod) = self.pods.pods.remove(name) else {
             return;
         };
-        self.pods.state.is_old = true;
+        self.pods.state.is_old();
         let spec = self.workloads.get(name).map(|workload| &workload.spec);
         let ours = |spec: &WorkloadSpec| {
             spec.labels.get(POD).map(String::as_str) == Some(pod.wish.uid.as_str())
@@ -368,9 +368,9 @@ impl Supervisor {
         for name in self.pods.find() {
             self.fulfil(&name);
         }
-        if self.pods.state.is_old && self.pods.watcher.is_some() {
+        if self.pods.watcher.is_some() {
             let Pods { pods, state, .. } = &mut self.pods;
-            state.write(pods.values().map(|pod| &pod.wish));
+            state.catch_up(|| state::text(pods.values().map(|pod| &pod.wish)));
         }
     }
 }
