@@ -8,6 +8,7 @@
 //! What the API does not say any more because it cannot be had stays as it is.
 
 mod fulfil;
+mod look;
 mod place;
 mod state;
 mod watcher;
@@ -21,8 +22,10 @@ use shunt_core::config::{Config, file};
 use shunt_core::status::PodsStatus;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::cgroup;
-use shunt_workload::{Discovered, PodUid, PodWish, Verdict, processes};
+use shunt_workload::processes::{self, Life};
+use shunt_workload::{Discovered, PodUid, PodWish, Verdict};
 
+use self::look::Look;
 use self::place::Place;
 use self::watcher::Watcher;
 use super::Supervisor;
@@ -35,8 +38,6 @@ const CNI_LABELS: &str = "shunt.io/cni-";
 const MAX_PODS: usize = 4096;
 /// Names of pods that `status` shows where there may be many.
 const MAX_TOLD: usize = 20;
-/// Between two looks for a pod without processes.
-const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 /// Between two looks whether a pod's oldest process lives.
 const CHECK: Duration = Duration::from_secs(1);
 /// A pod whose processes have all ended for so long has no network any more.
@@ -68,31 +69,6 @@ struct Pod {
     taken_out: bool,
     /// Why it is not enrolled as wished, for people.
     trouble: String,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Look {
-    at: Instant,
-    pause: Duration,
-    since: Instant,
-}
-
-impl Look {
-    fn now() -> Self {
-        Self {
-            at: Instant::now(),
-            pause: LOOKS[0],
-            since: Instant::now(),
-        }
-    }
-
-    fn later(self) -> Self {
-        Self {
-            at: Instant::now() + self.pause,
-            pause: (self.pause * 2).min(LOOKS[1]),
-            ..self
-        }
-    }
 }
 
 impl Pod {
@@ -184,22 +160,19 @@ impl Pods {
             .map(|(name, _)| name.clone())
     }
 
-    /// Looks for those whose time has come. Gives those that are elsewhere than before.
+    /// Looks for all, once somebody's time has come. Gives those that are elsewhere than before.
     fn find(&mut self) -> Vec<WorkloadName> {
         let now = Instant::now();
-        let due = |pod: &Pod| pod.enrols() && pod.look.is_some_and(|look| look.at <= now);
-        let wanted: BTreeSet<PodUid> = self
-            .pods
-            .values()
-            .filter(|pod| due(pod))
-            .map(|pod| pod.wish.uid.clone())
-            .collect();
-        if wanted.is_empty() {
+        let sought = |pod: &Pod| pod.enrols() && pod.look.is_some();
+        let due = |pod: &Pod| sought(pod) && pod.look.is_some_and(|look| look.at <= now);
+        if !self.pods.values().any(due) {
             return Vec::new();
         }
+        let wanted = self.pods.values().filter(|pod| sought(pod));
+        let wanted: BTreeSet<PodUid> = wanted.map(|pod| pod.wish.uid.clone()).collect();
         let mut found = processes::find(&wanted);
         let mut moved = Vec::new();
-        for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| due(pod)) {
+        for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| sought(pod)) {
             let leader = found.remove(&pod.wish.uid);
             let place = leader.map(|leader| Place::of(leader, self.cgroups.as_deref()));
             match place {
@@ -235,15 +208,19 @@ impl Pods {
             return Vec::new();
         }
         self.checked = Instant::now();
+        let settled = self.pods.iter().filter(|(_, pod)| pod.look.is_none());
+        let lives =
+            settled.filter_map(|(name, pod)| Some((name.clone(), pod.place.as_ref()?.life())));
+        for name in Life::ended(lives) {
+            if let Some(pod) = self.pods.get_mut(&name) {
+                pod.look = Some(Look::now());
+            }
+        }
         let mut gone = Vec::new();
         for (name, pod) in &mut self.pods {
-            match (&pod.place, pod.look) {
-                (Some(place), None) if !place.is_inhabited() => pod.look = Some(Look::now()),
-                (Some(_), Some(look)) if look.since.elapsed() > DEAD => {
-                    pod.place = None;
-                    gone.push(name.clone());
-                }
-                _ => {}
+            let dead = pod.look.is_some_and(|look| look.since.elapsed() > DEAD);
+            if dead && pod.place.take().is_some() {
+                gone.push(name.clone());
             }
         }
         gone
