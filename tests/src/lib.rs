@@ -7,6 +7,7 @@ pub mod attachments;
 pub mod blocked;
 pub mod cni;
 pub mod conform;
+pub mod containerd;
 pub mod events;
 pub mod greeter;
 pub mod kernel;
