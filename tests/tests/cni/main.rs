@@ -1,5 +1,6 @@
 //! `shunt-cni` after the real plugins of a network: bridge with host-local, portmap.
 
+mod churn;
 mod containerd;
 mod failures;
 mod handover;
