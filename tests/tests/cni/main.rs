@@ -3,6 +3,7 @@
 mod churn;
 mod containerd;
 mod failures;
+mod figures;
 mod handover;
 mod input;
 mod install;
