@@ -4,6 +4,7 @@ mod edges;
 mod faults;
 mod filters;
 mod hostile;
+mod subsets;
 mod upstreams;
 
 /// `\n` is CR LF on the wire.
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Case> {
         filters::all(),
         hostile::all(),
         upstreams::all(),
+        subsets::all(),
     ]
     .concat()
 }

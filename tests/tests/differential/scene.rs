@@ -50,7 +50,9 @@ pub struct Outcome {
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 6] = ["MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES"];
+const LISTENERS: [&str; 7] = [
+    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "SUBSETS",
+];
 
 impl Scene {
     pub fn new(envoy: &Path) -> Self {

@@ -14,6 +14,7 @@ use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
 use tokio::time::{Instant, sleep_until};
 
+use super::LEAST_BUFFER;
 use super::body::RequestBody;
 use super::pool::{Place, Pool};
 use crate::connect::ConnectError;
@@ -52,6 +53,7 @@ impl Link {
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
+            .max_buf_size(LEAST_BUFFER)
             .handshake::<_, RequestBody>(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;

@@ -245,7 +245,9 @@ pub(super) const ROWS: &[Row] = &[
             honoured("host_rewrite_literal"),
             honoured("host_rewrite_header"),
             honoured("host_rewrite_path_regex"),
+            honoured("auto_host_rewrite"),
             honoured("append_x_forwarded_host"),
+            honoured("metadata_match"),
             honoured("timeout"),
             no_effect(
                 "priority",
@@ -268,6 +270,7 @@ pub(super) const ROWS: &[Row] = &[
         fields: &[
             honoured("name"),
             honoured("weight"),
+            honoured("metadata_match"),
             honoured("typed_per_filter_config"),
             honoured("host_rewrite_literal"),
             honoured("request_headers_to_add"),

@@ -10,9 +10,11 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, Uri};
 use shunt_core::bootstrap::{Chain, HttpChain};
 use shunt_core::cluster::Cluster;
+use shunt_core::cluster::subsets::Metadata;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
 use super::{Exchange, PassedOn};
+use crate::balance::{ANY, Chosen};
 use crate::gateway::OnePass;
 use crate::http::Client;
 use crate::http::body::{RequestBody, ResponseBody, Upstream};
@@ -23,15 +25,21 @@ use crate::http::reply;
 use crate::origin::{Dial, Origin};
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
-    pub(super) fn endpoint(&self, cluster: &Arc<Cluster>, head: &Head) -> Option<SocketAddr> {
+    pub(super) fn endpoint<'c>(
+        &self,
+        cluster: &'c Arc<Cluster>,
+        wanted: &Metadata,
+        head: &Head,
+    ) -> Option<Chosen<'c>> {
         let Some(to) = &cluster.to_original else {
-            return self.local.balance.choose(cluster, None);
+            return self.local.balance.choose(cluster, wanted, None);
         };
         let named = to.header.as_ref().and_then(|name| {
             let value = head.headers.get(name.as_str())?;
             value.to_str().ok()?.parse().ok()
         });
-        to.endpoint(self.client.original, named)
+        let addr = to.endpoint(self.client.original, named)?;
+        Some(Chosen { addr, hostname: "" })
     }
 
     fn dial(&self, origin: Origin) -> Dial<'_, S, O> {
@@ -77,8 +85,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             Chain::Tcp(tcp) => {
                 let name = tcp.clusters.choose(self.random);
                 let cluster = pass.tables.cluster(name).ok_or(Failure::NoChain)?;
-                let endpoint = self.local.balance.choose(cluster, Some(pass.to));
-                let endpoint = endpoint.ok_or(Failure::NoChain)?;
+                let chosen = self.local.balance.choose(cluster, ANY, Some(pass.to));
+                let endpoint = chosen.ok_or(Failure::NoChain)?.addr;
                 let dial = self.dial(pass.origin);
                 self.send(head, body, &dial, (cluster, endpoint)).await
             }
@@ -169,6 +177,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
 /// `None`: its path is none.
 fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
     let mut request = Request::new(body);
+    // Those of the framing and `host` come to what there is.
+    request.headers_mut().reserve(head.headers.len() + 3);
     *request.method_mut() = head.method.clone();
     let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
     *request.uri_mut() = Uri::try_from(path?).ok()?;
