@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::envoy;
 use crate::run::{cargo, loudly, output, root, say};
+use crate::{deb, envoy};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -48,6 +48,7 @@ const NEEDED: [(&str, &str); 29] = [
     ("runc", "runc"),
     ("containerd", "containerd"),
     ("busybox", "busybox-static"),
+    ("systemd-analyze", "systemd"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -57,6 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if !args.no_install {
         install()?;
+        deb::install()?;
         envoy::fetch();
     }
     // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.

@@ -41,6 +41,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         local,
         snapshot: &snapshot,
         origin: connection.origin,
+        by_tcp: true,
     };
     let mut refused = (
         CloseReason::ConnectFailed,

@@ -334,6 +334,7 @@ mod tests {
             name: "a\"b".into(),
             endpoints: Vec::new(),
             balance: Balance::RoundRobin,
+            subsets: None,
             to_original: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,

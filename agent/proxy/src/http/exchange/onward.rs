@@ -47,6 +47,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             local: self.local,
             snapshot: &self.client.snapshot,
             origin,
+            by_tcp: true,
         }
     }
 
