@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 29] = [
+const NEEDED: [(&str, &str); 30] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
