@@ -126,6 +126,7 @@ impl Supervisor {
             tracing::info!(workload = %name, "deleted while the agent was starting");
             self.withdraw(&name);
             self.pod_taken_out(&name);
+            self.changed = true;
         }
         self.attachments.catch_up();
     }
