@@ -17,6 +17,7 @@ mod heartbeat;
 mod ipc;
 mod pods;
 mod privileges;
+mod replace;
 mod run;
 mod seccomp;
 mod status;

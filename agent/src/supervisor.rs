@@ -27,6 +27,7 @@ mod node;
 mod pods;
 mod service_manager;
 mod settings;
+mod state_file;
 mod stopping;
 mod strays;
 mod succession;
@@ -160,7 +161,8 @@ pub async fn supervise(
     let pods = Pods::open(&config)?;
     let found: Vec<WorkloadSpec> = pods.specs().collect();
     if will.is_none() {
-        home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
+        let known = config.workloads.iter().chain(&attached).chain(&found);
+        home.clean_up_after_the_dead(known, &attachments);
     }
     let node = Node::open(&config, loaded, std::mem::take(&mut inherited.node))?;
     let mut supervisor =
@@ -175,6 +177,7 @@ pub async fn supervise(
     }
     supervisor.tick();
     let mut door = Door::open(&supervisor.config.state_dir)?;
+    supervisor.heed_notes();
 
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -320,12 +323,12 @@ impl Supervisor {
         }
         self.go_on_with_upgrade();
         self.go_on_with_succession();
-        self.attachments.catch_up();
         self.take_over();
         self.follow_cgroups();
         self.look();
         self.look_for_strays();
         self.look_for_pods();
+        self.attachments.catch_up();
         self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();

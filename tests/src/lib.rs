@@ -8,6 +8,7 @@ pub mod blocked;
 pub mod bpffs;
 pub mod cni;
 pub mod conform;
+pub mod containerd;
 pub mod events;
 pub mod greeter;
 pub mod kernel;

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 29] = [
+const NEEDED: [(&str, &str); 30] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -46,6 +46,7 @@ const NEEDED: [(&str, &str); 29] = [
     ("host-local", "containernetworking-plugins"),
     ("podman", "podman"),
     ("runc", "runc"),
+    ("containerd", "containerd"),
     ("busybox", "busybox-static"),
     ("systemd-analyze", "systemd"),
 ];

@@ -359,7 +359,9 @@ impl Backend for IptablesBackend {
         self.beat = self.beat.wrapping_add(1);
         let many = self.installed.len() > MANY;
         for (id, installed) in &mut self.installed {
-            if many && (id.0 ^ self.beat) & 1 == 1 {
+            // Whoever is new is told at once that he is captured, and relies on it.
+            let is_new = installed.switches.iter().any(Switch::is_new);
+            if many && !is_new && (id.0 ^ self.beat) & 1 == 1 {
                 continue;
             }
             installed.switches.iter_mut().for_each(Switch::keep_alive);

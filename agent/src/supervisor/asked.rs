@@ -25,9 +25,21 @@ pub(super) enum Asker {
     Plugin(oneshot::Sender<Reply>),
 }
 
+impl Asker {
+    fn has_left(&self) -> bool {
+        match self {
+            Self::Admin(..) => false,
+            Self::Plugin(reply) => reply.is_closed(),
+        }
+    }
+}
+
 impl Supervisor {
     /// Notes the wish. The error says why it cannot be one.
     pub(super) fn put(&mut self, spec: WorkloadSpec) -> Result<WorkloadName, String> {
+        if let Some(reason) = self.pod_refuses(&spec.name) {
+            return Err(format!("{}: {reason}", spec.name));
+        }
         self.may_put(&spec)?;
         let name = spec.name.clone();
         self.desire(spec);
@@ -71,6 +83,9 @@ impl Supervisor {
 
     /// Answers those whose wish came true, or failed once.
     pub(super) fn answer_asked(&mut self) {
+        // Whoever has left has left his place to others, too.
+        self.unconfirmed.retain(|(_, reply, _)| !reply.is_closed());
+        self.asked.retain(|asked| !asked.asker.has_left());
         for asked in std::mem::take(&mut self.asked) {
             match self.outcome(&asked.name) {
                 Some(outcome) => self.answer(asked.asker, Ok(outcome)),
@@ -98,11 +113,16 @@ impl Supervisor {
 
     /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
     pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
-        match self.data_plane.told() {
+        match self.data_plane.awaited() {
             Some(number) => self.unconfirmed.push((number, reply, told)),
-            // The next one is told everything before it does anything.
+            // Who does not wait any more is not told. A data plane to come is told everything before it does anything.
             None => drop(reply.send(told)),
         }
+    }
+
+    pub(super) fn acknowledged(&mut self, plane: PlaneId, number: u64) {
+        self.data_plane.acknowledged(plane, number);
+        self.known(plane, number);
     }
 
     /// This data plane has carried out everything up to the message of this number.

@@ -302,9 +302,16 @@ impl DataPlane {
         }
     }
 
-    /// The number of the last message to the one that serves, which it will acknowledge.
-    pub(super) fn told(&self) -> Option<(PlaneId, u64)> {
-        self.serving.as_ref().map(|plane| (plane.id, plane.told))
+    /// The number of the last message to the one that serves, which it will acknowledge. `None`: it has acknowledged all.
+    pub(super) fn awaited(&self) -> Option<(PlaneId, u64)> {
+        let plane = self.serving.as_ref()?;
+        (plane.told > plane.acked).then_some((plane.id, plane.told))
+    }
+
+    pub(super) fn acknowledged(&mut self, id: PlaneId, number: u64) {
+        if let Some(plane) = self.all().find(|plane| plane.id == id) {
+            plane.acked = plane.acked.max(number);
+        }
     }
 
     /// The same of the successor.

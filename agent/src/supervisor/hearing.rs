@@ -61,7 +61,7 @@ impl Supervisor {
                     tracing::error!(number, error, "a data plane could not carry out a message");
                     self.successor_fails(plane, &format!("the new data plane: {error}"));
                 }
-                self.known(plane, number);
+                self.acknowledged(plane, number);
                 self.upgrade_knows(plane, number);
             }
             ToSupervisor::NeedSockets {

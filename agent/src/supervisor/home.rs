@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use shunt_core::workload::{OnFailure, WorkloadSpec};
 use shunt_intercept::InterceptError;
 use shunt_intercept::cgroup;
 
+use super::cni::Attachments;
 use crate::cleanup;
 
 /// The prefix of cgroups made by [`OwnCgroup`].
@@ -92,9 +94,15 @@ impl Home {
     pub(super) fn clean_up_after_the_dead<'a>(
         &self,
         workloads: impl Iterator<Item = &'a WorkloadSpec>,
+        attachments: &Attachments,
     ) {
         let closed = workloads.filter(|spec| spec.on_failure == OnFailure::Closed);
-        let spare: Vec<PathBuf> = closed.map(|spec| spec.netns.clone()).collect();
+        // A name that the CNI plugin told may lead nowhere here.
+        let inode = |spec: &WorkloadSpec| match attachments.netns_of(spec) {
+            Some(netns) => Some(netns.inode()),
+            None => fs::metadata(&spec.netns).ok().map(|found| found.ino()),
+        };
+        let spare: Vec<u64> = closed.filter_map(inode).collect();
         for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }

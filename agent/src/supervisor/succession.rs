@@ -123,7 +123,7 @@ impl Supervisor {
             tracing::info!("nothing of the program before is left");
             if std::mem::take(&mut self.unfinished) {
                 let all = self.workloads.values().map(|workload| &workload.spec);
-                self.home.clean_up_after_the_dead(all);
+                self.home.clean_up_after_the_dead(all, &self.attachments);
                 self.keep_gates();
             }
             self.tell_destinations();

@@ -62,6 +62,7 @@ pub(super) struct Switch {
     kind: DeadMan,
     /// `None`: to be opened again, its list had vanished with the rules.
     handle: Option<Handle>,
+    is_new: bool,
 }
 
 #[derive(Debug)]
@@ -82,11 +83,17 @@ impl Switch {
             family,
             kind,
             handle: None,
+            is_new: true,
         };
         switch.reopen().map_err(|error| {
             InterceptError::io("open the dead-man switch of", netns.path().display(), error)
         })?;
         Ok(switch)
+    }
+
+    /// Nobody has kept it yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// False: what it writes to had vanished.
@@ -105,6 +112,7 @@ impl Switch {
     /// Says so once when it begins to fail and once when it works again, though it is called four times a second.
     pub(super) fn keep_alive(&mut self) {
         let worked = self.handle.is_some();
+        self.is_new = false;
         let done = self
             .refresh()
             .or_else(|_| self.reopen().and_then(|()| self.refresh()));

@@ -38,6 +38,8 @@ pub(super) struct Plane {
     captures: bool,
     /// The number of the last message.
     pub(super) told: u64,
+    /// The number of the last one that was carried out.
+    pub(super) acked: u64,
     kept: Kept,
     /// Of [`Plane::kept`], in order.
     waiting: Vec<(ToWorker, Vec<OwnedFd>)>,
@@ -99,6 +101,7 @@ impl Plane {
             started: Instant::now(),
             captures: false,
             told,
+            acked: 0,
             kept,
             waiting: Vec::new(),
             published_states: None,
@@ -121,6 +124,8 @@ impl Plane {
             started: Instant::now(),
             captures: true,
             told: left.next - 1,
+            // What counts for those whom this supervisor answers comes after.
+            acked: left.next - 1,
             kept: Kept::Nothing,
             waiting: Vec::new(),
             published_states: None,
