@@ -129,6 +129,7 @@ mod tests {
             idle_timeout: None,
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            trailers: false,
             limits: ClusterLimits::default(),
             in_use: InUse::default(),
             counts: Default::default(),

@@ -16,7 +16,7 @@ enum Kind {
     Gauge,
 }
 
-const MANAGER: [Row<ManagerCounts>; 8] = [
+const MANAGER: [Row<ManagerCounts>; 11] = [
     ("downstream_cx_total", Kind::Counter, |counts| {
         &counts.cx_total
     }),
@@ -41,6 +41,17 @@ const MANAGER: [Row<ManagerCounts>; 8] = [
     ("downstream_rq_timeout", Kind::Counter, |counts| {
         &counts.rq_timeout
     }),
+    ("downstream_cx_upgrades_total", Kind::Counter, |counts| {
+        &counts.upgrades_total
+    }),
+    ("downstream_cx_upgrades_active", Kind::Gauge, |counts| {
+        &counts.upgrades_active
+    }),
+    (
+        "downstream_rq_ws_on_non_ws_route",
+        Kind::Counter,
+        |counts| &counts.upgrades_refused,
+    ),
 ];
 
 const CLUSTER: [Row<ClusterCounts>; 10] = [
@@ -339,6 +350,7 @@ mod tests {
             idle_timeout: None,
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            trailers: false,
             limits: ClusterLimits::default(),
             in_use: InUse::default(),
             counts: PerWorker::default(),

@@ -134,7 +134,7 @@ pub(super) enum BrokenOff {
 impl Upstream {
     fn settle(&mut self) {
         if let Some(link) = self.link.take()
-            && self.progress.has_request_ended()
+            && self.progress.is_whole()
         {
             self.pool.give_back(link);
         }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::{request::Parts, uri::Authority};
-use hyper::{Method, Version};
+use hyper::{Method, StatusCode, Version};
 use shunt_core::http::{HttpConnectionManager, PathRules, RequestView, StripPort};
 use shunt_core::route::matching::without_port;
 
@@ -65,6 +65,8 @@ pub(super) enum Received {
     Plain,
     /// To become another protocol.
     Upgrade,
+    /// To be a tunnel.
+    Connect,
 }
 
 impl Head {
@@ -81,7 +83,10 @@ impl Head {
         if version < Version::HTTP_11 && !manager.accept_http_10 {
             return Err(Unfit::TooOld);
         }
-        if !is_chunked_at_most(&headers) {
+        let is_connect = method == Method::CONNECT;
+        // Bytes behind a CONNECT are the tunnel's, and never its body.
+        let encoding = headers.contains_key(header::TRANSFER_ENCODING);
+        if !is_chunked_at_most(&headers) || is_connect && encoding {
             return Err(Unfit::UnknownEncoding);
         }
         if headers.get_all(header::HOST).iter().nth(1).is_some() {
@@ -98,14 +103,20 @@ impl Head {
             None => return Err(Unfit::NoHost),
         };
         let path = uri.path_and_query().map_or("", |path| path.as_str());
-        if !authority.bytes().all(is_of_authority) || path.is_empty() && method != Method::CONNECT {
+        if !authority.bytes().all(is_of_authority) || path.is_empty() != is_connect {
             return Err(Unfit::NoTarget);
         }
-        if !path.starts_with('/') {
+        if is_connect {
+            let length = headers.get(header::CONTENT_LENGTH);
+            let has_body = length.is_some_and(|length| length.as_bytes() != b"0");
+            if has_body || uri.port_u16().is_none() {
+                return Err(Unfit::NoTarget);
+            }
+        } else if !path.starts_with('/') {
             return Err(Unfit::NoPath);
         }
         Ok(Self {
-            path: match manager.paths == PathRules::default() {
+            path: match manager.paths == PathRules::default() || is_connect {
                 true => path.to_owned(),
                 false => manager.paths.apply(path),
             },
@@ -119,7 +130,7 @@ impl Head {
     /// Sent by one connection manager, and received by the next.
     pub(super) fn pass_on(&mut self, manager: &HttpConnectionManager) {
         self.version = Version::HTTP_11;
-        if manager.paths != PathRules::default() {
+        if manager.paths != PathRules::default() && !self.path.is_empty() {
             self.path = manager.paths.apply(&self.path);
         }
     }
@@ -140,10 +151,22 @@ impl Head {
         listener: SocketAddr,
     ) -> Received {
         self.strip_port(manager.strip_host_port, listener.port());
-        let is_upgrade =
-            self.connection_says("upgrade") && self.headers.contains_key(header::UPGRADE);
+        let wanted = self.wanted();
+        let expected = self.expects().filter(|_| manager.passes_informational);
         self.drop_hop_by_hop();
         self.join_lines();
+        let received = match wanted {
+            _ if self.method == Method::CONNECT => Received::Connect,
+            Some((connection, upgrade)) => {
+                self.headers.insert(header::CONNECTION, connection);
+                self.headers.insert(header::UPGRADE, upgrade);
+                Received::Upgrade
+            }
+            None => Received::Plain,
+        };
+        if let Some(expected) = expected {
+            self.headers.insert(header::EXPECT, expected);
+        }
         if manager.use_remote_address {
             if !manager.skip_xff_append {
                 append(
@@ -172,10 +195,46 @@ impl Head {
         if !manager.via.is_empty() {
             append(&mut self.headers, &header::VIA, &manager.via, ", ");
         }
-        match is_upgrade {
-            true => Received::Upgrade,
-            false => Received::Plain,
+        received
+    }
+
+    /// `connection` and `upgrade` of a request that wants its connection to become another protocol. HTTP/2 is none, and
+    /// HTTP/1.0 has none: such a request is one as any other (RFC 9110, section 7.8).
+    fn wanted(&self) -> Option<(HeaderValue, HeaderValue)> {
+        let upgrade = joined(&self.headers, header::UPGRADE.as_str())?;
+        if self.version < Version::HTTP_11
+            || upgrade.eq_ignore_ascii_case(b"h2c")
+            || !self.connection_says("upgrade")
+        {
+            return None;
         }
+        let upgrade = HeaderValue::from_bytes(&upgrade).ok()?;
+        // What else it names is gone.
+        let stays = |word: &&str| {
+            ["upgrade", "keep-alive", "close"].contains(&word.to_ascii_lowercase().as_str())
+        };
+        let words: Vec<&str> = connection(&self.headers).filter(stays).collect();
+        Some((HeaderValue::try_from(words.join(", ")).ok()?, upgrade))
+    }
+
+    /// What `expect` says, where that is to hear before the body whether it is wanted.
+    pub(super) fn expects(&self) -> Option<HeaderValue> {
+        let expected = self.headers.get(header::EXPECT)?;
+        let is_known = expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        is_known.then(|| expected.clone())
+    }
+
+    /// Does what wants to be a tunnel get to be one by a response of this status?
+    pub(super) fn becomes_tunnel(&self, status: StatusCode) -> bool {
+        match self.method == Method::CONNECT {
+            true => status.is_success(),
+            false => status == StatusCode::SWITCHING_PROTOCOLS,
+        }
+    }
+
+    /// It wants to be a tunnel.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.method == Method::CONNECT || self.headers.contains_key(header::UPGRADE)
     }
 
     /// Few requests have any of them, and most names are none at the first look.
@@ -205,7 +264,7 @@ impl Head {
     }
 
     fn connection_says(&self, wanted: &str) -> bool {
-        connection(&self.headers).any(|word| word.eq_ignore_ascii_case(wanted))
+        connection_says(&self.headers, wanted)
     }
 
     /// Headers of which Envoy knows one line only.
@@ -342,6 +401,10 @@ fn connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     lines
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(',').map(str::trim))
+}
+
+pub(super) fn connection_says(headers: &HeaderMap, wanted: &str) -> bool {
+    connection(headers).any(|word| word.eq_ignore_ascii_case(wanted))
 }
 
 /// What is about this hop only.

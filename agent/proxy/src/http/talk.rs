@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 pub(super) use self::clock::Clock;
 use super::books::Entry;
+use super::tunnel::Tunnel;
 use crate::account::Account;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub(super) struct Talk {
     told: Cell<(u64, u64)>,
     upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
     peer: RefCell<Option<Arc<Enrolled>>>,
+    /// What the connection becomes after the response under way.
+    tunnel: RefCell<Option<Tunnel>>,
     /// Of who looks at the time.
     waker: RefCell<Option<Waker>>,
 }
@@ -69,6 +72,12 @@ pub(super) struct Progress {
     /// From the request's end to the response's; zero: no limit.
     route: Cell<Duration>,
     expired: Cell<Option<Expired>>,
+    /// What wants to be a tunnel has no end: since when it waits for leave.
+    endless: Cell<Option<Instant>>,
+    /// It has a body.
+    has_body: Cell<bool>,
+    /// The route's, in place of the connection manager's.
+    idle: Cell<Option<Duration>>,
     entry: Rc<Entry>,
 }
 
@@ -123,6 +132,7 @@ impl Talk {
             told: Cell::default(),
             upstream: Cell::default(),
             peer: RefCell::default(),
+            tunnel: RefCell::default(),
             waker: RefCell::default(),
         })
     }
@@ -170,6 +180,9 @@ impl Talk {
             request_ended: Cell::default(),
             route: Cell::default(),
             expired: Cell::default(),
+            endless: Cell::default(),
+            has_body: Cell::default(),
+            idle: Cell::default(),
             entry,
         });
         *self.request.borrow_mut() = Some(Rc::clone(&progress));
@@ -199,6 +212,27 @@ impl Talk {
     /// The connection has ended, whatever was under way: the two know each other, and would keep each other alive.
     pub(super) fn over(&self) {
         self.request.borrow_mut().take();
+        self.tunnel.take();
+    }
+
+    /// After the response under way the connection is this.
+    pub(super) fn becomes(&self, tunnel: Tunnel) {
+        self.tunnel.replace(Some(tunnel));
+    }
+
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.take()
+    }
+
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.tunnel.borrow().is_some()
+    }
+
+    /// Is it a tunnel, or about to be one if the upstream likes? Its response is the last in any case.
+    pub(super) fn may_be_tunnel(&self) -> bool {
+        let request = self.request.borrow();
+        let request = request.as_ref();
+        self.is_tunnel() || request.is_some_and(|request| request.endless.get().is_some())
     }
 
     pub(super) fn is_old(&self) -> bool {
@@ -257,8 +291,7 @@ impl Talk {
                 let own = progress.and_then(|progress| progress.due(limits.request, since));
                 let idle = progress.and_then(|progress| {
                     let request_ended = progress.has_request_ended();
-                    after(limits.stream_idle, moved)
-                        .map(|at| (at, Expired::Stream { request_ended }))
+                    after(progress.idle(), moved).map(|at| (at, Expired::Stream { request_ended }))
                 });
                 earliest([own, idle, None]).map(|(at, expired)| match state {
                     State::Waiting => (at, Due::Expired(expired)),
@@ -323,6 +356,27 @@ impl Progress {
         }
     }
 
+    /// It wants to be a tunnel: its end is not that of its body.
+    pub(super) fn is_endless(&self, has_body: bool) {
+        self.endless.set(Some(Instant::now()));
+        self.has_body.set(has_body);
+    }
+
+    /// Has all come of it that is no tunnel's?
+    pub(super) fn is_whole(&self) -> bool {
+        self.has_request_ended() || self.endless.get().is_some() && !self.has_body.get()
+    }
+
+    /// The route's.
+    pub(super) fn limit_idle(&self, idle: Option<Duration>) {
+        self.idle.set(idle.or(self.idle.get()));
+    }
+
+    /// Of a request of which nothing moves; zero: none.
+    pub(super) fn idle(&self) -> Duration {
+        self.idle.get().unwrap_or(self.talk.limits.stream_idle)
+    }
+
     /// Zero: none.
     pub(super) fn limit_response(&self, route: Duration) {
         // Of one and of the next connection manager: who is the first to lose patience.
@@ -340,10 +394,11 @@ impl Progress {
         if self.expired.get().is_some() {
             return None; // It is being answered for that.
         }
-        match self.request_ended.get() {
-            Some(ended) => after(self.route.get(), ended).map(|at| (at, Expired::Response)),
-            None => after(request, since).map(|at| (at, Expired::Request)),
-        }
+        let waits_since = self.endless.get().or(self.request_ended.get());
+        let response = waits_since.and_then(|since| after(self.route.get(), since));
+        let response = response.map(|at| (at, Expired::Response));
+        let request = after(request, since).filter(|_| !self.has_request_ended());
+        earliest([response, request.map(|at| (at, Expired::Request)), None])
     }
 }
 

@@ -180,6 +180,13 @@ impl Wire {
         self.close().await;
     }
 
+    /// The socket, and bytes that were read from it and that nobody took.
+    pub(super) fn into_stream(self) -> (TcpStream, Vec<u8>) {
+        let (mut bytes, taken) = self.before;
+        bytes.drain(..taken);
+        (self.stream, bytes)
+    }
+
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.instead.is_empty() {
             let written =
