@@ -12,6 +12,7 @@ mod books;
 mod exchange;
 mod failure;
 mod filters;
+mod interim;
 mod link;
 mod local_reply;
 mod pool;

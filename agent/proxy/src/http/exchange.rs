@@ -19,7 +19,7 @@ use super::pool::NoLink;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
-use super::talk::{Expired, Progress};
+use super::talk::{Expired, Passes, Progress};
 use super::{Client, local_reply};
 use crate::worker::Local;
 
@@ -91,6 +91,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         } else if body.is_end_stream() {
             self.progress.end_request();
         }
+        self.progress.pass(Passes {
+            informational: manager.passes_informational,
+            trailers: manager.trailers,
+        });
         entry.asked(&head);
         let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut response = self.serve(&mut head, received, body).await;

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 pub(super) use self::clock::Clock;
 use super::books::Entry;
+use super::interim::Interim;
 use super::tunnel::Tunnel;
 use crate::account::Account;
 
@@ -61,6 +62,9 @@ pub(super) struct Talk {
     peer: RefCell<Option<Arc<Enrolled>>>,
     /// What the connection becomes after the response under way.
     tunnel: RefCell<Option<Tunnel>>,
+    /// What an upstream says before its response, and whether it says `100 Continue` in hyper's place.
+    interim: RefCell<Option<Arc<Interim>>>,
+    leaves_continue: Cell<bool>,
     /// Of who looks at the time.
     waker: RefCell<Option<Waker>>,
 }
@@ -76,9 +80,18 @@ pub(super) struct Progress {
     endless: Cell<Option<Instant>>,
     /// It has a body.
     has_body: Cell<bool>,
+    /// Every connection manager on the way passes them on.
+    passes: Cell<Passes>,
     /// The route's, in place of the connection manager's.
     idle: Cell<Option<Duration>>,
     entry: Rc<Entry>,
+}
+
+/// What is passed on beside heads and bodies.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passes {
+    pub(super) informational: bool,
+    pub(super) trailers: bool,
 }
 
 /// A time that was up before a response began.
@@ -133,6 +146,8 @@ impl Talk {
             upstream: Cell::default(),
             peer: RefCell::default(),
             tunnel: RefCell::default(),
+            interim: RefCell::default(),
+            leaves_continue: Cell::default(),
             waker: RefCell::default(),
         })
     }
@@ -182,11 +197,36 @@ impl Talk {
             expired: Cell::default(),
             endless: Cell::default(),
             has_body: Cell::default(),
+            passes: Cell::default(),
             idle: Cell::default(),
             entry,
         });
         *self.request.borrow_mut() = Some(Rc::clone(&progress));
+        self.interim.take();
+        self.leaves_continue.set(false);
         progress
+    }
+
+    /// Who hears of what an upstream says before its response. `expected`: the client wants to hear before its body.
+    pub(super) fn interim_of(&self, proper_case: bool, expected: bool) -> Arc<Interim> {
+        self.leaves_continue.set(expected);
+        let interim = Interim::new(proper_case, self.waker.borrow().clone());
+        self.interim.replace(Some(Arc::clone(&interim)));
+        interim
+    }
+
+    /// To be written before anything else.
+    pub(super) fn interim(&self) -> Vec<u8> {
+        let interim = self.interim.borrow();
+        interim
+            .as_ref()
+            .map(|interim| interim.take())
+            .unwrap_or_default()
+    }
+
+    /// To be asked before each write: only what is written first may be `100 Continue`.
+    pub(super) fn leaves_continue(&self) -> bool {
+        self.leaves_continue.replace(false)
     }
 
     /// A response is there.
@@ -354,6 +394,14 @@ impl Progress {
             // A limit that counts from now may be the next.
             self.talk.wake();
         }
+    }
+
+    pub(super) fn passes(&self) -> Passes {
+        self.passes.get()
+    }
+
+    pub(super) fn pass(&self, passes: Passes) {
+        self.passes.set(passes);
     }
 
     /// It wants to be a tunnel: its end is not that of its body.

@@ -23,6 +23,7 @@ use crate::http::link::{Alive, Link};
 use crate::http::pool::{NoLink, connect};
 use crate::http::received::Head;
 use crate::http::reply;
+use crate::http::talk::Passes;
 use crate::http::tunnel::{Kept, To, Tunnel, Upgraded};
 use crate::origin::{Dial, Dialled, Origin};
 
@@ -113,6 +114,11 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             progress: Rc::clone(&self.progress),
         };
         let manager = &chain.manager;
+        let passes = self.progress.passes();
+        self.progress.pass(Passes {
+            informational: passes.informational && manager.passes_informational,
+            trailers: passes.trailers && manager.trailers,
+        });
         let mut head = head.clone();
         head.pass_on(manager);
         let received = head.receive(manager, client.addr, client.listener);
@@ -131,6 +137,17 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
+        let passes = self.progress.passes();
+        let trailers = passes.trailers && cluster.trailers;
+        if trailers {
+            request.body_mut().pass_trailers();
+        }
+        if passes.informational {
+            let proper_case = self.chain.manager.proper_case;
+            let talk = self.progress.talk();
+            let interim = talk.interim_of(proper_case, head.expects().is_some());
+            interim.listen(&mut request);
+        }
         loop {
             let taken = self.local.upstreams.take(dial, cluster, endpoint);
             let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
@@ -152,6 +169,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                             link: Some(link),
                             pool: self.local.upstreams.clone(),
                             progress: Rc::clone(&self.progress),
+                            trailers,
                         })
                     }));
                 }
