@@ -4,6 +4,7 @@ mod edges;
 mod faults;
 mod filters;
 mod hostile;
+mod tunnels;
 mod upstreams;
 
 /// `\n` is CR LF on the wire.
@@ -11,6 +12,8 @@ mod upstreams;
 pub enum Upstream {
     Says(String),
     SaysAndCloses(String),
+    /// One after the other, and the last again and again.
+    InTurn(Vec<String>),
     #[default]
     IsSilent,
 }
@@ -23,6 +26,10 @@ pub struct Case {
     /// Responses that are waited for.
     pub responses: usize,
     pub upstream: Upstream,
+    /// Sent after the first response.
+    pub then: String,
+    /// And half a second later.
+    pub is_late: bool,
     /// The client sends its end when the upstream has its request.
     pub ends: bool,
 }
@@ -43,6 +50,8 @@ fn case(name: &'static str, send: impl Into<String>) -> Case {
         send: send.into(),
         responses: 1,
         upstream: Upstream::Says(OK.to_owned()),
+        then: String::new(),
+        is_late: false,
         ends: false,
     }
 }
@@ -73,6 +82,23 @@ impl Case {
         Self { upstream, ..self }
     }
 
+    fn upstream_in_turn(self, texts: &[&str]) -> Self {
+        let upstream = Upstream::InTurn(texts.iter().map(|text| (*text).to_owned()).collect());
+        Self { upstream, ..self }
+    }
+
+    fn then(self, text: &str) -> Self {
+        let then = text.to_owned();
+        Self { then, ..self }
+    }
+
+    fn late(self) -> Self {
+        Self {
+            is_late: true,
+            ..self
+        }
+    }
+
     fn ends(self) -> Self {
         Self { ends: true, ..self }
     }
@@ -97,6 +123,9 @@ pub fn all() -> Vec<Case> {
         filters::all(),
         hostile::all(),
         upstreams::all(),
+        tunnels::upgrades(),
+        tunnels::connects(),
+        tunnels::beside(),
     ]
     .concat()
 }

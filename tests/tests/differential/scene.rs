@@ -50,7 +50,9 @@ pub struct Outcome {
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 6] = ["MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES"];
+const LISTENERS: [&str; 8] = [
+    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE",
+];
 
 impl Scene {
     pub fn new(envoy: &Path) -> Self {
@@ -147,8 +149,22 @@ impl Scene {
         let mut responses = Vec::new();
         let mut end = "open";
         while responses.len() < case.responses {
-            match reader.message(case.send.starts_with("HEAD ")) {
-                Ok(Some(message)) => responses.push(message),
+            let bodiless = match responses.is_empty() {
+                true => ["HEAD ", "CONNECT "].map(|method| case.send.starts_with(method)),
+                false => [case.send.starts_with("HEAD "), false],
+            };
+            match reader.answer(bodiless) {
+                Ok(Some(message)) => {
+                    responses.push(message);
+                    if responses.len() == 1 && !case.then.is_empty() {
+                        if case.is_late {
+                            // Longer than what must not end it.
+                            std::thread::sleep(Duration::from_millis(500));
+                        }
+                        let text = case.then.replace('\n', "\r\n");
+                        let _ = reader.stream.write_all(text.as_bytes());
+                    }
+                }
                 Ok(None) => {
                     end = "closed";
                     break;
@@ -211,6 +227,7 @@ fn inside<T: Send>(pod: &Pod, work: impl FnOnce() -> T + Send) -> T {
 fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
     let mut answer = stream.try_clone().expect("a clone");
     let mut reader = Reader::new(stream);
+    let mut turn = 0;
     while let Ok(Some(request)) = reader.message(false) {
         let does = {
             let mut plan = plan.lock().expect("a plan");
@@ -219,6 +236,16 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
         };
         match does {
             Upstream::Says(text) => {
+                if answer
+                    .write_all(text.replace('\n', "\r\n").as_bytes())
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Upstream::InTurn(texts) => {
+                let text = &texts[turn.min(texts.len() - 1)];
+                turn += 1;
                 if answer
                     .write_all(text.replace('\n', "\r\n").as_bytes())
                     .is_err()

@@ -136,6 +136,8 @@ enum End {
     Whole,
     BrokenOff,
     Stuck,
+    /// The agent has ended it, and had to.
+    Drained,
 }
 
 impl Entry {
@@ -251,9 +253,9 @@ impl Entry {
         self.books.manager.mine().upgrades_refused.increase();
     }
 
-    /// The connection is a tunnel from now on; until it ends in another way, it is the client that ends it.
+    /// The connection is a tunnel from now on; if nobody else ends it, the agent does.
     pub(super) fn tunnels(&self) {
-        self.end.set(End::Open);
+        self.end.set(End::Drained);
     }
 
     pub(super) fn tunnelled(&self, reason: CloseReason, client_first: bool) {
@@ -261,6 +263,7 @@ impl Entry {
             CloseReason::Finished if !client_first => End::BrokenOff,
             CloseReason::UpstreamReset => End::BrokenOff,
             CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => End::Stuck,
+            CloseReason::Drained => End::Drained,
             _ => End::Open,
         });
     }
@@ -313,6 +316,7 @@ impl Drop for Entry {
             End::Whole => (record.flags, record.details),
             End::Open => ("DC", "downstream_remote_disconnect"),
             End::Stuck => ("SI", "stream_idle_timeout"),
+            End::Drained => ("LR", "drained"),
             End::BrokenOff => (
                 "UC",
                 "upstream_reset_after_response_started{connection_termination}",

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use hyper::ext::on_informational;
-use hyper::header::HeaderMap;
+use hyper::header::{self, HeaderMap};
 use hyper::{Request, StatusCode};
 
 use super::body::RequestBody;
@@ -74,6 +74,7 @@ impl Interim {
     fn render(&self, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
         let mut headers = headers.clone();
         drop_hop_by_hop(&mut headers);
+        headers.remove(header::CONTENT_LENGTH);
         // Envoy's words.
         let reason = match status {
             StatusCode::CONTINUE => "Continue",

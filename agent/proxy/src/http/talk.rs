@@ -8,13 +8,13 @@
 //! that does nothing.
 
 mod clock;
+mod progress;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use shunt_core::flow::DataPath;
@@ -23,6 +23,7 @@ use shunt_core::snapshot::Enrolled;
 use tokio::time::Instant;
 
 pub(super) use self::clock::Clock;
+pub(super) use self::progress::{Passes, Progress};
 use super::books::Entry;
 use super::interim::Interim;
 use super::tunnel::Tunnel;
@@ -67,31 +68,6 @@ pub(super) struct Talk {
     leaves_continue: Cell<bool>,
     /// Of who looks at the time.
     waker: RefCell<Option<Waker>>,
-}
-
-/// What is known of a request while it is under way.
-pub(super) struct Progress {
-    talk: Rc<Talk>,
-    request_ended: Cell<Option<Instant>>,
-    /// From the request's end to the response's; zero: no limit.
-    route: Cell<Duration>,
-    expired: Cell<Option<Expired>>,
-    /// What wants to be a tunnel has no end: since when it waits for leave.
-    endless: Cell<Option<Instant>>,
-    /// It has a body.
-    has_body: Cell<bool>,
-    /// Every connection manager on the way passes them on.
-    passes: Cell<Passes>,
-    /// The route's, in place of the connection manager's.
-    idle: Cell<Option<Duration>>,
-    entry: Rc<Entry>,
-}
-
-/// What is passed on beside heads and bodies.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Passes {
-    pub(super) informational: bool,
-    pub(super) trailers: bool,
 }
 
 /// A time that was up before a response began.
@@ -190,17 +166,7 @@ impl Talk {
         }
         self.state.set(State::Waiting);
         self.touch();
-        let progress = Rc::new(Progress {
-            talk: Rc::clone(self),
-            request_ended: Cell::default(),
-            route: Cell::default(),
-            expired: Cell::default(),
-            endless: Cell::default(),
-            has_body: Cell::default(),
-            passes: Cell::default(),
-            idle: Cell::default(),
-            entry,
-        });
+        let progress = Rc::new(Progress::new(Rc::clone(self), entry));
         *self.request.borrow_mut() = Some(Rc::clone(&progress));
         self.interim.take();
         self.leaves_continue.set(false);
@@ -245,7 +211,7 @@ impl Talk {
     /// The response does not go on, and nobody waits for it any longer.
     pub(super) fn stuck(&self) {
         if let Some(request) = &*self.request.borrow() {
-            request.entry.stuck();
+            request.entry().stuck();
         }
     }
 
@@ -272,7 +238,7 @@ impl Talk {
     pub(super) fn may_be_tunnel(&self) -> bool {
         let request = self.request.borrow();
         let request = request.as_ref();
-        self.is_tunnel() || request.is_some_and(|request| request.endless.get().is_some())
+        self.is_tunnel() || request.is_some_and(|request| request.may_be_tunnel())
     }
 
     pub(super) fn is_old(&self) -> bool {
@@ -355,98 +321,6 @@ impl Talk {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
-    }
-}
-
-impl Progress {
-    pub(super) fn talk(&self) -> &Rc<Talk> {
-        &self.talk
-    }
-
-    pub(super) fn entry(&self) -> &Rc<Entry> {
-        &self.entry
-    }
-
-    /// What `work` gives, unless one of the request's times is up.
-    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Expired> {
-        tokio::pin!(work);
-        // Whoever says that time is up polls the whole connection.
-        poll_fn(|cx| match self.expired() {
-            Some(expired) => Poll::Ready(Err(expired)),
-            None => work.as_mut().poll(cx).map(Ok),
-        })
-        .await
-    }
-
-    pub(super) fn has_request_ended(&self) -> bool {
-        self.request_ended.get().is_some()
-    }
-
-    /// When all of the request had come.
-    pub(super) fn request_ended(&self) -> Option<Instant> {
-        self.request_ended.get()
-    }
-
-    /// All of it has come.
-    pub(super) fn end_request(&self) {
-        if !self.has_request_ended() {
-            self.request_ended.set(Some(Instant::now()));
-            // A limit that counts from now may be the next.
-            self.talk.wake();
-        }
-    }
-
-    pub(super) fn passes(&self) -> Passes {
-        self.passes.get()
-    }
-
-    pub(super) fn pass(&self, passes: Passes) {
-        self.passes.set(passes);
-    }
-
-    /// It wants to be a tunnel: its end is not that of its body.
-    pub(super) fn is_endless(&self, has_body: bool) {
-        self.endless.set(Some(Instant::now()));
-        self.has_body.set(has_body);
-    }
-
-    /// Has all come of it that is no tunnel's?
-    pub(super) fn is_whole(&self) -> bool {
-        self.has_request_ended() || self.endless.get().is_some() && !self.has_body.get()
-    }
-
-    /// The route's.
-    pub(super) fn limit_idle(&self, idle: Option<Duration>) {
-        self.idle.set(idle.or(self.idle.get()));
-    }
-
-    /// Of a request of which nothing moves; zero: none.
-    pub(super) fn idle(&self) -> Duration {
-        self.idle.get().unwrap_or(self.talk.limits.stream_idle)
-    }
-
-    /// Zero: none.
-    pub(super) fn limit_response(&self, route: Duration) {
-        // Of one and of the next connection manager: who is the first to lose patience.
-        let known = Some(self.route.get()).filter(|known| !known.is_zero());
-        let route = Some(route).filter(|route| !route.is_zero());
-        self.route
-            .set(known.into_iter().chain(route).min().unwrap_or_default());
-    }
-
-    pub(super) fn expired(&self) -> Option<Expired> {
-        self.expired.get()
-    }
-
-    fn due(&self, request: Duration, since: Instant) -> Option<(Instant, Expired)> {
-        if self.expired.get().is_some() {
-            return None; // It is being answered for that.
-        }
-        let waits_since = self.endless.get().or(self.request_ended.get());
-        let response = waits_since.and_then(|since| after(self.route.get(), since));
-        let response = response.map(|at| (at, Expired::Response));
-        let request = after(request, since).filter(|_| !self.has_request_ended());
-        earliest([response, request.map(|at| (at, Expired::Request)), None])
     }
 }
 

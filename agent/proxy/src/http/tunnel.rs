@@ -13,13 +13,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use shunt_core::cluster::Held;
 use shunt_core::config::Timeouts;
-use shunt_core::flow::DataPath;
+use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 use super::books::Entry;
 use super::link::{Alive, Link};
 use super::talk::Progress;
+use super::until_closing;
 use crate::account::{Account, Moved};
 use crate::admission::Refused;
 use crate::gateway::{Connection, OnePass, pass_on};
@@ -103,8 +105,20 @@ impl Tunnel {
             },
             splice_after: snapshot.splice_after,
         };
-        let client = connection.client;
-        let end = relay(client, stream, early, &local.pools, &rules, None, account).await;
+        let (client, mut closing) = (connection.client, connection.closing);
+        // Nothing else makes it end: it has no next response.
+        let drained = async {
+            until_closing(&mut closing).await;
+            sleep(snapshot.timeouts.drain).await;
+        };
+        let ended = tokio::select! {
+            end = relay(client, stream, early, &local.pools, &rules, None, account) => Some(end),
+            () = drained => None,
+        };
+        let Some(end) = ended else {
+            entry.tunnelled(CloseReason::Drained, false);
+            return (CloseReason::Drained, None);
+        };
         entry.tunnelled(end.reason, end.client_first);
         (end.reason, end.error.map(|error| error.to_string()))
     }
