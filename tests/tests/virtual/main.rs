@@ -4,3 +4,4 @@ mod edges;
 mod inbound;
 mod outbound;
 mod scene;
+mod tunnels;
