@@ -1,7 +1,7 @@
 //! Connections that become WebSockets or tunnels: real bytes both ways, and what is counted and told of them.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, World, require, wait};
@@ -120,7 +120,7 @@ fn number(agent: &Agent, name: &str) -> u64 {
 
 /// RFC 6455, as far as it takes: messages of one frame.
 const FRAMES: &str = r"
-import base64, hashlib, os, socket, struct, sys
+import base64, hashlib, os, socket, struct, sys, time
 def exactly(end, count):
     got = b''
     while len(got) < count:
@@ -210,6 +210,9 @@ for line in sys.stdin:
     elif word == 'die':
         end.sendall(frame(2, b'die', True))
         print(ends(), flush=True)
+    elif word == 'wait':
+        time.sleep(1.1)
+        print('waited', flush=True)
     elif word == 'ends': print(ends(), flush=True)
     elif word == 'half':
         end.sendall(bytes(300000))
@@ -237,7 +240,8 @@ fn a_websocket_is_carried_counted_and_told() {
         client.tell(size);
         assert_eq!(client.says(), "the same");
     }
-    std::thread::sleep(Duration::from_millis(1100));
+    client.tell("wait");
+    assert_eq!(client.says(), "waited");
     client.tell("1");
     assert_eq!(client.says(), "the same");
     client.tell("close");
@@ -302,11 +306,13 @@ fn a_tunnel_ends_as_its_ends_do() {
     let before = rss(&agent);
     let _floods = scene.open("/floods");
     let sent = || number(&agent, "http.ingress.downstream_cx_tx_bytes_total");
-    let mut last = 0;
+    let mut last = (0, Instant::now());
     wait::until("the flood stands", PATIENCE, || {
-        std::thread::sleep(Duration::from_millis(200));
         let now = sent();
-        (std::mem::replace(&mut last, now) == now).then_some(())
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (now > 0 && last.1.elapsed() > Duration::from_millis(300)).then_some(())
     });
     assert!(
         rss(&agent) < before + 4096,

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use shunt_tests::world::Running;
@@ -157,10 +157,12 @@ impl Scene {
                 Ok(Some(message)) => {
                     responses.push(message);
                     if responses.len() == 1 && !case.then.is_empty() {
-                        if case.is_late {
-                            // Longer than what must not end it.
-                            std::thread::sleep(Duration::from_millis(500));
-                        }
+                        let from = Instant::now();
+                        // Longer than what must not end it.
+                        let late = Duration::from_millis(500 * u64::from(case.is_late));
+                        wait::until("time to pass", PATIENCE, || {
+                            (from.elapsed() >= late).then_some(())
+                        });
                         let text = case.then.replace('\n', "\r\n");
                         let _ = reader.stream.write_all(text.as_bytes());
                     }
