@@ -220,6 +220,8 @@ pub struct EnrolledView {
     pub addresses: Vec<std::net::IpAddr>,
     pub inbound: CapturePolicy,
     pub transparent: bool,
+    /// As [`shunt_core::snapshot::Enrolled::owns_addresses`].
+    pub owns_addresses: bool,
     pub handoff: bool,
 }
 

@@ -10,6 +10,7 @@
 
 mod asked;
 mod backends;
+mod cgroups;
 mod cni;
 mod config_source;
 mod data_plane;
@@ -46,6 +47,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::asked::{Asked, Asker};
 use self::backends::Backends;
+use self::cgroups::Cgroups;
 use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
 use self::data_plane::DataPlane;
@@ -93,6 +95,7 @@ struct Supervisor {
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
+    cgroups: Cgroups,
     node: NodeNotes,
     strays_looked: Option<Instant>,
     /// Where the round of looks is.
@@ -154,6 +157,7 @@ pub async fn supervise(
                 supervisor.manager.reloading();
                 supervisor.reload(args, &mut source);
             }
+            () = supervisor.cgroups.changed() => supervisor.cgroups_changed(),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
@@ -210,6 +214,7 @@ impl Supervisor {
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
+            cgroups: Cgroups::watch(),
             node: NodeNotes::default(),
             strays_looked: None,
             looked_at: None,
@@ -339,6 +344,7 @@ impl Supervisor {
         }
         self.attachments.catch_up();
         self.take_over();
+        self.follow_cgroups();
         self.look();
         self.look_for_strays();
         self.look_for_pods();

@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
-use shunt_ebpf_common::maps::{Event, FlowOwner, Handshake, OwnFlow};
+use shunt_ebpf_common::maps::{BY_TCP_PRIORITY, Event, FlowOwner, Handshake, OwnFlow};
 
 use crate::classes;
 use crate::connect::{is_own_mark, is_upstream_mark};
@@ -80,7 +80,7 @@ fn connected(ctx: &SockOpsContext) {
     // SAFETY: the program's context; the socket is checked for null.
     let upstream = unsafe {
         let sk = (*ctx.ops).__bindgen_anon_2.sk;
-        !sk.is_null() && is_upstream_mark((*sk).mark)
+        !sk.is_null() && is_upstream_mark((*sk).mark) && (*sk).priority != BY_TCP_PRIORITY
     };
     // SAFETY: the program's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };

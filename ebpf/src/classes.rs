@@ -19,7 +19,7 @@ use crate::connect::is_upstream_mark;
 use crate::kernel_memory::{address_of, at};
 use crate::maps::{ADDRESSES, CLASSES, LISTENING, VERDICTS, WATCHED, WORKLOADS, Watched};
 use crate::pairing::{ends, socket};
-use crate::rules::acceleration;
+use crate::rules::{acceleration, has_inbound_listener, has_outbound_listener};
 
 /// The way from `struct sock` to how its file was opened; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -120,6 +120,10 @@ pub fn connected(ctx: &SockOpsContext, from: NetnsCookie, to: &Destination) -> b
         };
         (client, server)
     };
+    // It ends in a listener's proxy, which knows TCP only.
+    if has_outbound_listener(client, to) || has_inbound_listener(server, to.port) {
+        return false;
+    }
     let role = if wish(client, to.port) == Wish::Auto && blocks(ctx) {
         ClassKey::BLOCKING_CLIENT
     } else {

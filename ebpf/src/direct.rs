@@ -1,14 +1,13 @@
 //! Connections that need no proxy: what the maps can say is decided when the application connects, and its own socket
 //! goes to the destination. No life of the agent is needed for it.
 
-use aya_ebpf::maps::lpm_trie::Key;
 use shunt_ebpf_common::decision::{Address, Direction};
-use shunt_ebpf_common::maps::{Destination, RuleKey, Workload};
+use shunt_ebpf_common::maps::{Destination, Workload};
 use shunt_ebpf_common::policy::Peer;
 
-use crate::maps::{ADDRESSES, RULES, WORKLOADS};
+use crate::maps::{ADDRESSES, WORKLOADS};
 use crate::policy::{self, Decision};
-use crate::rules::acceleration;
+use crate::rules::{acceleration, has_inbound_listener, has_outbound_listener};
 use crate::services::{self, Chosen};
 
 /// Where a direct connection goes.
@@ -131,20 +130,11 @@ fn server(address: &Address) -> Server {
 /// May a connection of this workload go there directly, as far as its own end is concerned?
 #[inline(always)]
 fn may_leave(workload: &Workload, to: &Destination) -> bool {
-    let bits = acceleration(workload, to.port);
-    if bits & Workload::DIRECT == 0 || bits & Workload::PROXIED_OUTBOUND != 0 {
-        return false;
-    }
-    if bits & Workload::PROXIED_BY_ADDRESS == 0 {
-        return true;
-    }
-    let key = RuleKey::listener(workload.rules, to.port, &to.address);
-    RULES.get(Key::new(RuleKey::ADDRESS_BITS, key)).is_none()
+    acceleration(workload, to.port) & Workload::DIRECT != 0 && !has_outbound_listener(workload, to)
 }
 
 /// The same of the other end.
 #[inline(always)]
 fn may_arrive(workload: &Workload, port: u16) -> bool {
-    let bits = acceleration(workload, port);
-    bits & (Workload::DIRECT | Workload::PROXIED_INBOUND) == Workload::DIRECT
+    acceleration(workload, port) & Workload::DIRECT != 0 && !has_inbound_listener(workload, port)
 }

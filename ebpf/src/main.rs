@@ -21,6 +21,7 @@ mod observer;
 mod pairing;
 mod policy;
 mod rules;
+mod scope;
 mod services;
 mod setsockopt;
 mod sk_lookup;

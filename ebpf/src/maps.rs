@@ -15,13 +15,23 @@ use shunt_ebpf_common::maps::{
     OwnFlow, RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
+use shunt_ebpf_common::scope::{Scope, WorkloadKey};
 use shunt_ebpf_common::services::{EndpointKey, Service};
 use shunt_ebpf_common::tap::Tap;
 
 /// The enrolled workloads. Written by the agent, read by every hook.
 #[map(name = "SHUNT_WORKLOADS")]
-pub static WORKLOADS: HashMap<NetnsCookie, Workload> =
+pub static WORKLOADS: HashMap<WorkloadKey, Workload> =
     HashMap::with_max_entries(capacity::WORKLOADS, BPF_F_NO_PREALLOC);
+
+/// Whose a cgroup's sockets are, where workloads share a namespace. Made by the kernel for every attachment, written by the
+/// agent, read by `scope`.
+#[expect(
+    deprecated,
+    reason = "its successor is of the socket's cgroup, this one of the cgroup where the program is attached"
+)]
+#[map(name = "SHUNT_SCOPES")]
+pub static SCOPES: aya_ebpf::maps::CgroupStorage<Scope> = aya_ebpf::maps::CgroupStorage::new();
 
 /// Ports and prefixes of capture policies. Written by the agent, read by connect and sk_lookup.
 #[map(name = "SHUNT_RULES")]
@@ -238,6 +248,8 @@ impl SocketNote {
     pub const HANDED_OVER: u32 = 4;
     /// Not captured: it goes directly.
     pub const DIRECT: u32 = 8;
+    /// Written where a cgroup, not the namespace, says which workload it is.
+    pub const SCOPED: u32 = 16;
 
     pub const EMPTY: Self = {
         let nowhere = Destination {

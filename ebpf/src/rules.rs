@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use shunt_ebpf_common::decision::{Address, Direction, Marks, Restricts, Rules};
-use shunt_ebpf_common::maps::{RuleKey, RuleMarks, Workload};
+use shunt_ebpf_common::maps::{Destination, RuleKey, RuleMarks, Workload};
 
 use crate::maps::RULES;
 
@@ -47,4 +47,22 @@ pub fn acceleration(workload: &Workload, port: u16) -> RuleMarks {
         }
     }
     workload.flags
+}
+
+/// Is a listener of the configuration for what this workload connects to there?
+#[inline(always)]
+pub fn has_outbound_listener(workload: &Workload, to: &Destination) -> bool {
+    let bits = acceleration(workload, to.port);
+    if bits & Workload::PROXIED_OUTBOUND != 0 {
+        return true;
+    }
+    let key = RuleKey::listener(workload.rules, to.port, &to.address);
+    bits & Workload::PROXIED_BY_ADDRESS != 0
+        && RULES.get(Key::new(RuleKey::ADDRESS_BITS, key)).is_some()
+}
+
+/// The same of what connects to this port of the workload.
+#[inline(always)]
+pub fn has_inbound_listener(workload: &Workload, port: u16) -> bool {
+    acceleration(workload, port) & Workload::PROXIED_INBOUND != 0
 }

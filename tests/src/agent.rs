@@ -99,6 +99,18 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// These words stand before its own.
+    pub(crate) fn behind(mut self, prefix: Vec<String>) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// Enrols what a line of the list of workloads says.
+    pub(crate) fn listed(mut self, line: String) -> Self {
+        self.workloads.push(line);
+        self
+    }
+
     /// A further setting at the top of the file, as `splice_after: off`.
     #[must_use]
     pub fn set(mut self, line: &str) -> Self {

@@ -151,7 +151,7 @@ impl Drop for World {
     }
 }
 
-fn remove_cgroup(path: &PathBuf) {
+pub(crate) fn remove_cgroup(path: &std::path::Path) {
     let start = Instant::now();
     // Killed processes take a moment to leave.
     while fs::remove_dir(path).is_err() && path.exists() && start.elapsed() < Duration::from_secs(2)

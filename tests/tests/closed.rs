@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use shunt_tests::agent::{binary, signal};
 use shunt_tests::load::{list, program};
-use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
+use shunt_tests::{
+    Agent, AgentBuilder, Bpffs, Load, Pod, Running, World, in_both_modes, require, wait,
+};
 
 const PORT: u16 = 7000;
 const ANSWERED: i64 = 0;
@@ -24,15 +26,6 @@ struct Scene {
     _servers: [Running; 2],
 }
 
-/// A bpffs of the test's own, unmounted when dropped.
-struct Bpffs(String);
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 fn scene() -> Scene {
     require::everything();
     let world = World::new();
@@ -46,15 +39,8 @@ fn scene() -> Scene {
         pod.wait_for_listener(PORT);
         running
     });
-    let bpffs = world.dir.path().join("bpf");
-    std::fs::create_dir(&bpffs).expect("a directory");
-    let mounted = Command::new("mount")
-        .args(["-t", "bpf", "bpf"])
-        .arg(&bpffs)
-        .status();
-    assert!(mounted.expect("runs").success(), "no bpffs");
     Scene {
-        bpffs: Bpffs(bpffs.display().to_string()),
+        bpffs: Bpffs::mount(world.dir.path()),
         world,
         client,
         server,

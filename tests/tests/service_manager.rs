@@ -136,7 +136,7 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
         "/../scripts/debian/10-path.conf"
     );
     let package = std::fs::read_to_string(package).expect("a drop-in");
-    for key in ["ExecStartPre", "ExecStart"] {
+    for key in ["ExecStartPre", "ExecStart", "ExecReload"] {
         let commands = |text: &str| -> Vec<String> {
             let values = text
                 .lines()

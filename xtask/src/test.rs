@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::envoy;
 use crate::run::{cargo, loudly, output, root, say};
+use crate::{deb, envoy};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 28] = [
+const NEEDED: [(&str, &str); 29] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -47,6 +47,7 @@ const NEEDED: [(&str, &str); 28] = [
     ("podman", "podman"),
     ("runc", "runc"),
     ("busybox", "busybox-static"),
+    ("systemd-analyze", "systemd"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -56,6 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if !args.no_install {
         install()?;
+        deb::install()?;
         envoy::fetch();
     }
     // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.

@@ -1,5 +1,7 @@
 //! Upstream clusters: endpoints, and how one of them is chosen.
 
+pub mod subsets;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -7,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::subsets::Subsets;
 use crate::statistics::{ClusterCounts, PerWorker};
 
 /// Of type STATIC: the endpoints are known; or ORIGINAL_DST.
@@ -16,6 +19,8 @@ pub struct Cluster {
     /// Those that may be chosen, in the order of the configuration; none: no healthy upstream.
     pub endpoints: Vec<Endpoint>,
     pub balance: Balance,
+    /// `None`: all endpoints are for all routes.
+    pub subsets: Option<Subsets>,
     /// Connections go where they were going; there are no endpoints then.
     pub to_original: Option<ToOriginal>,
     pub connect_timeout: Duration,
@@ -117,6 +122,7 @@ impl Cluster {
     pub fn connects_as(&self, other: &Self) -> bool {
         let alike = |cluster: &Self| Self {
             endpoints: Vec::new(),
+            subsets: None,
             ..cluster.clone()
         };
         alike(self) == alike(other)
@@ -129,9 +135,11 @@ impl Drop for Held {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub addr: SocketAddr,
+    /// For routes that rewrite the host to it; empty: none.
+    pub hostname: String,
     /// At least 1.
     pub weight: u32,
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::pattern::{Pattern, StringMatch};
 use crate::cluster::Weighted;
+use crate::cluster::subsets::Metadata;
 use crate::http::Upgrade;
 use crate::http::filters::PerFilter;
 use crate::http::format::Format;
@@ -114,10 +115,14 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
     pub target: Target,
+    /// What endpoints are to have, where the cluster has subsets; of weighted clusters, each has its own beside.
+    pub metadata: Metadata,
     /// The status when the cluster is not there.
     pub cluster_not_found: u16,
     pub rewrite: Option<Rewrite>,
     pub host: Option<HostRewrite>,
+    /// In the end it becomes the endpoint's, if that has one.
+    pub host_of_endpoint: bool,
     /// Tell upstreams the host as the client said it, in `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     /// From the end of the request to the end of the response; zero: none.
@@ -144,6 +149,8 @@ pub struct ClusterChoice {
     pub mutations: Mutations,
     pub filters: PerFilter,
     pub host: Option<String>,
+    /// With the route's.
+    pub metadata: Metadata,
 }
 
 /// Of the path; the query stays.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -217,11 +217,14 @@ pub struct CapturePolicy {
     pub exclude_cidrs: Vec<IpNet>,
 }
 
+/// The namespace of the agent itself, usually the node's: the one that workloads share which have none of their own.
+pub const OWN_NETNS: &str = "/proc/self/ns/net";
+
 /// A workload as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadSpec {
     pub name: WorkloadName,
-    /// Path of the network namespace; a bare name has become `/run/netns/NAME`.
+    /// Path of the network namespace; a bare name has become `/run/netns/NAME`, nothing [`OWN_NETNS`].
     pub netns: PathBuf,
     /// Absolute, or relative to the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
@@ -235,6 +238,11 @@ pub struct WorkloadSpec {
 }
 
 impl WorkloadSpec {
+    /// Is its network namespace the agent's own? Then others are there too, and its cgroup says which sockets are its own.
+    pub fn shares_netns(&self) -> bool {
+        self.netns == Path::new(OWN_NETNS)
+    }
+
     /// What policy may ask of it.
     pub fn identity(&self) -> Identity<'_> {
         Identity {

@@ -27,6 +27,7 @@ mod policies;
 mod probe;
 mod proxied;
 mod rules;
+mod scopes;
 mod services;
 mod sharing;
 mod shortcuts;
@@ -47,6 +48,7 @@ use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::listener::Captured;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::maps::{NetnsCookie, RuleKey, RuleMarks, Workload};
+use shunt_ebpf_common::scope::WorkloadKey;
 
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
@@ -59,6 +61,8 @@ use self::pins::Pins;
 pub use self::pins::Remains;
 use self::policies::Policies;
 pub use self::probe::probe;
+use self::scopes::Place;
+pub use self::scopes::workload_key;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
 pub use self::tap::{Message, MessageTap};
@@ -76,7 +80,7 @@ type RuleEntry = (Key<RuleKey>, RuleMarks);
 pub struct EbpfBackend {
     object: Object,
     hooks: Hooks,
-    workloads: BpfHashMap<MapData, NetnsCookie, Workload>,
+    workloads: BpfHashMap<MapData, WorkloadKey, Workload>,
     rules: LpmTrie<MapData, RuleKey, RuleMarks>,
     /// Replaced rules and when they were.
     retired: Vec<(Instant, Vec<RuleEntry>)>,
@@ -103,7 +107,9 @@ pub struct EbpfBackend {
 }
 
 struct Enrolled {
-    cookie: NetnsCookie,
+    netns: NetnsCookie,
+    /// Of its entry in `workloads`.
+    key: WorkloadKey,
     /// What the hooks read of it.
     value: Workload,
     handoff: bool,
@@ -158,7 +164,8 @@ impl EbpfBackend {
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         // First what costs little to miss: it is tried again and again.
         let cgroup = cgroup::of_workload(&enrolment.spec)?;
-        let cookie = enrolment.netns.cookie();
+        self.refuse_overlap(enrolment, &cgroup)?;
+        let (netns, key) = (enrolment.netns.cookie(), enrolment.key());
         let rules_set = self.next_rules;
         self.next_rules += 1;
         self.policies.choose(enrolment.id, &enrolment.spec)?;
@@ -168,11 +175,12 @@ impl EbpfBackend {
         self.enrolled.insert(
             enrolment.id,
             Enrolled {
-                cookie,
+                netns,
+                key,
                 value,
                 handoff: enrolment.spec.acceleration.handoff,
                 captured: Arc::clone(&enrolment.captured),
-                addresses: enrolment.addresses.clone(),
+                addresses: own_addresses(enrolment).to_owned(),
                 rules,
                 rules_looked: 0,
                 inbound: None,
@@ -180,14 +188,18 @@ impl EbpfBackend {
             },
         );
         self.workloads
-            .insert(cookie, value, 0)
+            .insert(key, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
-        self.neighbours.move_in(&[], &enrolment.addresses, cookie)?;
-        self.listening.add(enrolment.id, &enrolment.netns)?;
+        self.neighbours
+            .move_in(&[], own_addresses(enrolment), netns)?;
+        if !enrolment.spec.shares_netns() {
+            self.listening.add(enrolment.id, &enrolment.netns)?;
+        }
         let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
         let pins = self.pins.as_ref().filter(|_| pinned);
         let inbound = self.object.attach_sk_lookup(enrolment, pins)?;
-        self.hooks.attach(enrolment.id, &cgroup, pins)?;
+        self.hooks
+            .attach(enrolment.id, Place::of(enrolment, &cgroup), pins)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
         }
@@ -244,7 +256,7 @@ impl Backend for EbpfBackend {
         self.learn(enrolment);
         let rules = self.write_rules(enrolment, set)?;
         let value = self.workload_value(enrolment, set);
-        if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
+        if let Err(error) = self.workloads.insert(enrolment.key(), value, 0) {
             self.retired.push((Instant::now(), rules));
             self.policies.retire(set);
             return Err(object::failed("write the workload", &error));
@@ -256,10 +268,10 @@ impl Backend for EbpfBackend {
             enrolled.captured = Arc::clone(&enrolment.captured);
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
-            let now = &enrolment.addresses;
+            let now = own_addresses(enrolment);
             self.neighbours
-                .move_in(&enrolled.addresses, now, enrolled.cookie)?;
-            enrolled.addresses.clone_from(now);
+                .move_in(&enrolled.addresses, now, enrolled.netns)?;
+            enrolled.addresses = now.to_owned();
         }
         Ok(())
     }
@@ -272,11 +284,11 @@ impl Backend for EbpfBackend {
         let ours = |workload: &Workload| workload.id == enrolment.id.0;
         if self
             .workloads
-            .get(&enrolled.cookie, 0)
+            .get(&enrolled.key, 0)
             .is_ok_and(|workload| ours(&workload))
         {
             self.workloads
-                .remove(&enrolled.cookie)
+                .remove(&enrolled.key)
                 .map_err(|error| object::failed("remove the workload", &error))?;
         }
         self.unlearn(enrolment.id);
@@ -286,7 +298,7 @@ impl Backend for EbpfBackend {
         self.policies.retire(enrolled.value.rules);
         self.policies.forget(enrolment.id);
         self.neighbours
-            .released(enrolled.cookie, &enrolled.addresses);
+            .released(enrolled.netns, &enrolled.addresses);
         if let Ok(acceleration) = &mut self.acceleration {
             acceleration.released();
         }
@@ -313,8 +325,15 @@ impl Backend for EbpfBackend {
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
         };
+        if enrolment.spec.shares_netns() {
+            text.push_str(" in the agent's own namespace, for outbound connections alone");
+        }
         text.push_str(&self.without_acceleration(&enrolment.spec.acceleration));
         text
+    }
+
+    fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
+        self.ungoverned(enrolment)
     }
 
     fn explain(
@@ -339,7 +358,7 @@ impl Backend for EbpfBackend {
             }
             let enrolled = || {
                 let all = self.enrolled.iter();
-                all.map(|(id, enrolled)| (enrolled.cookie, id.0)).collect()
+                all.map(|(id, enrolled)| (enrolled.key, id.0)).collect()
             };
             self.neighbours.sweep(enrolled);
         }
@@ -353,6 +372,14 @@ impl std::fmt::Debug for EbpfBackend {
         f.debug_struct("EbpfBackend")
             .field("enrolled", &enrolled)
             .finish_non_exhaustive()
+    }
+}
+
+/// The addresses that are nobody else's.
+fn own_addresses(enrolment: &Enrolment) -> &[IpAddr] {
+    match enrolment.spec.shares_netns() {
+        true => &[],
+        false => &enrolment.addresses,
     }
 }
 

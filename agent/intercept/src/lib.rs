@@ -137,6 +137,11 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
+    /// By which the hooks know it.
+    pub(crate) fn key(&self) -> u64 {
+        ebpf::workload_key(&self.spec, &self.netns)
+    }
+
     /// The first of that direction and family.
     pub fn listener(&self, direction: Direction, family: Family) -> Option<&Listener> {
         self.all(direction, family).next()

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shunt_core::sockets::{Family, SocketRole};
+use shunt_core::workload::OWN_NETNS;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{InterceptError, Marks};
@@ -51,11 +52,38 @@ impl Netns {
         })
     }
 
+    /// The agent's own, which may be the node's.
+    ///
+    /// # Errors
+    /// It may not be entered.
+    pub fn own() -> Result<Self, InterceptError> {
+        let path = Path::new(OWN_NETNS);
+        let file = File::open(path)
+            .map_err(|error| InterceptError::io("open network namespace", path.display(), error))?;
+        let netns = Self::entered(file, path)?;
+        Ok(Self {
+            named: true,
+            ..netns
+        })
+    }
+
     /// One that somebody else opened, who knows it by `path`: that may lead nowhere here.
     ///
     /// # Errors
     /// `file` is no network namespace, is the node's own, or may not be entered.
     pub fn handed_over(file: File, path: &Path) -> Result<Self, InterceptError> {
+        let netns = Self::entered(file, path)?;
+        if leads_to(Path::new("/proc/1/ns/net"), netns.inode) {
+            return Err(InterceptError::Unsupported(format!(
+                "{} is the node's own network namespace: capturing it would capture the node; \
+                 give the workload a namespace of its own, or a `cgroup` and no `netns`",
+                path.display()
+            )));
+        }
+        Ok(netns)
+    }
+
+    fn entered(file: File, path: &Path) -> Result<Self, InterceptError> {
         let failed = |what, source| InterceptError::io(what, path.display(), source);
         let home = File::open("/proc/thread-self/ns/net")
             .map_err(|error| failed("open the agent's own namespace for", error))?;
@@ -63,16 +91,6 @@ impl Netns {
             .metadata()
             .map_err(|error| failed("stat", error))?
             .ino();
-        if File::open("/proc/1/ns/net")
-            .and_then(|init| init.metadata())
-            .is_ok_and(|init| init.ino() == inode)
-        {
-            return Err(InterceptError::Unsupported(format!(
-                "{} is the node's own network namespace: capturing it would capture the node; \
-                 give the workload a namespace of its own",
-                path.display()
-            )));
-        }
         let mut netns = Self {
             path: path.to_owned(),
             file,

@@ -6,12 +6,33 @@ use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use shunt_core::cluster::subsets::Metadata;
 use shunt_core::cluster::{Balance, Cluster, Endpoint};
 use shunt_core::snapshot::Snapshot;
 
-/// Whose turn it is. Clusters are known by where they are in memory, which is theirs while they are kept here.
+/// Whose turn it is, in each group of a cluster's endpoints. Clusters are known by where they are in memory, which is theirs while they are kept here.
 #[derive(Debug, Default)]
-pub(crate) struct RoundRobin(RefCell<HashMap<*const Cluster, (Arc<Cluster>, Turns)>>);
+pub(crate) struct RoundRobin(RefCell<HashMap<(*const Cluster, usize), (Arc<Cluster>, Turns)>>);
+
+/// One of a cluster's endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen<'c> {
+    pub(crate) addr: SocketAddr,
+    /// Empty: it has none.
+    pub(crate) hostname: &'c str,
+}
+
+impl<'c> From<&'c Endpoint> for Chosen<'c> {
+    fn from(endpoint: &'c Endpoint) -> Self {
+        Self {
+            addr: endpoint.addr,
+            hostname: &endpoint.hostname,
+        }
+    }
+}
+
+/// Of a route that asks for no subset.
+pub(crate) const ANY: &Metadata = &Metadata::new();
 
 #[derive(Debug)]
 enum Turns {
@@ -27,24 +48,28 @@ enum Turns {
 const LAP: u128 = 1 << 64;
 
 impl RoundRobin {
-    /// `None`: the cluster has nobody. `dialled`: where the connection was going, for clusters that go there.
-    pub(crate) fn choose(
+    /// `None`: the cluster has nobody like that. `dialled`: where the connection was going, for clusters that go there.
+    pub(crate) fn choose<'c>(
         &self,
-        cluster: &Arc<Cluster>,
+        cluster: &'c Arc<Cluster>,
+        wanted: &Metadata,
         dialled: Option<SocketAddr>,
-    ) -> Option<SocketAddr> {
+    ) -> Option<Chosen<'c>> {
         if let Some(original) = &cluster.to_original {
-            return original.endpoint(dialled, None);
+            let addr = original.endpoint(dialled, None)?;
+            return Some(Chosen { addr, hostname: "" });
         }
-        match cluster.endpoints.as_slice() {
+        let group = cluster.group(wanted);
+        match group.endpoints {
             [] => None,
-            [only] => Some(only.addr),
+            [only] => Some(only.into()),
             endpoints => {
                 let mut all = self.0.borrow_mut();
-                let (_, turns) = all.entry(Arc::as_ptr(cluster)).or_insert_with(|| {
+                let key = (Arc::as_ptr(cluster), group.number);
+                let (_, turns) = all.entry(key).or_insert_with(|| {
                     (Arc::clone(cluster), Turns::new(endpoints, cluster.balance))
                 });
-                endpoints.get(turns.next(endpoints)).map(|next| next.addr)
+                endpoints.get(turns.next(endpoints)).map(Chosen::from)
             }
         }
     }
@@ -119,11 +144,13 @@ mod tests {
         let endpoint = |(port, weight): (u16, &u32)| Endpoint {
             addr: SocketAddr::from(([10, 0, 0, 1], port)),
             weight: *weight,
+            hostname: String::new(),
         };
         Arc::new(Cluster {
             name: "c".into(),
             endpoints: (1..).zip(weights).map(endpoint).collect(),
             balance,
+            subsets: None,
             to_original: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: None,
@@ -139,8 +166,8 @@ mod tests {
     fn counts(cluster: &Arc<Cluster>, turns: &RoundRobin, rounds: usize) -> Vec<usize> {
         let mut counts = vec![0; cluster.endpoints.len()];
         for _ in 0..rounds {
-            let chosen = turns.choose(cluster, None).expect("an endpoint");
-            counts[usize::from(chosen.port()) - 1] += 1;
+            let chosen = turns.choose(cluster, ANY, None).expect("an endpoint");
+            counts[usize::from(chosen.addr.port()) - 1] += 1;
         }
         counts
     }
@@ -153,7 +180,10 @@ mod tests {
         // The same name with others behind it begins anew.
         let equal = cluster(Balance::RoundRobin, &[1, 1]);
         assert_eq!(counts(&equal, &turns, 10), [5, 5]);
-        assert_eq!(turns.choose(&cluster(Balance::RoundRobin, &[]), None), None);
+        assert_eq!(
+            turns.choose(&cluster(Balance::RoundRobin, &[]), ANY, None),
+            None
+        );
         assert_eq!(turns.0.borrow().len(), 2);
         turns.follow(&Snapshot::default());
         assert!(turns.0.borrow().is_empty());

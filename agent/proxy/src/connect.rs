@@ -4,8 +4,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use shunt_core::flow::CloseReason;
 use shunt_core::sockets::{SocketSupply, SocketWant};
+use shunt_ebpf_common::maps::BY_TCP_PRIORITY;
 use socket2::{SockAddr, Socket, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -52,32 +54,53 @@ pub(crate) struct Begun {
     pub(crate) local: SocketAddr,
 }
 
-/// Takes a socket and begins to connect it. `source` is bound first.
-pub(crate) async fn begin<S: SocketSupply>(
-    supply: &S,
-    want: SocketWant,
-    source: Option<IpAddr>,
-    destination: SocketAddr,
-) -> Result<Begun, ConnectError> {
-    let socket = Socket::from(supply.take(want).await.map_err(ConnectError::NoSocket)?);
-    prepare(&socket).map_err(ConnectError::NoSocket)?;
-    if let Some(ip) = source {
-        let address = SockAddr::from(SocketAddr::new(ip, 0));
-        socket
-            .bind(&address)
-            .map_err(|error| ConnectError::Bind(ip, error))?;
+/// Which socket a connection is made with.
+pub(crate) struct Terms<'a, S> {
+    pub(crate) supply: &'a S,
+    pub(crate) want: SocketWant,
+    /// See [`BY_TCP_PRIORITY`].
+    pub(crate) by_tcp: bool,
+}
+
+impl<S: SocketSupply> Terms<'_, S> {
+    /// Takes a socket and begins to connect it. `source` is bound first.
+    pub(crate) async fn begin(
+        &self,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+    ) -> Result<Begun, ConnectError> {
+        let socket = self.supply.take(self.want).await;
+        let socket = Socket::from(socket.map_err(ConnectError::NoSocket)?);
+        self.prepare(&socket).map_err(ConnectError::NoSocket)?;
+        if let Some(ip) = source {
+            let address = SockAddr::from(SocketAddr::new(ip, 0));
+            socket
+                .bind(&address)
+                .map_err(|error| ConnectError::Bind(ip, error))?;
+        }
+        match socket.connect(&SockAddr::from(destination)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
+            Err(error) => return Err(ConnectError::Connect(error)),
+        }
+        let local = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+        let stream = TcpStream::from_std(socket.into()).map_err(ConnectError::NoSocket)?;
+        Ok(Begun {
+            stream,
+            local: local.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
+        })
     }
-    match socket.connect(&SockAddr::from(destination)) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
-        Err(error) => return Err(ConnectError::Connect(error)),
+
+    /// Dying in the middle must look like it: a reset, not an end. Cleared by the relay when both sides ended in order.
+    fn prepare(&self, socket: &Socket) -> io::Result<()> {
+        if self.by_tcp {
+            let priority = BY_TCP_PRIORITY.cast_signed();
+            setsockopt(socket, sockopt::Priority, &priority)?;
+        }
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
     }
-    let local = socket.local_addr().ok().and_then(|addr| addr.as_socket());
-    let stream = TcpStream::from_std(socket.into()).map_err(ConnectError::NoSocket)?;
-    Ok(Begun {
-        stream,
-        local: local.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
-    })
 }
 
 /// From asm-generic/errno.h; std has no stable kind for it.
@@ -95,11 +118,4 @@ impl Begun {
             Err(_) => Err(ConnectError::Timeout(longest)),
         }
     }
-}
-
-/// Dying in the middle must look like it: a reset, not an end. Cleared by the relay when both sides ended in order.
-fn prepare(socket: &Socket) -> io::Result<()> {
-    socket.set_linger(Some(Duration::ZERO))?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }

@@ -253,6 +253,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             local: self.local,
             snapshot: &self.snapshot,
             origin,
+            by_tcp: false,
         };
         let longest = self.snapshot.timeouts.connect;
         let Dialled {

@@ -15,7 +15,7 @@ use shunt_ebpf_common::decision::{Question, Verdict, decide};
 use tokio::net::TcpStream;
 
 use crate::admission;
-use crate::connect::{self, ConnectError};
+use crate::connect::{self, ConnectError, Terms};
 use crate::worker::{Counted, Local};
 
 /// Two connections of one origin to one endpoint are the same to everybody but their users.
@@ -57,6 +57,8 @@ pub(crate) struct Dial<'a, S: SocketSupply, O: OriginalDstSource> {
     pub(crate) local: &'a Local<S, O>,
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) origin: Origin,
+    /// Who moves its bytes knows TCP only.
+    pub(crate) by_tcp: bool,
 }
 
 /// A connection, and what keeps its namespaces as they are.
@@ -106,8 +108,8 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
     ) -> Result<Dialled, ConnectError> {
         match self.origin {
             Origin::Node => {
-                let want = want(WorkloadId::NODE, SocketRole::Upstream, to);
-                let begun = connect::begin(&self.local.context.supply, want, None, to).await?;
+                let terms = self.terms(WorkloadId::NODE, SocketRole::Upstream, to);
+                let begun = terms.begin(None, to).await?;
                 begun.connected(longest).await.map(Into::into)
             }
             Origin::Inbound { workload, client } => {
@@ -122,6 +124,18 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
                     begun.connected(longest).await.map(Into::into)
                 }
             },
+        }
+    }
+
+    fn terms(&self, workload: WorkloadId, role: SocketRole, to: SocketAddr) -> Terms<'_, S> {
+        Terms {
+            supply: &self.local.context.supply,
+            want: SocketWant {
+                workload,
+                role,
+                family: Family::of(to),
+            },
+            by_tcp: self.by_tcp,
         }
     }
 
@@ -141,16 +155,15 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> Result<connect::Begun, ConnectError> {
-        let want = want(workload, SocketRole::Upstream, to);
-        let supply = &self.local.context.supply;
+        let terms = self.terms(workload, SocketRole::Upstream, to);
         let Some(source) = source.filter(|source| source.is_ipv4() == to.is_ipv4()) else {
-            return connect::begin(supply, want, None, to).await;
+            return terms.begin(None, to).await;
         };
         // The application chose a source address, or REDIRECT kept it.
-        match connect::begin(supply, want, Some(source), to).await {
+        match terms.begin(Some(source), to).await {
             Err(ConnectError::Bind(_, error)) => {
                 tracing::debug!(%source, %error, "cannot keep the application's source address");
-                connect::begin(supply, want, None, to).await
+                terms.begin(None, to).await
             }
             other => other,
         }
@@ -192,14 +205,13 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
         to: SocketAddr,
         longest: Duration,
     ) -> Result<TcpStream, ConnectError> {
-        let want = want(into, SocketRole::Delivery, to);
-        let supply = &self.local.context.supply;
+        let terms = self.terms(into, SocketRole::Delivery, to);
         let workload = self.snapshot.workloads.get(&into);
         let transparent = workload.is_some_and(|workload| workload.transparent);
         // Nobody answers a stranger from loopback.
         let is_possible = client.is_ipv4() == to.is_ipv4() && !to.ip().is_loopback();
         if transparent && is_possible && client != to.ip() {
-            match connect::begin(supply, want, Some(client), to).await {
+            match terms.begin(Some(client), to).await {
                 Ok(begun) => return begun.connected(longest).await,
                 Err(error @ (ConnectError::Bind(..) | ConnectError::NoSocket(_))) => {
                     tracing::warn!(%client, %error, "delivering with the agent's own address");
@@ -207,10 +219,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Dial<'_, S, O> {
                 Err(error) => return Err(error),
             }
         }
-        connect::begin(supply, want, None, to)
-            .await?
-            .connected(longest)
-            .await
+        terms.begin(None, to).await?.connected(longest).await
     }
 }
 
@@ -228,12 +237,4 @@ pub(crate) fn is_captured(owner: &Enrolled, to: SocketAddr) -> bool {
         own: &[],
     };
     decide(&question, &rules) == Verdict::Capture && !owner.withdrawn.load(Relaxed)
-}
-
-fn want(workload: WorkloadId, role: SocketRole, to: SocketAddr) -> SocketWant {
-    SocketWant {
-        workload,
-        role,
-        family: Family::of(to),
-    }
 }

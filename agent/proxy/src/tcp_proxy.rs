@@ -10,6 +10,7 @@ use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
 use crate::account::Account;
 use crate::admission::Refused;
+use crate::balance::ANY;
 use crate::flow::connect_failed;
 use crate::gateway::{Connection, OnePass, pass_on};
 use crate::origin::{Dial, Dialled, Origin};
@@ -39,6 +40,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         local,
         snapshot: &snapshot,
         origin: connection.origin,
+        by_tcp: true,
     };
     let mut refused = (
         CloseReason::ConnectFailed,
@@ -46,7 +48,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     );
     let mut upstream = None;
     for _ in 0..tcp.max_connect_attempts {
-        let Some(endpoint) = local.balance.choose(cluster, connection.original) else {
+        let chosen = local.balance.choose(cluster, ANY, connection.original);
+        let Some(endpoint) = chosen.map(|chosen| chosen.addr) else {
             break;
         };
         if let Err(error) = dial.judge(endpoint) {

@@ -2,6 +2,7 @@
 //! whoever was told "done" may rely on it with the next connection.
 
 use shunt_cni_protocol::Reply;
+use shunt_core::config::file::conflict;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use tokio::sync::oneshot;
 
@@ -36,6 +37,9 @@ impl Supervisor {
     /// The error says who else is there.
     pub(super) fn may_put(&self, spec: &WorkloadSpec) -> Result<(), String> {
         let mut others = self.workloads.values().map(|workload| &workload.spec);
+        if spec.shares_netns() {
+            return conflict(others, spec).map_or(Ok(()), Err);
+        }
         let taken = others.find(|other| other.netns == spec.netns && other.name != spec.name);
         if let Some(other) = taken {
             let (netns, name) = (spec.netns.display(), &other.name);

@@ -177,6 +177,7 @@ impl Supervisor {
     pub(super) fn open_netns(&self, spec: &WorkloadSpec) -> Result<Arc<Netns>, InterceptError> {
         match self.attachments.netns_of(spec) {
             Some(netns) => Ok(netns),
+            None if spec.shares_netns() => Netns::own().map(Arc::new),
             None => Netns::open(&spec.netns).map(Arc::new),
         }
     }

@@ -56,12 +56,12 @@ impl Serving {
         captured: &Arc<Captured<String>>,
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
-        let claim = hold(&netns, CLAIM)?;
+        let claim = hold(&netns, &claim(spec))?;
         let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
         let addresses = netns.addresses()?;
         backends.prepare(spec);
         let mut reasons = Vec::new();
-        for &mode in Backends::candidates(spec.mode) {
+        for &mode in candidates(spec)? {
             let backend = match backends.get(mode) {
                 Ok(backend) => backend,
                 Err(reason) => {
@@ -72,6 +72,8 @@ impl Serving {
                     continue;
                 }
             };
+            let shared = spec.shares_netns();
+            let ports = if shared { Ports::Free } else { ports };
             let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
             let ears = Ears::of(&listeners)
                 .inspect_err(|error| {
@@ -92,15 +94,17 @@ impl Serving {
                 continue;
             }
             let mark = config.delivery_mark();
-            let path =
-                return_path::ensure(&netns, mark, mode).and_then(|()| Watched::open(&netns, mark));
-            let return_path = path
-                .map_err(|error| {
-                    let reason = error.chain();
-                    tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
-                    reasons.push(format!("clients' addresses are not kept: {reason}"));
-                })
-                .ok();
+            let path = || {
+                return_path::ensure(&netns, mark, mode).and_then(|()| Watched::open(&netns, mark))
+            };
+            // Nothing is delivered to one that shares its namespace.
+            let path = (!shared).then(path).transpose();
+            let return_path = path.unwrap_or_else(|error| {
+                let reason = error.chain();
+                tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
+                reasons.push(format!("clients' addresses are not kept: {reason}"));
+                None
+            });
             reasons.push(backend.describe(&enrolment));
             reasons.extend(elsewhere);
             let mode_reason = reasons.join("; ");
@@ -125,6 +129,7 @@ impl Serving {
             labels: self.enrolment.spec.labels.clone(),
             mode: self.mode,
             addresses: self.enrolment.addresses.clone(),
+            owns_addresses: !self.enrolment.spec.shares_netns(),
             inbound: self.enrolment.spec.inbound.clone(),
             transparent: self.return_path.is_some(),
             handoff: self.enrolment.spec.acceleration.handoff,
@@ -174,6 +179,37 @@ pub(super) fn needs_proxy(config: &Config) -> Option<&'static str> {
     (!config.timeouts.idle.is_zero()).then_some("timeouts.idle is set")
 }
 
+/// How whoever serves this workload says so. Of a namespace that workloads share, each is served for itself.
+fn claim(spec: &WorkloadSpec) -> String {
+    /// An abstract name has 107 bytes.
+    const LONGEST: usize = 80;
+    match spec.cgroup.as_ref().filter(|_| spec.shares_netns()) {
+        None => CLAIM.to_owned(),
+        Some(cgroup) => {
+            let path = cgroup.display().to_string();
+            let end: Vec<char> = path.chars().rev().take(LONGEST / 4).collect();
+            let end: String = end.into_iter().rev().collect();
+            format!("{CLAIM}/{end}")
+        }
+    }
+}
+
+/// The modes to try, best first.
+fn candidates(spec: &WorkloadSpec) -> Result<&'static [Mode], InterceptError> {
+    let all = Backends::candidates(spec.mode);
+    if !spec.shares_netns() {
+        return Ok(all);
+    }
+    match all.split_first() {
+        Some((Mode::Ebpf, _)) => Ok(&[Mode::Ebpf]),
+        _ => Err(InterceptError::Unsupported(
+            "a workload in the agent's own namespace needs eBPF mode: rules there are everybody's; \
+             say `mode: ebpf`, or give it a namespace of its own"
+                .into(),
+        )),
+    }
+}
+
 fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
     let bind =
         || UnixAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
@@ -206,6 +242,8 @@ pub(super) enum Ports {
     Configured,
     /// Any free one where the configured one is taken.
     Any,
+    /// Outbound listeners alone, on any free ports: others are in the namespace too.
+    Free,
 }
 
 /// The agent's listeners, by direction and family, and for people where they are not as configured. IPv6 is left out
@@ -230,15 +268,14 @@ fn listen(
     let mut elsewhere = Vec::new();
     // The configured port first, then any that are free.
     let mut outbound = vec![0; outbound_listeners(mode)];
-    outbound[0] = config.ports.outbound;
+    let mut to_configured = vec![config.ports.inbound];
+    match ports {
+        Ports::Configured | Ports::Any => outbound[0] = config.ports.outbound,
+        Ports::Free => to_configured.clear(),
+    }
     for (direction, steering, addresses, numbers) in [
         (Direction::Outbound, to_outbound, loopback, outbound),
-        (
-            Direction::Inbound,
-            to_inbound,
-            inbound,
-            vec![config.ports.inbound],
-        ),
+        (Direction::Inbound, to_inbound, inbound, to_configured),
     ] {
         let wanted = addresses
             .into_iter()

@@ -5,10 +5,9 @@
 //!    -> drained (its last flow has ended) -> what flows needed is removed
 //! ```
 
-use std::path::Path;
 use std::time::Instant;
 
-use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::return_path;
 
 use super::Supervisor;
@@ -53,9 +52,12 @@ impl Leaving {
         }
     }
 
-    /// Its listeners in this namespace are still open.
-    pub(super) fn holds(&self, netns: &Path) -> bool {
-        self.serving.claim.is_some() && self.serving.enrolment.netns.path() == netns
+    /// Its listeners are still open where this one wants to be.
+    pub(super) fn holds_place_of(&self, spec: &WorkloadSpec) -> bool {
+        let enrolment = &self.serving.enrolment;
+        let is_there = enrolment.netns.path() == spec.netns
+            && (!spec.shares_netns() || enrolment.spec.cgroup == spec.cgroup);
+        self.serving.claim.is_some() && is_there
     }
 
     pub(super) fn is_of(&self, name: &WorkloadName) -> bool {
@@ -134,6 +136,10 @@ impl Supervisor {
     /// `None`: nothing is left, or somebody else needs it.
     fn remove_leftovers(&mut self, serving: &Serving, retry: Retry) -> Option<Retry> {
         let enrolment = &serving.enrolment;
+        // There was nothing besides the hooks.
+        if enrolment.spec.shares_netns() {
+            return None;
+        }
         // Served again, or an older data plane has flows there: whoever is last removes.
         if is_in_use(&enrolment.netns) {
             return None;

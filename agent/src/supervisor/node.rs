@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -32,9 +31,8 @@ pub(super) struct Node {
 impl Node {
     /// Binds every listener.
     pub(super) fn open(config: &Config, loaded: Loaded) -> Result<Self> {
-        let own = Path::new("/proc/self/ns/net");
         let mut node = Self {
-            netns: Netns::open(own).context("cannot open the agent's own namespace")?,
+            netns: Netns::own().context("cannot open the agent's own namespace")?,
             loaded: Loaded::default(),
             refused: None,
             captured: Arc::default(),

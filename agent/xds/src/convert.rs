@@ -9,6 +9,7 @@ mod local_reply;
 mod matchers;
 mod route;
 mod sources;
+mod subsets;
 mod values;
 
 use std::collections::HashSet;

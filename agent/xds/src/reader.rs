@@ -190,6 +190,11 @@ impl<'a> Reader<'a> {
         serde_json::to_value(self.value(name)?.as_message()?).ok()
     }
 
+    /// This message, which is a `google.protobuf.Struct`.
+    pub(crate) fn as_free(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(&*self.message).ok()
+    }
+
     /// The message itself, for whoever converts nothing.
     pub(crate) fn raw(&self) -> &DynamicMessage {
         &self.message

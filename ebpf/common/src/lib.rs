@@ -8,5 +8,6 @@ pub mod decision;
 pub mod direct;
 pub mod maps;
 pub mod policy;
+pub mod scope;
 pub mod services;
 pub mod tap;

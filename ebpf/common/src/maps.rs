@@ -3,8 +3,9 @@
 pub mod capacity;
 
 use crate::decision::{Address, Restricts};
+use crate::scope::WorkloadKey;
 
-/// Key of `WORKLOADS`: the network namespace's cookie (`SO_NETNS_COOKIE`), never reused while the host runs.
+/// A network namespace (`SO_NETNS_COOKIE`), never reused while the host runs.
 pub type NetnsCookie = u64;
 
 /// Value of `WORKLOADS`: what the hooks must know of one enrolled workload.
@@ -177,14 +178,14 @@ pub struct OwnFlow {
 pub struct FlowOwner {
     /// Of the workload whose application goes directly; 0: the agent made it. It counts only as long as that workload is
     /// enrolled: afterwards nobody tells of the connection's end.
-    pub netns: NetnsCookie,
+    pub key: WorkloadKey,
     pub workload: u32,
     pub reserved: u32,
 }
 
 impl FlowOwner {
     pub const AGENT: Self = Self {
-        netns: 0,
+        key: 0,
         workload: 0,
         reserved: 0,
     };
@@ -269,6 +270,10 @@ impl Handoff {
 /// `u32`. No kernel knows the level.
 pub const ROOM_LEVEL: i32 = 0x5368;
 pub const ROOM_OPTION: i32 = 1;
+
+/// `SO_PRIORITY` of those of the agent's upstream sockets that are never accelerated, as who reads and writes them knows TCP only: an
+/// HTTP codec, a listener's TCP proxy. TC_PRIO_INTERACTIVE_BULK: queues treat it as they do 0.
+pub const BY_TCP_PRIORITY: u32 = 4;
 
 /// How stale, in nanoseconds of CLOCK_MONOTONIC, the gate's time may be before the hooks act as if the agent were dead.
 pub const GATE_STALE_NS: u64 = 1_000_000_000;

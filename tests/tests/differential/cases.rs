@@ -5,6 +5,7 @@ mod faults;
 mod filters;
 mod framing;
 mod hostile;
+mod subsets;
 mod tunnels;
 mod upstreams;
 
@@ -124,6 +125,7 @@ pub fn all() -> Vec<Case> {
         filters::all(),
         hostile::all(),
         upstreams::all(),
+        subsets::all(),
         tunnels::upgrades(),
         tunnels::connects(),
         tunnels::beside(),

@@ -50,8 +50,8 @@ pub struct Outcome {
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 8] = [
-    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE",
+const LISTENERS: [&str; 9] = [
+    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE", "SUBSETS",
 ];
 
 impl Scene {

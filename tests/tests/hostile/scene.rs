@@ -20,9 +20,9 @@ pub const PATIENCE: Duration = Duration::from_secs(8);
 pub const MOST_LINES: usize = 20;
 pub const MOST_BYTES: usize = 8 << 10;
 /// KiB that the data plane may grow by, whatever clients and upstreams do.
-const GROWTH: u64 = 64 << 10;
-/// Descriptors that may be kept for others.
-const SPARE: usize = 32;
+const GROWTH: u64 = 32 << 10;
+/// Descriptors that may be kept: connections of the pools, for the six who mean well.
+const SPARE: usize = 12;
 
 const BOOTSTRAP: &str = r#"static_resources:
   listeners:

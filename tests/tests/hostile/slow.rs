@@ -7,7 +7,7 @@ use shunt_tests::wait;
 use crate::scene::{PATIENCE, Scene};
 use crate::upstream::Evil;
 
-const MANY: usize = 48;
+const MANY: usize = 60;
 /// Between two bytes: less than any limit.
 const PACE: Duration = Duration::from_millis(100);
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shunt_tests::agent::signal;
@@ -70,9 +70,11 @@ fn a_hundred_swaps_under_load_cost_nobody_a_request() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("wrk is there");
+    let begun = Instant::now();
     for number in 2..2 + SWAPS {
         swap(&scene, &agent, number);
     }
+    println!("{SWAPS} swaps in {:?}", begun.elapsed());
     signal("-INT", wrk.id());
     let mut said = String::new();
     let stdout = wrk.stdout.as_mut().expect("a pipe");
@@ -85,6 +87,7 @@ fn a_hundred_swaps_under_load_cost_nobody_a_request() {
         "{told}"
     );
     assert!(!told.starts_with("good 0"), "{told}");
+    println!("{told}");
     wait::until(
         "every worker has seen the last one",
         Duration::from_secs(5),

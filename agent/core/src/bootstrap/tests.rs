@@ -27,6 +27,7 @@ fn bootstrap(port: u16) -> Bootstrap {
             name: "c".into(),
             endpoints: Vec::new(),
             balance: Balance::RoundRobin,
+            subsets: None,
             to_original: None,
             connect_timeout: std::time::Duration::from_secs(1),
             idle_timeout: None,

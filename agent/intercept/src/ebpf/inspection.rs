@@ -2,6 +2,7 @@
 
 use shunt_core::workload::OnFailure;
 
+use super::scopes::Place;
 use super::{EbpfBackend, Inbound, object};
 use crate::drift::{Drift, Look, Part};
 use crate::{Enrolment, InterceptError};
@@ -44,7 +45,7 @@ impl EbpfBackend {
                 found.push(Drift::new(Part::Pins, what));
             }
         }
-        match self.workloads.get(&enrolled.cookie, 0) {
+        match self.workloads.get(&enrolled.key, 0) {
             Ok(value) if value == enrolled.value => {}
             Ok(_) => found.push(Drift::new(
                 Part::Maps,
@@ -90,12 +91,13 @@ impl EbpfBackend {
                 .map_err(|error| object::failed("write the capture rules", &error))?;
         }
         self.workloads
-            .insert(enrolled.cookie, enrolled.value, 0)
+            .insert(enrolled.key, enrolled.value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
         if let Some(inbound) = &mut enrolled.inbound {
             inbound.fill(enrolment)?;
             inbound.repair(enrolment, pins)?;
         }
-        self.hooks.repair(enrolment.id, &enrolled.cgroup, pins)
+        let place = Place::of(enrolment, &enrolled.cgroup);
+        self.hooks.repair(enrolment.id, place, pins)
     }
 }

@@ -19,6 +19,8 @@ const LINK_CREATE: u32 = 28;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
     SockOps = 3,
+    SkSkbStreamParser = 4,
+    SkSkbStreamVerdict = 5,
     SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
@@ -29,6 +31,7 @@ pub(super) enum Hook {
     Sockname4 = 31,
     Sockname6 = 32,
     SkLookup = 36,
+    SkSkbVerdict = 38,
 }
 
 /// An attachment. Dropping it detaches, pinned or not.

@@ -28,8 +28,9 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 31] = [
+const SHARED: [&str; 32] = [
     "SHUNT_WORKLOADS",
+    "SHUNT_SCOPES",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
     "SHUNT_OWN_FLOWS",

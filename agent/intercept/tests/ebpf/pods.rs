@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,9 +37,11 @@ pub struct Pod {
     pub v6: IpAddr,
 }
 
-/// Two pods wired to each other.
+/// Two pods wired to each other, with addresses that no other pair of this process has: all agents here are in one
+/// cgroup, so each notes the flows of all, and a note has no namespace (seen: the kernel chose the same source port for
+/// another test's agent and for this one's client).
 pub fn pair() -> (Pod, Pod) {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    static NUMBER: AtomicU16 = AtomicU16::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let label = format!("shunt-i{}-{number}", std::process::id());
     let pods = [1_u8, 2].map(|host| {
@@ -53,8 +55,8 @@ pub fn pair() -> (Pod, Pod) {
                 Netns::open(&PathBuf::from(format!("/run/netns/{name}"))).expect("open"),
             ),
             cgroup,
-            v4: IpAddr::from([10, 77, 0, host]),
-            v6: IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, u16::from(host)]),
+            v4: IpAddr::from([10, 77, number.to_le_bytes()[0], host]),
+            v6: IpAddr::from([0xfd77, 0, 0, number, 0, 0, 0, u16::from(host)]),
             name,
         }
     });

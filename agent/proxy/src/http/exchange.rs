@@ -21,6 +21,7 @@ use super::reply;
 use super::sent::Matched;
 use super::talk::{Expired, Passes, Progress};
 use super::{Client, local_reply};
+use crate::balance::Chosen;
 use crate::worker::Local;
 
 const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -255,7 +256,12 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             return Err(reply::because(reply, "NC", "cluster_not_found"));
         };
         matched.cluster = choice.map(|choice| (choice.name.as_str(), &choice.mutations));
-        let Some(endpoint) = self.endpoint(cluster, head) else {
+        let wanted = choice.map_or(&forward.metadata, |choice| &choice.metadata);
+        let Some(Chosen {
+            addr: endpoint,
+            hostname,
+        }) = self.endpoint(cluster, wanted, head)
+        else {
             let counts = cluster.counts.mine();
             counts.cx_none_healthy.increase();
             counts.rq.answered(503);
@@ -270,8 +276,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         matched.endpoint = Some(endpoint);
         entry.sent_to(&cluster.name, Some(endpoint));
         let host = choice.and_then(|choice| choice.host.as_deref());
-        let asked = head.clone();
-        matched.prepare(head, forward, host, self.client);
+        // As it was asked, for a response's changes that name something of it.
+        let asked = matched.adds_to_response().then(|| head.clone());
+        matched.prepare(head, forward, (host, hostname), self.client);
         self.progress.limit_response(forward.timeout);
         self.progress.limit_idle(forward.idle_timeout);
         let to = (cluster, endpoint);
@@ -297,7 +304,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                         .insert(X_ENVOY_SERVICE_TIME, HeaderValue::from(millis));
                 }
                 let status = parts.status.as_u16();
-                matched.change_response(&mut parts.headers, status, &asked, self.client);
+                let asked = asked.as_ref().unwrap_or(head);
+                matched.change_response(&mut parts.headers, status, asked, self.client);
                 parts.version = Version::HTTP_11;
                 Ok(Response::from_parts(parts, body))
             }

@@ -15,6 +15,7 @@ use socket2::SockRef;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use super::LEAST_BUFFER;
 use super::body::RequestBody;
 use super::pool::{Place, Pool};
 use super::tunnel::Upgraded;
@@ -56,6 +57,7 @@ impl Link {
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
+            .max_buf_size(LEAST_BUFFER)
             .handshake::<_, RequestBody>(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;

@@ -136,9 +136,7 @@ impl Upstreams {
             let now = snapshot.proxy.cluster(&known.cluster.name);
             let now = now.filter(|now| now.connects_as(&known.cluster));
             known.pools.retain(|(addr, _), pool| {
-                let stays = now.is_some_and(|now| {
-                    now.to_original.is_some() || now.endpoints.iter().any(|of| of.addr == *addr)
-                });
+                let stays = now.is_some_and(|now| now.to_original.is_some() || now.has(*addr));
                 if !stays {
                     pool.retire();
                 }

@@ -54,12 +54,12 @@ impl Matched<'_> {
         }
     }
 
-    /// The request as the upstream is to see it.
+    /// The request as the upstream is to see it. The hosts: that which the weighted cluster says, and the endpoint's.
     pub(super) fn prepare(
         &self,
         head: &mut Head,
         forward: &Forward,
-        host: Option<&str>,
+        (said, hostname): (Option<&str>, &str),
         client: &Client<'_>,
     ) {
         let quiet = client.chain.manager.suppress_envoy_headers;
@@ -71,12 +71,16 @@ impl Matched<'_> {
         for level in self.levels() {
             self.change_request(head, &level.request, client);
         }
-        let rewritten = host
+        let rewritten = said
             .map(str::to_owned)
-            .or_else(|| forward.host.as_ref()?.apply(head))
+            .or_else(|| forward.host.as_ref()?.apply(head));
+        let of_endpoint =
+            (forward.host_of_endpoint && !hostname.is_empty()).then(|| hostname.to_owned());
+        for host in rewritten.into_iter().chain(of_endpoint) {
             // A client's header may hold what is no host.
-            .filter(|host| HeaderValue::from_str(host).is_ok());
-        if let Some(host) = rewritten {
+            if HeaderValue::from_str(&host).is_err() {
+                continue;
+            }
             if forward.append_x_forwarded_host {
                 let said = head.authority.clone();
                 append(&mut head.headers, &X_FORWARDED_HOST, &said, ",");
@@ -108,6 +112,10 @@ impl Matched<'_> {
                 .into_owned();
             add(&mut head.headers, addition, &value);
         }
+    }
+
+    pub(super) fn adds_to_response(&self) -> bool {
+        self.levels().any(|level| !level.response.add.is_empty())
     }
 
     /// What the route and those above it say of a response.

@@ -58,6 +58,7 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
         labels: [].into(),
         mode: Mode::Ebpf,
         addresses: Vec::new(),
+        owns_addresses: true,
         inbound: CapturePolicy::default(),
         transparent: false,
         handoff: true,

@@ -25,6 +25,7 @@ fn web() -> Enrolled {
         },
         labels: [].into(),
         mode: Mode::Ebpf,
+        owns_addresses: true,
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: true,

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use shunt_core::cluster::subsets::Metadata;
 use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse, ToOriginal};
 use shunt_core::statistics::PerWorker;
 
 use super::sources;
+use super::subsets::{metadata, subsets};
 use super::values::{address, plain_transport};
 use crate::files::Kind;
 use crate::reader::Reader;
@@ -17,13 +19,20 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const PANIC_THRESHOLD: usize = 50;
 const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
+/// An endpoint as it is said.
+pub(super) struct Found {
+    endpoint: Endpoint,
+    pub(super) metadata: Metadata,
+    is_healthy: bool,
+}
+
 pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     let name = reader.text("name");
     if name.is_empty() {
         reader.fault("name", "is required");
     }
     let mut to_original = None;
-    let endpoints = match reader.choice("type").as_str() {
+    let found = match reader.choice("type").as_str() {
         "STATIC" => {
             if reader.has("eds_cluster_config") {
                 reader.fault("eds_cluster_config", "is for clusters of type EDS");
@@ -57,6 +66,10 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
             Balance::RoundRobin
         }
     };
+    if is_provided && reader.has("lb_subset_config") {
+        reader.fault("lb_subset_config", "not for clusters of type ORIGINAL_DST");
+    }
+    let found = found.unwrap_or_default();
     plain_transport(reader);
     let options = protocol_options(reader);
     let common = match &options {
@@ -79,7 +92,8 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
     }
     Some(Cluster {
         name,
-        endpoints: endpoints.unwrap_or_default(),
+        endpoints: chosen(found.iter()),
+        subsets: subsets(reader, &found),
         balance,
         to_original,
         connect_timeout,
@@ -174,7 +188,7 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
 }
 
 /// `None`, as long as no file with them was right: there is no healthy upstream then.
-fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Endpoint>> {
+fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Found>> {
     if reader.has("load_assignment") {
         reader.fault("load_assignment", "is for clusters of type STATIC");
     }
@@ -192,13 +206,11 @@ fn by_eds(reader: &Reader<'_>, cluster: &str) -> Option<Vec<Endpoint>> {
     found.flatten()
 }
 
-/// Those that are chosen from.
-fn endpoints(assignment: &Reader<'_>) -> Vec<Endpoint> {
+fn endpoints(assignment: &Reader<'_>) -> Vec<Found> {
     if assignment.text("cluster_name").is_empty() {
         assignment.fault("cluster_name", "is required");
     }
     let mut all = Vec::new();
-    let mut healthy = Vec::new();
     for locality in assignment.list("endpoints") {
         if locality.u32("priority").unwrap_or_default() != 0 {
             locality.fault("priority", "only 0 is supported");
@@ -207,25 +219,38 @@ fn endpoints(assignment: &Reader<'_>) -> Vec<Endpoint> {
             let Some(found) = self::endpoint(&endpoint) else {
                 continue;
             };
-            all.push(found);
-            match endpoint.choice("health_status").as_str() {
-                "UNKNOWN" | "HEALTHY" => healthy.push(found),
-                "DEGRADED" => endpoint.fault("health_status", "DEGRADED is not supported"),
-                _ => {}
+            let health = endpoint.choice("health_status");
+            if health == "DEGRADED" {
+                endpoint.fault("health_status", "DEGRADED is not supported");
             }
+            all.push(Found {
+                endpoint: found,
+                metadata: metadata(&endpoint, "metadata"),
+                is_healthy: matches!(health.as_str(), "UNKNOWN" | "HEALTHY"),
+            });
         }
     }
-    let total: u64 = all.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    let weights = all.iter().map(|found| u64::from(found.endpoint.weight));
+    let total: u64 = weights.sum();
     if total > u64::from(u32::MAX) {
         assignment.fault(
             "endpoints",
             "the sum of the weights is larger than 4294967295",
         );
     }
-    match healthy.len() * 100 < all.len() * PANIC_THRESHOLD {
-        true => all,
-        false => healthy,
-    }
+    all
+}
+
+/// Those of a group that are chosen from.
+pub(super) fn chosen<'f>(group: impl Iterator<Item = &'f Found> + Clone) -> Vec<Endpoint> {
+    let is_healthy = |found: &&Found| found.is_healthy;
+    let (all, healthy) = (
+        group.clone().count(),
+        group.clone().filter(is_healthy).count(),
+    );
+    let all_are_used = healthy * 100 < all * PANIC_THRESHOLD;
+    let used = group.filter(|found| found.is_healthy || all_are_used);
+    used.map(|found| found.endpoint.clone()).collect()
 }
 
 fn endpoint(reader: &Reader<'_>) -> Option<Endpoint> {
@@ -240,6 +265,7 @@ fn endpoint(reader: &Reader<'_>) -> Option<Endpoint> {
     }
     Some(Endpoint {
         addr,
+        hostname: endpoint.text("hostname"),
         weight: weight.unwrap_or(1),
     })
 }

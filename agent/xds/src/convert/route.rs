@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use shunt_core::cluster::Weighted;
+use shunt_core::cluster::subsets::Metadata;
 use shunt_core::route::template::Template;
 use shunt_core::route::{
     Action, ClusterChoice, DirectResponse, Forward, HostRewrite, Mutations, PathMatch, Redirect,
@@ -13,6 +14,7 @@ use shunt_core::route::{
 use super::filters::per_filter;
 use super::http::upgrades;
 use super::matchers::{route_match, substitution, template};
+use super::subsets::metadata;
 use super::unique;
 use super::values::{data, is_token, mutations, status};
 use crate::reader::Reader;
@@ -141,8 +143,10 @@ fn check_rewrite(reader: &Reader<'_>, matches: &RouteMatch, action: &Action) {
 
 fn forward(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Forward> {
     let not_found = reader.choice("cluster_not_found_response_code");
+    let metadata = metadata(reader, "metadata_match");
     Some(Forward {
-        target: target(reader)?,
+        target: target(reader, &metadata)?,
+        metadata,
         cluster_not_found: match not_found.as_str() {
             "NOT_FOUND" => 404,
             "INTERNAL_SERVER_ERROR" => 500,
@@ -150,6 +154,7 @@ fn forward(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Forward> {
         },
         rewrite: rewrite(reader).or_else(|| template_rewrite(reader, matched)),
         host: host_rewrite(reader),
+        host_of_endpoint: reader.is("auto_host_rewrite"),
         append_x_forwarded_host: reader.is("append_x_forwarded_host"),
         timeout: reader.duration("timeout").unwrap_or(TIMEOUT),
         idle_timeout: reader.duration("idle_timeout"),
@@ -173,7 +178,7 @@ fn terminates_connect(reader: &Reader<'_>) -> bool {
     terminates
 }
 
-fn target(reader: &Reader<'_>) -> Option<Target> {
+fn target(reader: &Reader<'_>, wanted: &Metadata) -> Option<Target> {
     if reader.has("cluster_header") {
         let name = reader.text("cluster_header");
         if !is_token(name.trim_start_matches(':')) {
@@ -189,6 +194,11 @@ fn target(reader: &Reader<'_>) -> Option<Target> {
                 mutations: mutations(choice),
                 filters: per_filter(choice),
                 host: Some(choice.text("host_rewrite_literal")).filter(|host| !host.is_empty()),
+                metadata: {
+                    let mut both = wanted.clone();
+                    both.extend(metadata(choice, "metadata_match"));
+                    both
+                },
             };
             (choice.u32("weight").unwrap_or_default(), cluster)
         });
@@ -214,6 +224,7 @@ fn target(reader: &Reader<'_>) -> Option<Target> {
         mutations: Mutations::default(),
         filters: Vec::new(),
         host: None,
+        metadata: wanted.clone(),
     })))
 }
 

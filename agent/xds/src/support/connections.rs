@@ -196,6 +196,7 @@ pub(super) const ROWS: &[Row] = &[
             ),
             honoured("original_dst_lb_config"),
             honoured("load_assignment"),
+            honoured("lb_subset_config"),
             honoured("common_http_protocol_options"),
             honoured("max_requests_per_connection"),
             honoured("circuit_breakers"),
@@ -212,7 +213,7 @@ pub(super) const ROWS: &[Row] = &[
             no_effect("dns_lookup_family", "no cluster is resolved by DNS"),
             no_effect(
                 "per_connection_buffer_limit_bytes",
-                "a connection holds at most 400 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
+                "a connection holds some 250 KiB that an HTTP client does not take, or one buffer of 16 KiB of TCP",
             ),
             no_effect("wait_for_warm_on_init", "a static cluster is always warm"),
             no_effect(
@@ -228,6 +229,28 @@ pub(super) const ROWS: &[Row] = &[
                 "nothing checks health",
             ),
             no_effect("ignore_health_on_host_removal", "nothing checks health"),
+        ],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.Cluster.LbSubsetConfig",
+        fields: &[
+            honoured("fallback_policy"),
+            honoured("default_subset"),
+            honoured("subset_selectors"),
+        ],
+    },
+    Row {
+        message: "envoy.config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector",
+        fields: &[
+            honoured("keys"),
+            within("fallback_policy", "all but KEYS_SUBSET"),
+        ],
+    },
+    Row {
+        message: "envoy.config.core.v3.Metadata",
+        fields: &[
+            honoured("filter_metadata"),
+            no_effect("typed_filter_metadata", "nothing reads it"),
         ],
     },
     Row {
@@ -305,14 +328,14 @@ pub(super) const ROWS: &[Row] = &[
             honoured("endpoint"),
             within("health_status", "DEGRADED is not known"),
             honoured("load_balancing_weight"),
-            no_effect("metadata", "there are no subsets"),
+            honoured("metadata"),
         ],
     },
     Row {
         message: "envoy.config.endpoint.v3.Endpoint",
         fields: &[
             honoured("address"),
-            no_effect("hostname", "no host is rewritten to it"),
+            honoured("hostname"),
             no_effect("health_check_config", "nothing checks health"),
         ],
     },

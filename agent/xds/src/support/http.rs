@@ -263,7 +263,9 @@ pub(super) const ROWS: &[Row] = &[
             honoured("host_rewrite_literal"),
             honoured("host_rewrite_header"),
             honoured("host_rewrite_path_regex"),
+            honoured("auto_host_rewrite"),
             honoured("append_x_forwarded_host"),
+            honoured("metadata_match"),
             honoured("timeout"),
             honoured("idle_timeout"),
             within("upgrade_configs", "any but CONNECT-UDP"),
@@ -300,6 +302,7 @@ pub(super) const ROWS: &[Row] = &[
         fields: &[
             honoured("name"),
             honoured("weight"),
+            honoured("metadata_match"),
             honoured("typed_per_filter_config"),
             honoured("host_rewrite_literal"),
             honoured("request_headers_to_add"),

@@ -73,6 +73,9 @@ pub(super) fn clash(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<(&'stat
     if other.name == spec.name {
         return Some(("name", format!("workload `{}` is given twice", spec.name)));
     }
+    if other.shares_netns() && spec.shares_netns() {
+        return overlap(other, spec).map(|message| ("cgroup", message));
+    }
     if same_place(&other.netns) == same_place(&spec.netns) {
         let message = format!(
             "`{}` is the network namespace of workload `{}` already (one workload each)",
@@ -82,6 +85,20 @@ pub(super) fn clash(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<(&'stat
         return Some(("netns", message));
     }
     None
+}
+
+/// Of two workloads that share a namespace each socket is one's.
+fn overlap(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<String> {
+    let (theirs, own) = (other.cgroup.as_ref()?, spec.cgroup.as_ref()?);
+    let overlaps = theirs.starts_with(own) || own.starts_with(theirs);
+    overlaps.then(|| {
+        format!(
+            "`{}` overlaps with `{}` of workload `{}` (each process is one workload's)",
+            own.display(),
+            theirs.display(),
+            other.name
+        )
+    })
 }
 
 /// `/var/run` is `/run` on every current system. Other aliases show only when the namespace is opened.

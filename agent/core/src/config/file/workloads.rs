@@ -6,7 +6,7 @@ use super::flags::clash;
 use super::node::{Field, Mapping};
 use super::{sections, values};
 use crate::workload::{
-    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
+    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OWN_NETNS, OnFailure, PortRange,
     WorkloadName, WorkloadSpec,
 };
 
@@ -91,14 +91,18 @@ pub(super) fn named(
 /// Everything but the name, which stays empty.
 fn settings(map: &Mapping<'_>, default_mode: ModeSetting) -> Option<WorkloadSpec> {
     let on_failure = [("open", OnFailure::Open), ("closed", OnFailure::Closed)];
-    let netns = required(map, "netns", values::netns);
+    let cgroup = map.value("cgroup", values::cgroup);
+    let netns = match map.get("netns") {
+        None if cgroup.is_some() => Some(OWN_NETNS.into()),
+        _ => required(map, "netns", values::netns),
+    };
     let spec = WorkloadSpec {
         name: WorkloadName {
             namespace: String::new(),
             name: String::new(),
         },
         netns: netns.clone().unwrap_or_default(),
-        cgroup: map.value("cgroup", values::cgroup),
+        cgroup,
         labels: labels(map),
         mode: map.value("mode", sections::mode).unwrap_or(default_mode),
         acceleration: acceleration(map),
@@ -108,7 +112,31 @@ fn settings(map: &Mapping<'_>, default_mode: ModeSetting) -> Option<WorkloadSpec
         outbound: outbound(map),
         inbound: inbound(map),
     };
+    if spec.shares_netns() {
+        sharing(map, &spec);
+    }
     netns.map(|_| spec)
+}
+
+/// What only a workload with a network namespace of its own can do without, or have.
+fn sharing(map: &Mapping<'_>, spec: &WorkloadSpec) {
+    if spec.cgroup.is_none() {
+        map.fault("cgroup", "missing (others share the agent's own namespace)");
+    }
+    if let Some(field) = map
+        .get("mode")
+        .filter(|_| spec.mode == ModeSetting::Iptables)
+    {
+        field.fault(
+            "a workload in the agent's own namespace needs eBPF mode (rules there are everybody's)",
+        );
+    }
+    if let Some(field) = map
+        .get("inbound")
+        .filter(|_| spec.inbound != CapturePolicy::default())
+    {
+        field.fault("connections to a workload in the agent's own namespace are not captured");
+    }
 }
 
 fn required<T>(

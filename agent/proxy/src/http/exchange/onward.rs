@@ -10,11 +10,13 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use shunt_core::bootstrap::{Chain, HttpChain};
+use shunt_core::cluster::subsets::Metadata;
 use shunt_core::cluster::{Cluster, Resource};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::oneshot;
 
 use super::{Exchange, PassedOn};
+use crate::balance::{ANY, Chosen};
 use crate::gateway::OnePass;
 use crate::http::Client;
 use crate::http::body::{RequestBody, ResponseBody, Upstream};
@@ -28,15 +30,21 @@ use crate::http::tunnel::{Kept, To, Tunnel, Upgraded};
 use crate::origin::{Dial, Dialled, Origin};
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
-    pub(super) fn endpoint(&self, cluster: &Arc<Cluster>, head: &Head) -> Option<SocketAddr> {
+    pub(super) fn endpoint<'c>(
+        &self,
+        cluster: &'c Arc<Cluster>,
+        wanted: &Metadata,
+        head: &Head,
+    ) -> Option<Chosen<'c>> {
         let Some(to) = &cluster.to_original else {
-            return self.local.balance.choose(cluster, None);
+            return self.local.balance.choose(cluster, wanted, None);
         };
         let named = to.header.as_ref().and_then(|name| {
             let value = head.headers.get(name.as_str())?;
             value.to_str().ok()?.parse().ok()
         });
-        to.endpoint(self.client.original, named)
+        let addr = to.endpoint(self.client.original, named)?;
+        Some(Chosen { addr, hostname: "" })
     }
 
     fn dial(&self, origin: Origin) -> Dial<'_, S, O> {
@@ -44,6 +52,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             local: self.local,
             snapshot: &self.client.snapshot,
             origin,
+            by_tcp: true,
         }
     }
 
@@ -78,8 +87,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             Chain::Tcp(tcp) => {
                 let name = tcp.clusters.choose(self.random);
                 let cluster = pass.tables.cluster(name).ok_or(Failure::NoChain)?;
-                let endpoint = self.local.balance.choose(cluster, Some(pass.to));
-                let endpoint = endpoint.ok_or(Failure::NoChain)?;
+                let chosen = self.local.balance.choose(cluster, ANY, Some(pass.to));
+                let endpoint = chosen.ok_or(Failure::NoChain)?.addr;
                 let dial = self.dial(pass.origin);
                 self.send(head, body, &dial, (cluster, endpoint)).await
             }
@@ -276,6 +285,8 @@ fn is_switch(head: &Head, status: StatusCode) -> bool {
 /// `None`: its path is none.
 fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
     let mut request = Request::new(body);
+    // Those of the framing and `host` come to what there is.
+    request.headers_mut().reserve(head.headers.len() + 3);
     *request.method_mut() = head.method.clone();
     let target = match head.method == Method::CONNECT {
         true => head.authority.as_str(),
