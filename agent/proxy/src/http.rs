@@ -12,6 +12,7 @@ mod books;
 mod exchange;
 mod failure;
 mod filters;
+mod gauge;
 mod interim;
 mod link;
 mod local_reply;
@@ -42,6 +43,7 @@ use tokio::sync::watch;
 
 use self::books::Books;
 use self::exchange::Exchange;
+use self::gauge::Gauge;
 pub(crate) use self::pool::Upstreams;
 use self::talk::{Clock, Rung, Talk};
 use self::wire::{Answering, Wire};
@@ -143,7 +145,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         from,
         listener,
     );
-    let talk = Talk::new(manager.timeouts);
+    let buffer = manager.limits.header_bytes.max(LEAST_BUFFER);
+    let talk = Talk::new(manager.timeouts, Gauge::new(buffer));
     let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
@@ -187,7 +190,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .header_read_timeout(None)
         .max_headers(manager.limits.headers)
         .max_header_size(manager.limits.header_bytes)
-        .max_buf_size(manager.limits.header_bytes.max(LEAST_BUFFER))
+        .max_buf_size(buffer)
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();

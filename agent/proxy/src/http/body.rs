@@ -92,6 +92,7 @@ impl Body for RequestBody {
             let is_over = frame.is_none() || ends || inner.is_end_stream();
             let is_data = !matches!(&frame, Some(Ok(frame)) if !frame.is_data());
             progress.talk().touch();
+            progress.talk().gauge().reset();
             if is_over {
                 progress.end_request();
             }
@@ -173,6 +174,9 @@ impl Body for ResponseBody {
         loop {
             let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
             body.progress.talk().touch();
+            if let Some(link) = &body.link {
+                link.goes_on();
+            }
             match frame {
                 None => {
                     body.settle();

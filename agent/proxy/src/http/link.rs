@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::LEAST_BUFFER;
 use super::body::RequestBody;
+use super::gauge::{Gauge, Gauged};
 use super::pool::{Place, Pool};
 use super::tunnel::Upgraded;
 use crate::connect::ConnectError;
@@ -42,6 +43,7 @@ pub(super) struct Link {
     request: Option<Held>,
     /// A request is under way.
     is_busy: bool,
+    gauge: Gauge,
     /// Who gets the socket if the upstream changes its protocol.
     upgrade: Rc<Cell<Option<oneshot::Sender<Upgraded>>>>,
 }
@@ -54,11 +56,15 @@ impl Link {
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
+        let gauge = Gauge::new(LEAST_BUFFER);
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
             .max_buf_size(LEAST_BUFFER)
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
+            .handshake::<_, RequestBody>(TokioIo::new(Gauged {
+                stream,
+                gauge: gauge.clone(),
+            }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
         let idle_since = Rc::new(Cell::new(None::<Instant>));
@@ -91,7 +97,7 @@ impl Link {
             };
             let parts = connection.into_parts();
             let upgraded = Upgraded {
-                stream: parts.io.into_inner(),
+                stream: parts.io.into_inner().stream,
                 read: parts.read_buf,
                 alive,
             };
@@ -120,6 +126,7 @@ impl Link {
             is_withdrawn,
             request: None,
             is_busy: false,
+            gauge,
             upgrade,
         })
     }
@@ -180,8 +187,14 @@ impl Link {
         self.local
     }
 
+    /// Something has come of what the upstream has sent.
+    pub(super) fn goes_on(&self) {
+        self.gauge.reset();
+    }
+
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        self.goes_on();
         let counts = self.cluster.counts.mine();
         counts.rq_total.increase();
         if !std::mem::replace(&mut self.is_busy, true) {

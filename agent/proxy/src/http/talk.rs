@@ -25,6 +25,7 @@ use tokio::time::Instant;
 pub(super) use self::clock::Clock;
 pub(super) use self::progress::{Passes, Progress};
 use super::books::Entry;
+use super::gauge::Gauge;
 use super::interim::Interim;
 use super::tunnel::Tunnel;
 use crate::account::Account;
@@ -45,6 +46,7 @@ enum State {
 
 pub(super) struct Talk {
     limits: HttpTimeouts,
+    gauge: Gauge,
     opened: Instant,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
@@ -105,10 +107,11 @@ enum Due {
 }
 
 impl Talk {
-    pub(super) fn new(limits: HttpTimeouts) -> Rc<Self> {
+    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             limits,
+            gauge,
             opened: now,
             state: Cell::new(State::Idle),
             since: Cell::new(now),
@@ -137,6 +140,11 @@ impl Talk {
         }
     }
 
+    /// What the client has sent without anything coming of it.
+    pub(super) fn gauge(&self) -> &Gauge {
+        &self.gauge
+    }
+
     pub(super) fn wrote(&self, bytes: usize) {
         self.written.set(self.written.get() + bytes as u64);
         self.touch();
@@ -150,6 +158,7 @@ impl Talk {
     pub(super) fn flushed(&self) {
         if self.state.get() == State::Flushing {
             self.state.set(State::Idle);
+            self.gauge.reset();
             self.since.set(Instant::now());
         }
     }
@@ -165,6 +174,7 @@ impl Talk {
             self.since.set(Instant::now());
         }
         self.state.set(State::Waiting);
+        self.gauge.reset();
         self.touch();
         let progress = Rc::new(Progress::new(Rc::clone(self), entry));
         *self.request.borrow_mut() = Some(Rc::clone(&progress));

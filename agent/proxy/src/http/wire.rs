@@ -256,7 +256,7 @@ impl AsyncRead for Wire {
         let read = buffer.filled().len() - had;
         self.at_once += read;
         self.talk.read(read);
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.talk.gauge().read(read))
     }
 }
 

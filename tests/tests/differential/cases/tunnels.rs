@@ -21,6 +21,12 @@ fn through(case: Case, switch: &str) -> Case {
         .upstream_in_turn(&[switch, INNER_ANSWER])
 }
 
+/// With what only looks like the next request.
+fn behind(name: &'static str, path: &str) -> Case {
+    let send = format!("GET {path} HTTP/1.1\nhost: a\n{WEBSOCKET}\n{INNER}");
+    case(name, send).on("TUNNELS")
+}
+
 fn connect(name: &'static str, host: &str, headers: &str) -> Case {
     let send = format!("CONNECT {host} HTTP/1.1\nhost: {host}\n{headers}\n");
     case(name, send).on("TUNNELS")
@@ -115,6 +121,9 @@ pub(super) fn upgrades() -> Vec<Case> {
         websocket("upgrade: refused by the upstream", "/up")
             .upstream("HTTP/1.1 403 No\ncontent-length: 2\n\nno"),
         websocket("upgrade: not heard by the upstream", "/up").upstream(OK),
+        behind("upgrade: refused, and a request behind it", "/up")
+            .upstream("HTTP/1.1 403 No\ncontent-length: 2\n\nno"),
+        behind("upgrade: not allowed, and a request behind it", "/off"),
         websocket("upgrade: broken off", "/up").upstream_closes(""),
         websocket("upgrade: to something with a length", "/up").upstream(
             "HTTP/1.1 101 Fine\nconnection: upgrade\nupgrade: websocket\ncontent-length: 2\n\nok",
@@ -165,6 +174,11 @@ pub(super) fn connects() -> Vec<Case> {
         .upstream(INNER_ANSWER),
         connect("connect: refused by the upstream", "on.test:443", "")
             .upstream("HTTP/1.1 403 No\ncontent-length: 2\n\nno"),
+        case(
+            "connect: not allowed, and a request behind it",
+            format!("CONNECT off.test:443 HTTP/1.1\nhost: off.test:443\n\n{INNER}"),
+        )
+        .on("TUNNELS"),
         connect("connect: not allowed by the route", "off.test:443", ""),
         connect("connect: to a path's route", "path.test:443", ""),
         connect("connect: nobody there", "dead.test:443", ""),

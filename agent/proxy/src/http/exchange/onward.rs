@@ -172,6 +172,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                     return Err(Failure::Unframed);
                 }
                 Ok(response) => {
+                    link.goes_on();
                     return Ok(response.map(|inner| {
                         ResponseBody::Upstream(Upstream {
                             inner,
