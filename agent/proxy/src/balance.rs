@@ -10,9 +10,12 @@ use shunt_core::cluster::subsets::Metadata;
 use shunt_core::cluster::{Balance, Cluster, Endpoint};
 use shunt_core::snapshot::Snapshot;
 
+/// A cluster, and which group of its endpoints.
+type Among = (*const Cluster, usize);
+
 /// Whose turn it is, in each group of a cluster's endpoints. Clusters are known by where they are in memory, which is theirs while they are kept here.
 #[derive(Debug, Default)]
-pub(crate) struct RoundRobin(RefCell<HashMap<(*const Cluster, usize), (Arc<Cluster>, Turns)>>);
+pub(crate) struct RoundRobin(RefCell<HashMap<Among, (Arc<Cluster>, Turns)>>);
 
 /// One of a cluster's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
