@@ -21,7 +21,7 @@ use crate::connect::ConnectError;
 use crate::gateway::{self, Connection, OnePass, Place};
 use crate::listener::Closing;
 use crate::origin::{Dial, Dialled, Origin};
-use crate::relay::{Rules, Shortcut, relay};
+use crate::relay::{Early, Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
 use crate::worker::Local;
 
@@ -278,7 +278,16 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
         });
         let pools = &self.local.pools;
-        let end = relay(client, upstream, pools, &rules, shortcut, account).await;
+        let end = relay(
+            client,
+            upstream,
+            Early::default(),
+            pools,
+            &rules,
+            shortcut,
+            account,
+        )
+        .await;
         (end.reason, end.error.map(|error| error.to_string()))
     }
 

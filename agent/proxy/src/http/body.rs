@@ -13,10 +13,12 @@ use super::link::Link;
 use super::pool::Upstreams;
 use super::talk::Progress;
 
-/// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.
+/// A request's, from the client to an upstream.
 pub(super) struct RequestBody {
     source: Source,
     progress: Rc<Progress>,
+    /// Both ends have `enable_trailers`; otherwise trailers stay behind.
+    trailers: bool,
 }
 
 enum Source {
@@ -38,7 +40,15 @@ impl RequestBody {
             true => Source::Nothing,
             false => Source::Client(inner),
         };
-        Self { source, progress }
+        Self {
+            source,
+            progress,
+            trailers: false,
+        }
+    }
+
+    pub(super) fn pass_trailers(&mut self) {
+        self.trailers = true;
     }
 
     /// Takes all of it, up to so many bytes. Says how many there are.
@@ -66,7 +76,11 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { source, progress } = &mut *self;
+        let Self {
+            source,
+            progress,
+            trailers,
+        } = &mut *self;
         let inner = match source {
             Source::Nothing => return Poll::Ready(None),
             Source::Held(held) => return Poll::Ready(held.pop_front().map(Frame::data).map(Ok)),
@@ -74,9 +88,11 @@ impl Body for RequestBody {
         };
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
-            let is_over = frame.is_none() || inner.is_end_stream();
+            let ends = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+            let is_over = frame.is_none() || ends || inner.is_end_stream();
             let is_data = !matches!(&frame, Some(Ok(frame)) if !frame.is_data());
             progress.talk().touch();
+            progress.talk().gauge().reset();
             if is_over {
                 progress.end_request();
             }
@@ -85,7 +101,7 @@ impl Body for RequestBody {
             {
                 progress.entry().received(data.len());
             }
-            if is_data {
+            if is_data || ends && *trailers {
                 return Poll::Ready(frame);
             }
         }
@@ -122,6 +138,8 @@ pub(super) struct Upstream {
     pub(super) link: Option<Link>,
     pub(super) pool: Upstreams,
     pub(super) progress: Rc<Progress>,
+    /// As of a request's.
+    pub(super) trailers: bool,
 }
 
 /// Why a response was broken off: the client sees a reset.
@@ -134,7 +152,7 @@ pub(super) enum BrokenOff {
 impl Upstream {
     fn settle(&mut self) {
         if let Some(link) = self.link.take()
-            && self.progress.has_request_ended()
+            && self.progress.is_whole()
         {
             self.pool.give_back(link);
         }
@@ -156,6 +174,9 @@ impl Body for ResponseBody {
         loop {
             let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
             body.progress.talk().touch();
+            if let Some(link) = &body.link {
+                link.goes_on();
+            }
             match frame {
                 None => {
                     body.settle();
@@ -166,10 +187,10 @@ impl Body for ResponseBody {
                     return Poll::Ready(Some(Err(BrokenOff::Upstream(error))));
                 }
                 Some(Ok(frame)) => {
-                    if body.inner.is_end_stream() {
+                    if frame.is_trailers() || body.inner.is_end_stream() {
                         body.settle();
                     }
-                    if frame.is_data() {
+                    if frame.is_data() || frame.is_trailers() && body.trailers {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }

@@ -12,11 +12,14 @@ use hyper_util::rt::TokioIo;
 use shunt_core::cluster::{Cluster, Held};
 use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::LEAST_BUFFER;
 use super::body::RequestBody;
+use super::gauge::{Gauge, Gauged};
 use super::pool::{Place, Pool};
+use super::tunnel::Upgraded;
 use crate::connect::ConnectError;
 use crate::origin::Dialled;
 
@@ -40,6 +43,9 @@ pub(super) struct Link {
     request: Option<Held>,
     /// A request is under way.
     is_busy: bool,
+    gauge: Gauge,
+    /// Who gets the socket if the upstream changes its protocol.
+    upgrade: Rc<Cell<Option<oneshot::Sender<Upgraded>>>>,
 }
 
 impl Link {
@@ -50,11 +56,15 @@ impl Link {
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
+        let gauge = Gauge::new(LEAST_BUFFER);
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
             .max_buf_size(LEAST_BUFFER)
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
+            .handshake::<_, RequestBody>(TokioIo::new(Gauged {
+                stream,
+                gauge: gauge.clone(),
+            }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
         let idle_since = Rc::new(Cell::new(None::<Instant>));
@@ -63,10 +73,12 @@ impl Link {
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let pool = place.pool.clone();
+        let upgrade = Rc::<Cell<Option<oneshot::Sender<Upgraded>>>>::default();
+        let wanted = Rc::clone(&upgrade);
         let alive = Alive::new(&cluster.counts);
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
-            let _kept = (alive, held);
+            let alive = (alive, held);
             let mut look = born + longest.min(oldest);
             let in_order = loop {
                 tokio::select! {
@@ -83,12 +95,22 @@ impl Link {
                     }
                 }
             };
-            let stream = connection.into_parts().io.into_inner();
-            if in_order {
+            let parts = connection.into_parts();
+            let upgraded = Upgraded {
+                stream: parts.io.into_inner().stream,
+                read: parts.read_buf,
+                alive,
+            };
+            let left = match wanted.take().filter(|_| in_order) {
+                Some(wanted) => wanted.send(upgraded).err(),
+                None => Some(upgraded),
+            };
+            if let Some(left) = left
+                && in_order
+            {
                 // It fails only for a socket that is gone.
-                let _ = SockRef::from(&stream).set_linger(None);
+                let _ = SockRef::from(&left.stream).set_linger(None);
             }
-            drop(stream);
             if let Some(pool) = pool.upgrade() {
                 pool.sweep();
             }
@@ -104,6 +126,8 @@ impl Link {
             is_withdrawn,
             request: None,
             is_busy: false,
+            gauge,
+            upgrade,
         })
     }
 
@@ -151,13 +175,26 @@ impl Link {
         self.carried > 0
     }
 
+    /// The socket, once the upstream has agreed to another protocol. To be asked for before the request is sent.
+    pub(super) fn upgraded(&self) -> oneshot::Receiver<Upgraded> {
+        let (sender, upgraded) = oneshot::channel();
+        self.upgrade.set(Some(sender));
+        upgraded
+    }
+
     /// This end's address.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
     }
 
+    /// Something has come of what the upstream has sent.
+    pub(super) fn goes_on(&self) {
+        self.gauge.reset();
+    }
+
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        self.goes_on();
         let counts = self.cluster.counts.mine();
         counts.rq_total.increase();
         if !std::mem::replace(&mut self.is_busy, true) {
@@ -174,10 +211,10 @@ impl Drop for Link {
 }
 
 /// Counts a connection as long as it lives.
-struct Alive(PerWorker<ClusterCounts>);
+pub(super) struct Alive(PerWorker<ClusterCounts>);
 
 impl Alive {
-    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+    pub(super) fn new(counts: &PerWorker<ClusterCounts>) -> Self {
         counts.mine().cx_total.increase();
         counts.mine().cx_active.increase();
         Self(counts.clone())

@@ -104,6 +104,13 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
         max_connection_duration: common
             .and_then(|common| common.duration("max_connection_duration"))
             .filter(|longest| !longest.is_zero()),
+        trailers: options.is_some_and(|options| {
+            let explicit = options.message("explicit_http_config");
+            let http1 = explicit
+                .as_ref()
+                .and_then(|explicit| explicit.message("http_protocol_options"));
+            http1.is_some_and(|http1| http1.is("enable_trailers"))
+        }),
         limits: limits(reader),
         in_use: InUse::default(),
         counts: PerWorker::default(),
