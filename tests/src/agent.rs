@@ -52,6 +52,7 @@ pub struct AgentBuilder<'a> {
     mode: String,
     settings: String,
     workloads: Vec<String>,
+    program: PathBuf,
     prefix: Vec<String>,
     arguments: Vec<String>,
 }
@@ -62,6 +63,7 @@ pub struct Agent {
     child: Child,
     pub dir: PathBuf,
     mode: String,
+    program: PathBuf,
     prefix: Vec<String>,
     arguments: Vec<String>,
     settings: String,
@@ -74,6 +76,7 @@ impl<'a> AgentBuilder<'a> {
             mode: mode.to_owned(),
             settings: String::new(),
             workloads: Vec::new(),
+            program: binary(),
             prefix: Vec::new(),
             arguments: Vec::new(),
         }
@@ -87,6 +90,13 @@ impl<'a> AgentBuilder<'a> {
             pod.netns
         );
         self.workloads.push(line);
+        self
+    }
+
+    /// The agent is this file, instead of [`binary`].
+    #[must_use]
+    pub fn program(mut self, file: &Path) -> Self {
+        self.program = file.to_owned();
         self
     }
 
@@ -147,8 +157,9 @@ impl<'a> AgentBuilder<'a> {
         )
         .expect("written");
         let mut agent = Agent {
-            child: spawn(&dir, &self.prefix, &self.arguments),
+            child: spawn(&dir, &self.program, &self.prefix, &self.arguments),
             dir,
+            program: self.program,
             mode: self.mode,
             prefix: self.prefix,
             arguments: self.arguments,
@@ -165,13 +176,13 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-fn spawn(dir: &Path, prefix: &[String], arguments: &[String]) -> Child {
+fn spawn(dir: &Path, program: &Path, prefix: &[String], arguments: &[String]) -> Child {
     let log = fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("log"))
         .expect("a log");
-    require::prefixed(prefix, &binary())
+    require::prefixed(prefix, program)
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
         .args(arguments)
@@ -198,7 +209,7 @@ impl Agent {
     /// It does not become ready.
     pub fn restart(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.dir, &self.prefix, &self.arguments);
+        self.child = spawn(&self.dir, &self.program, &self.prefix, &self.arguments);
         self.wait_until_ready();
     }
 

@@ -8,6 +8,7 @@
 mod asked;
 mod choice;
 mod dead_man;
+mod estate;
 mod evaluate;
 mod explain;
 pub(crate) mod foreign;
@@ -24,6 +25,7 @@ mod tracking;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 
@@ -34,7 +36,7 @@ use shunt_core::workload::{Mode, WorkloadId};
 
 use self::asked::Asked;
 use self::choice::{Abilities, Choice, loopback_is_up};
-pub use self::dead_man::DeadMan;
+pub use self::dead_man::{DeadMan, keep_switch};
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
 use self::netfilter::Kept;
@@ -65,6 +67,8 @@ pub struct IptablesBackend {
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
     asked: Asked,
+    /// The same of the supervisor before this one, which nobody has taken over yet.
+    inherited: HashMap<u64, OwnedFd>,
     beat: u32,
 }
 
@@ -103,6 +107,7 @@ impl IptablesBackend {
             foreign: HashMap::new(),
             tracking: HashMap::new(),
             asked: Asked::default(),
+            inherited: HashMap::new(),
             beat: 0,
         })
     }
@@ -125,12 +130,17 @@ impl IptablesBackend {
     fn track(&mut self, enrolment: &Enrolment) -> Option<String> {
         match self.tracking.entry(enrolment.netns.inode()) {
             Entry::Occupied(mut kept) => kept.get_mut().serve(enrolment),
-            Entry::Vacant(place) => match Tracking::keep(enrolment) {
-                Ok(tracking) => {
-                    place.insert(tracking);
+            Entry::Vacant(place) => {
+                let inherited = self.inherited.remove(&enrolment.netns.inode());
+                let tracking = match inherited {
+                    Some(socket) => Ok(Tracking::take_over(socket, enrolment)),
+                    None => Tracking::keep(enrolment),
+                };
+                match tracking {
+                    Ok(tracking) => drop(place.insert(tracking)),
+                    Err(error) => return Some(error.chain()),
                 }
-                Err(error) => return Some(error.chain()),
-            },
+            }
         }
         None
     }

@@ -20,6 +20,7 @@ pub mod drift;
 pub mod ebpf;
 mod explain;
 pub mod foreign;
+pub mod inherited;
 pub mod iptables;
 mod listening;
 mod local;

@@ -19,6 +19,7 @@ use crate::account::Account;
 use crate::admission::{Refused, admit_arriving, admit_leaving, recognise};
 use crate::connect::ConnectError;
 use crate::gateway::{self, Connection, OnePass, Place};
+use crate::listener::Closing;
 use crate::origin::{Dial, Dialled, Origin};
 use crate::relay::{Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
@@ -30,7 +31,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     listener: Rc<ListenerSpec>,
     client: TcpStream,
     from: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 ) {
     let snapshot = local.context.snapshot.load_full();
     let Some(workload) = snapshot.workloads.get(&listener.workload).map(Arc::clone) else {
@@ -158,7 +159,7 @@ struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
     listener: &'a ListenerSpec,
     client: SocketAddr,
     original: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {

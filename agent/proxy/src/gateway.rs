@@ -27,6 +27,7 @@ use crate::account::Account;
 use crate::admission::{Refused, choose_endpoint, refuse_over_limit};
 use crate::flow::prepare;
 use crate::inspect::{Findings, inspect};
+use crate::listener::Closing;
 use crate::origin::{Origin, is_captured};
 use crate::worker::Local;
 use crate::{http, tcp_proxy};
@@ -51,7 +52,7 @@ pub(crate) struct Connection {
     pub(crate) tables: Arc<Tables>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener is going away.
-    pub(crate) closing: watch::Receiver<bool>,
+    pub(crate) closing: watch::Receiver<Closing>,
 }
 
 /// By what the listener of a connection is found, also in the next configuration.
@@ -91,7 +92,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     addr: SocketAddr,
     client: TcpStream,
     from: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 ) {
     let snapshot = local.context.snapshot.load_full();
     let Some(served) = snapshot.proxy.listener(addr).map(Arc::clone) else {

@@ -45,6 +45,7 @@ use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
 use crate::gateway::{Connection, Place};
+use crate::listener::Closing;
 use crate::origin::Origin;
 use crate::worker::Local;
 
@@ -154,7 +155,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             chain,
             is_replaced,
         } = current.clone();
-        let (number, is_last) = (carried.get(), is_replaced || *told_to_close.borrow());
+        let (number, is_last) = (
+            carried.get(),
+            is_replaced || *told_to_close.borrow() != Closing::No,
+        );
         let entry = books.begin();
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
@@ -254,7 +258,10 @@ enum Ended {
     Late(Rung),
 }
 
-async fn until_closing(closing: &mut watch::Receiver<bool>) {
-    // An error means that the listener is gone.
-    let _ = closing.wait_for(|closing| *closing).await;
+async fn until_closing(closing: &mut watch::Receiver<Closing>) {
+    let told = closing.wait_for(|closing| *closing == Closing::WhenQuiet);
+    // An error means that the listener is gone. Handed over, the next request is still answered: it may be on its way.
+    if told.await.is_err() && *closing.borrow() == Closing::HandedOver {
+        std::future::pending::<()>().await;
+    }
 }

@@ -19,6 +19,7 @@ use shunt_core::sockets::{
 use shunt_core::statistics;
 use shunt_core::workload::WorkloadId;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -28,7 +29,7 @@ use crate::account::FlowSink;
 use crate::balance::RoundRobin;
 use crate::dns;
 use crate::http::Upstreams;
-use crate::listener;
+use crate::listener::{self, Closing};
 use crate::relay::{COUNT, Pools};
 use crate::rendezvous::Rendezvous;
 use crate::scarcity::{Reserve, Seldom};
@@ -75,6 +76,7 @@ enum Command {
     TakeQueries(DnsListenerSpec, std::net::UdpSocket),
     CloseListeners(WorkloadId),
     Stop { grace: Duration },
+    Retire { grace: Duration },
 }
 
 /// Starts the thread.
@@ -170,10 +172,20 @@ impl Worker {
         self.send(Command::Stop { grace });
     }
 
+    /// As [`Worker::stop`], but leaves at once to another process what listens there too: all but what was told to close.
+    pub fn retire(&self, grace: Duration) {
+        self.send(Command::Retire { grace });
+    }
+
     /// Waits for the thread's end.
     pub async fn ended(self) {
         // An error means that it ended without saying so.
         let _ = self.ended.await;
+    }
+
+    /// Has its thread ended?
+    pub fn has_ended(&mut self) -> bool {
+        self.ended.try_recv() != Err(TryRecvError::Empty)
     }
 
     fn send(&self, command: Command) {
@@ -201,7 +213,7 @@ pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
 
 struct Open {
     entrance: Rc<Entrance>,
-    close: watch::Sender<bool>,
+    close: watch::Sender<Closing>,
 }
 
 /// What connections come in by.
@@ -257,8 +269,8 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
     let mut deadline = None;
     tokio::task::spawn_local(count(Rc::clone(&local)));
     loop {
-        let alive = tokio::select! {
-            order = orders.recv(), if deadline.is_none() => order,
+        let order = tokio::select! {
+            order = orders.recv() => order,
             () = sleep(LOOK), if deadline.is_some() => {
                 if local.is_idle() || deadline.flatten().is_some_and(|at| Instant::now() >= at) {
                     return;
@@ -266,7 +278,7 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
                 continue;
             }
         };
-        match alive {
+        match order {
             Some(Command::Listen(spec, socket)) => {
                 local.listen(Entrance::Steered(Rc::new(spec)), socket);
             }
@@ -274,17 +286,28 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
             Some(Command::Serve(addr, socket)) => local.listen(Entrance::Bound(addr), socket),
             Some(Command::CloseListeners(workload)) => {
                 local.upstreams.forget(workload);
-                local.close(|entrance| entrance.workload() == workload);
+                local.close(Closing::WhenQuiet, |entrance| {
+                    entrance.workload() == workload
+                });
                 local.close_queries(|of| of == workload);
             }
             Some(Command::Unserve(addr)) => {
-                local.close(|entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr))
+                local.close(
+                    Closing::WhenQuiet,
+                    |entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr),
+                );
             }
+            // Too far away to be said: never.
             Some(Command::Stop { grace }) => {
-                local.close(|_| true);
+                local.close(Closing::WhenQuiet, |_| true);
                 local.close_queries(|_| true);
                 local.upstreams.close();
-                // Too far away to be said: never.
+                deadline = Some(Instant::now().checked_add(grace));
+            }
+            Some(Command::Retire { grace }) => {
+                local.close(Closing::HandedOver, |_| true);
+                local.close_queries(|_| true);
+                local.upstreams.close();
                 deadline = Some(Instant::now().checked_add(grace));
             }
             None => return,
@@ -307,7 +330,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
             }
         };
         let entrance = Rc::new(entrance);
-        let (close, closing) = watch::channel(false);
+        let (close, closing) = watch::channel(Closing::No);
         self.listeners.borrow_mut().push(Open {
             entrance: Rc::clone(&entrance),
             close,
@@ -353,10 +376,16 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
         }
     }
 
-    fn close(&self, which: impl Fn(&Entrance) -> bool) {
+    /// What is closing already goes on with that.
+    fn close(&self, how: Closing, which: impl Fn(&Entrance) -> bool) {
         for open in self.listeners.borrow().iter() {
             if which(&open.entrance) {
-                let _ = open.close.send(true);
+                open.close.send_if_modified(|closing| {
+                    *closing == Closing::No && {
+                        *closing = how;
+                        true
+                    }
+                });
             }
         }
     }

@@ -7,6 +7,7 @@ use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use tokio::sync::oneshot;
 
 use super::Supervisor;
+use super::data_plane::PlaneId;
 use super::lifecycle::Phase;
 use crate::ipc::{Outcome, ToWorker};
 
@@ -19,8 +20,8 @@ pub(super) struct Asked {
 
 #[derive(Debug)]
 pub(super) enum Asker {
-    /// Over the admin API: the data plane, by this ticket.
-    Admin(u64),
+    /// Over the admin API: this data plane, by this ticket.
+    Admin(PlaneId, u64),
     Plugin(oneshot::Sender<Reply>),
 }
 
@@ -80,9 +81,9 @@ impl Supervisor {
 
     pub(super) fn answer(&mut self, asker: Asker, result: Result<Outcome, String>) {
         match asker {
-            Asker::Admin(ticket) => {
+            Asker::Admin(plane, ticket) => {
                 let answer = ToWorker::Changed { ticket, result };
-                self.data_plane.tell(&answer, Vec::new());
+                self.data_plane.tell_one(plane, answer);
             }
             Asker::Plugin(reply) => {
                 let told = match result {
@@ -97,31 +98,31 @@ impl Supervisor {
 
     /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
     pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
-        let number = self.data_plane.told().unwrap_or(0);
-        self.unconfirmed.push((number, reply, told));
-        if !self.data_plane.is_running() {
-            self.known(u64::MAX);
+        match self.data_plane.told() {
+            Some(number) => self.unconfirmed.push((number, reply, told)),
+            // The next one is told everything before it does anything.
+            None => drop(reply.send(told)),
         }
     }
 
-    /// The data plane has carried out everything up to the message of this number.
-    pub(super) fn known(&mut self, number: u64) {
-        for (waits_for, reply, told) in std::mem::take(&mut self.unconfirmed) {
-            if waits_for <= number {
+    /// This data plane has carried out everything up to the message of this number.
+    pub(super) fn known(&mut self, plane: PlaneId, number: u64) {
+        for ((of, waits_for), reply, told) in std::mem::take(&mut self.unconfirmed) {
+            if of == plane && waits_for <= number {
                 // Who does not wait any more is not told.
                 let _ = reply.send(told);
             } else {
-                self.unconfirmed.push((waits_for, reply, told));
+                self.unconfirmed.push(((of, waits_for), reply, told));
             }
         }
     }
 
-    /// The data plane is dead, and with it whoever asked over the admin API.
-    pub(super) fn forget_admins(&mut self) {
+    /// This data plane is dead, and with it whoever asked over the admin API.
+    pub(super) fn forget_admins(&mut self, plane: PlaneId) {
         // The next one is told everything before it does anything.
-        self.known(u64::MAX);
+        self.known(plane, u64::MAX);
         self.asked
-            .retain(|asked| matches!(asked.asker, Asker::Plugin(_)));
+            .retain(|asked| !matches!(asked.asker, Asker::Admin(of, _) if of == plane));
     }
 
     /// `None`: nobody knows yet. As long as the gates are open, whoever is served connects directly.

@@ -22,6 +22,7 @@ use shunt_intercept::{
 use super::backends::Backends;
 use super::drift::Health;
 use super::ears::Ears;
+use super::inherited::Heirloom;
 use crate::ipc::EnrolledView;
 
 /// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
@@ -58,8 +59,14 @@ impl Serving {
         captured: &Arc<Captured<String>>,
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
-        let claim = hold(&netns, &claim(spec))?;
-        let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
+        let mut heirloom = backends.inherited.of(&spec.name, &netns);
+        let held = |inherited: Option<UnixDatagram>, name: &str| match inherited {
+            Some(held) => Ok(held),
+            None => hold(&netns, name),
+        };
+        let claim = held(heirloom.claim.take(), &claim(spec))?;
+        let name = format!("{FLOWS}/{}/{}", std::process::id(), id.0);
+        let flows = held(heirloom.flows.take(), &name)?;
         let addresses = netns.addresses()?;
         backends.prepare(spec);
         let mut reasons = Vec::new();
@@ -76,7 +83,8 @@ impl Serving {
             };
             let shared = spec.shares_netns();
             let ports = if shared { Ports::Free } else { ports };
-            let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
+            let settings = (config, ports, &mut heirloom);
+            let (listeners, elsewhere) = listen(&netns, id, mode, settings)?;
             let dns = dns_sockets(&netns, spec, id, mode, config.mark)?;
             let ears = Ears::of(&listeners, &dns)
                 .inspect_err(|error| {
@@ -259,7 +267,7 @@ fn listen(
     netns: &Netns,
     id: WorkloadId,
     mode: Mode,
-    (config, ports): (&Config, Ports),
+    (config, ports, heirloom): (&Config, Ports, &mut Heirloom),
 ) -> Result<(Vec<Listener>, Vec<String>), InterceptError> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     // Netfilter redirects to the interface's address; sk_lookup finds a listener wherever it is bound.
@@ -289,7 +297,10 @@ fn listen(
             .flat_map(|address| numbers.iter().map(move |port| (address, *port)));
         for (address, port) in wanted {
             let wanted = SocketAddr::new(address, port);
-            let at = |addr| netns.listen(addr, config.mark, config.concurrency);
+            let mut at = |addr| match heirloom.listener(direction, addr, config.concurrency) {
+                Some(listening) => Ok(listening),
+                None => netns.listen(addr, config.mark, config.concurrency),
+            };
             let listening = match at(wanted) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && ports == Ports::Any => {
                     at(SocketAddr::new(address, 0)).inspect(|(instead, _)| {

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -32,7 +32,9 @@ pub(super) struct Home {
 }
 
 impl Home {
-    pub(super) fn open(config: &Config) -> Result<Self> {
+    /// `admin`: its sockets, of the supervisor before this one, which had run for `uptime`.
+    pub(super) fn open(config: &Config, admin: Vec<OwnedFd>, uptime: Duration) -> Result<Self> {
+        let mut admin = admin.into_iter();
         let dir = &config.state_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let lock_path = dir.join("lock");
@@ -52,19 +54,27 @@ impl Home {
                 dir.display()
             )
         })?;
+        let (inherited_unix, inherited_tcp) = (admin.next(), admin.next());
         let admin_tcp = config
             .admin
             .address
-            .map(|addr| {
-                TcpListener::bind(addr).with_context(|| format!("cannot bind admin.address {addr}"))
+            .map(|addr| match inherited_tcp {
+                Some(tcp) => Ok(TcpListener::from(tcp)),
+                None => TcpListener::bind(addr)
+                    .with_context(|| format!("cannot bind admin.address {addr}")),
             })
             .transpose()?;
         Ok(Self {
             _lock: lock,
-            admin: bind_private(&config.admin.socket)?,
+            admin: match inherited_unix {
+                Some(unix) => UnixListener::from(unix),
+                None => bind_private(&config.admin.socket)?,
+            },
             admin_path: config.admin.socket.clone(),
             admin_tcp,
-            started: Instant::now(),
+            started: Instant::now()
+                .checked_sub(uptime)
+                .unwrap_or_else(Instant::now),
         })
     }
 
@@ -129,14 +139,15 @@ impl OwnCgroup {
     pub(super) fn find_or_make() -> Result<Self, InterceptError> {
         let root = cgroup::mount_point()?;
         let own = cgroup::of_this_process(&root)?;
+        let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
         if own != root {
+            // Made by the supervisor that this one has succeeded, or somebody else's.
             return Ok(Self {
+                made: own == path,
                 path: own,
-                made: false,
                 root,
             });
         }
-        let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path)
             .and_then(|()| fs::write(path.join("cgroup.procs"), "0"))
             .map_err(|error| {

@@ -11,6 +11,7 @@ use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::return_path;
 
 use super::Supervisor;
+use super::data_plane::PlaneId;
 use super::enrolment::{Serving, is_in_use};
 use super::lifecycle::Retry;
 use crate::ipc::ToWorker;
@@ -26,7 +27,12 @@ pub(super) struct Leaving {
 enum Stage {
     /// Its hooks or rules are still in force.
     Capturing(Retry),
-    Draining,
+    Draining {
+        /// Those that have not said that its listeners are closed.
+        listening: Vec<PlaneId>,
+        /// Those that have not said that its last flow has ended.
+        carrying: Vec<PlaneId>,
+    },
     /// What its flows needed is still there.
     Leftovers(Retry),
 }
@@ -36,7 +42,7 @@ impl Leaving {
     pub(super) fn due(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Capturing(retry) | Stage::Leftovers(retry) => Some(retry.at),
-            Stage::Draining => None,
+            Stage::Draining { .. } => None,
         }
     }
 
@@ -48,7 +54,7 @@ impl Leaving {
     pub(super) fn captures_until(&self) -> Option<Retry> {
         match self.stage {
             Stage::Capturing(retry) => Some(retry),
-            Stage::Draining | Stage::Leftovers(_) => None,
+            Stage::Draining { .. } | Stage::Leftovers(_) => None,
         }
     }
 
@@ -66,6 +72,27 @@ impl Leaving {
 
     fn is(&self, id: WorkloadId) -> bool {
         self.serving.enrolment.id == id
+    }
+
+    /// A data plane has closed its listeners.
+    fn listens_no_more(&mut self, plane: PlaneId) {
+        if let Stage::Draining { listening, .. } = &mut self.stage {
+            listening.retain(|of| *of != plane);
+            if listening.is_empty() {
+                self.close_listeners();
+            }
+        }
+    }
+
+    /// A data plane has none of its flows any more.
+    fn carries_no_more(&mut self, plane: PlaneId) {
+        self.listens_no_more(plane);
+        if let Stage::Draining { carrying, .. } = &mut self.stage {
+            carrying.retain(|of| *of != plane);
+            if carrying.is_empty() {
+                self.flows_ended();
+            }
+        }
     }
 
     fn close_listeners(&mut self) {
@@ -102,12 +129,19 @@ impl Supervisor {
             Stage::Capturing(retry) => {
                 match self.release(&leaving.serving) {
                     Err(()) => leaving.stage = Stage::Capturing(retry.later()),
-                    Ok(()) if self.data_plane.is_running() => {
+                    Ok(()) => {
                         let id = leaving.serving.enrolment.id;
-                        self.data_plane.tell(&ToWorker::Withdraw { id }, Vec::new());
-                        leaving.stage = Stage::Draining;
+                        self.data_plane.tell_everybody(&ToWorker::Withdraw { id });
+                        let planes = self.data_plane.ids();
+                        if planes.is_empty() {
+                            leaving.flows_ended();
+                        } else {
+                            leaving.stage = Stage::Draining {
+                                listening: planes.clone(),
+                                carrying: planes,
+                            };
+                        }
                     }
-                    Ok(()) => leaving.flows_ended(),
                 }
                 self.leaving.push(leaving);
             }
@@ -117,7 +151,7 @@ impl Supervisor {
                     self.leaving.push(leaving);
                 }
             }
-            Stage::Draining => {}
+            Stage::Draining { .. } => {}
         }
         true
     }
@@ -153,23 +187,20 @@ impl Supervisor {
         Some(retry.later())
     }
 
-    pub(super) fn listeners_closed(&mut self, id: WorkloadId) {
+    pub(super) fn listeners_closed(&mut self, plane: PlaneId, id: WorkloadId) {
         let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
-        of_id.for_each(Leaving::close_listeners);
+        of_id.for_each(|leaving| leaving.listens_no_more(plane));
     }
 
-    pub(super) fn drained(&mut self, id: WorkloadId) {
+    pub(super) fn drained(&mut self, plane: PlaneId, id: WorkloadId) {
         let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
-        of_id.for_each(Leaving::flows_ended);
+        of_id.for_each(|leaving| leaving.carries_no_more(plane));
     }
 
-    /// The data plane is dead, and its flows with it. Whoever still captures goes on with the next one.
-    pub(super) fn flows_are_gone(&mut self) {
-        let released = self
-            .leaving
-            .iter_mut()
-            .filter(|leaving| !leaving.still_captures());
-        released.for_each(Leaving::flows_ended);
+    /// This data plane is dead, and its flows with it. Whoever still captures goes on with the next one.
+    pub(super) fn flows_are_gone(&mut self, plane: PlaneId) {
+        let all = self.leaving.iter_mut();
+        all.for_each(|leaving| leaving.carries_no_more(plane));
     }
 
     /// At the end, also those that could not be released.

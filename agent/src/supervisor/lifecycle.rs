@@ -281,13 +281,18 @@ impl Supervisor {
     }
 
     fn enrol(&mut self, spec: &WorkloadSpec, retry: Retry, told: &str) -> Phase {
-        let id = self.next_id();
         let ports = if retry.is_patient() {
             Ports::Any
         } else {
             Ports::Configured
         };
-        let served = self.open_netns(spec).and_then(|netns| {
+        let netns = self.open_netns(spec);
+        let id = match &netns {
+            Ok(netns) => self.backends.inherited.id(&spec.name, netns),
+            Err(_) => None,
+        };
+        let id = id.unwrap_or_else(|| self.next_id());
+        let served = netns.and_then(|netns| {
             let settings = (&self.config, ports);
             let captured = &self.served.captured;
             Serving::start(spec, id, netns, settings, captured, &mut self.backends)

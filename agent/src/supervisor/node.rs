@@ -30,7 +30,11 @@ pub(super) struct Node {
 
 impl Node {
     /// Binds every listener.
-    pub(super) fn open(config: &Config, loaded: Loaded) -> Result<Self> {
+    pub(super) fn open(
+        config: &Config,
+        loaded: Loaded,
+        inherited: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+    ) -> Result<Self> {
         let mut node = Self {
             netns: Netns::own().context("cannot open the agent's own namespace")?,
             loaded: Loaded::default(),
@@ -38,8 +42,13 @@ impl Node {
             captured: Arc::default(),
             sockets: BTreeMap::new(),
         };
+        node.sockets = inherited;
+        node.sockets.retain(|addr, sockets| {
+            let mut bound = loaded.bootstrap.bound();
+            sockets.len() == config.concurrency && bound.any(|listener| listener.addr == *addr)
+        });
         let sockets = node.bind(config, &loaded.bootstrap)?;
-        node.sockets = sockets;
+        node.sockets.extend(sockets);
         node.captured = Arc::new(loaded.bootstrap.captured());
         node.loaded = loaded;
         Ok(node)
@@ -69,6 +78,11 @@ impl Node {
             bound.insert(listener.addr, sockets);
         }
         Ok(bound)
+    }
+
+    /// Its listeners, for the next supervisor.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&SocketAddr, &Vec<OwnedFd>)> {
+        self.sockets.iter()
     }
 }
 

@@ -56,6 +56,7 @@ pub(super) struct Control {
     workers: Vec<Worker>,
     stocks: Vec<Stock>,
     requests: mpsc::UnboundedReceiver<ToSupervisor>,
+    wish: mpsc::UnboundedSender<Wish>,
     wishes: mpsc::UnboundedReceiver<Wish>,
     asked: HashMap<u64, oneshot::Sender<Result<Outcome, String>>>,
     inquired: HashMap<u64, oneshot::Sender<Explained>>,
@@ -84,6 +85,7 @@ struct Leaving {
 /// What ends [`Control::serve`].
 enum End {
     Stop { grace: Duration },
+    Retire { grace: Duration },
     SupervisorGone,
 }
 
@@ -93,11 +95,12 @@ impl Control {
             config,
             supervisor_pid,
             uptime_ms,
+            supervisor_version,
             heartbeats,
-            admin,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
-        let view = View::new(config, supervisor_pid, Duration::from_millis(uptime_ms));
+        let uptime = Duration::from_millis(uptime_ms);
+        let view = View::new(config, supervisor_pid, supervisor_version, uptime);
         let access_log = AccessLogger::open(&view.config.log, Arc::clone(&view.counters))
             .context("cannot open the access log")?;
         let (ask, requests) = mpsc::unbounded_channel();
@@ -138,12 +141,12 @@ impl Control {
         }
         let (wish, wishes) = mpsc::unbounded_channel();
         let view = Rc::new(RefCell::new(view));
-        let servers = api::serve(admin, Rc::clone(&view), level.clone(), wish)?;
         Ok(Self {
             channel,
             workers,
             stocks,
             requests,
+            wish,
             wishes,
             asked: HashMap::new(),
             inquired: HashMap::new(),
@@ -158,7 +161,7 @@ impl Control {
             dump: Pieces::default(),
             leaving: Vec::new(),
             held: HashMap::new(),
-            servers,
+            servers: Vec::new(),
             access_log,
         })
     }
@@ -172,8 +175,16 @@ impl Control {
             tokio::select! {
                 message = self.channel.receive() => match message {
                     Ok((number, message, fds)) => {
-                        if let ToWorker::Stop { grace_ms } = message {
-                            break End::Stop { grace: Duration::from_millis(grace_ms) };
+                        match message {
+                            ToWorker::Stop { grace_ms } => {
+                                break End::Stop { grace: Duration::from_millis(grace_ms) };
+                            }
+                            ToWorker::Retire { grace_ms } => {
+                                self.retire();
+                                self.say(&ToSupervisor::Ack { number, error: None });
+                                break End::Retire { grace: Duration::from_millis(grace_ms) };
+                            }
+                            _ => {}
                         }
                         let error = self.carry_out(message, fds).err().map(|error| format!("{error:#}"));
                         self.say(&ToSupervisor::Ack { number, error });
@@ -191,9 +202,12 @@ impl Control {
                 }
             }
         };
-        self.view.borrow_mut().let_go(|_| true);
+        if !matches!(end, End::Retire { .. }) {
+            self.view.borrow_mut().let_go(|_| true);
+        }
         match end {
             End::Stop { grace } => self.stop(grace).await,
+            End::Retire { grace } => self.be_succeeded(grace).await,
             End::SupervisorGone => self.outlive_supervisor().await,
         }
         Ok(())
@@ -225,11 +239,9 @@ impl Control {
         match message {
             ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
             ToWorker::Destinations => {
-                let map = fds
-                    .into_iter()
-                    .next()
-                    .context("no map came with the message")?;
-                self.originals.set_destinations(Destinations::from_fd(map));
+                anyhow::ensure!(!fds.is_empty(), "no map came with the message");
+                let maps = fds.into_iter().map(Destinations::from_fd);
+                self.originals.set_destinations(maps.collect());
             }
             ToWorker::DirectEvents => {
                 let map = fds.into_iter().next();
@@ -249,6 +261,10 @@ impl Control {
                 let maps = Shortcuts::from_fds(fds).context("the maps did not come along")?;
                 // A second time is ignored: the supervisor loads the programs once in its life.
                 let _ = self.shortcuts.set(Box::new(maps));
+            }
+            ToWorker::Admin => {
+                let (view, level) = (Rc::clone(&self.view), self.level.clone());
+                self.servers = api::serve(fds, view, level, self.wish.clone())?;
             }
             ToWorker::Enrol(view) => {
                 if let Some(held) = fds.into_iter().next() {
@@ -345,10 +361,7 @@ impl Control {
                     worker.unserve(addr);
                 }
             }
-            ToWorker::Counters { kernel, repairs } => {
-                let mut view = self.view.borrow_mut();
-                (view.kernel_events, view.repairs) = (kernel, repairs);
-            }
+            ToWorker::Counters(counted) => self.view.borrow_mut().counted = counted,
             ToWorker::Changed { ticket, result } => {
                 if let Some(asker) = self.asked.remove(&ticket) {
                     // Whoever asked may have gone away.
@@ -360,7 +373,7 @@ impl Control {
                     let _ = asker.send(result);
                 }
             }
-            ToWorker::Stop { .. } => {}
+            ToWorker::Retire { .. } | ToWorker::Stop { .. } => {}
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! They are gathered anew for each scrape: the counters live where they are counted, and what is withdrawn is gone.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
@@ -41,6 +41,10 @@ pub struct Sources<'a> {
     pub repairs: &'a [(String, u64)],
     /// The kernel programs' own counters, by name.
     pub kernel_events: &'a [(String, u64)],
+    /// Upgrades of the data plane, by what became of them.
+    pub upgrades: &'a [(String, u64)],
+    /// Data planes that an upgrade has replaced, and whose flows go on.
+    pub retired: usize,
     pub version: &'a str,
 }
 
@@ -69,6 +73,12 @@ pub fn render(sources: &Sources<'_>) -> String {
     let repairs = named("what", sources.repairs);
     let help = "Interceptions found damaged and set up again";
     registry.register("interception_repairs", help, repairs);
+    let upgrades = named("result", sources.upgrades);
+    registry.register("upgrades", "Upgrades of the data plane", upgrades);
+    let retired = Gauge::<i64, AtomicI64>::default();
+    retired.set(i64::try_from(sources.retired).unwrap_or(i64::MAX));
+    let help = "Earlier data planes that let their connections end";
+    registry.register("data_planes_retired", help, retired);
     let kernel_events = named("event", &others(sources.kernel_events));
     registry.register(
         "kernel_events",

@@ -211,6 +211,16 @@ impl Hooks {
         Ok(found)
     }
 
+    /// Those that capture connections, or all others.
+    pub(super) fn links(&self, capturing: bool) -> impl Iterator<Item = &Link> {
+        let captures = |hook: Hook| matches!(hook, Hook::Connect4 | Hook::Connect6);
+        let attached = self.attached.values();
+        let attached = attached.flat_map(|attached| attached.links.iter().rev().zip(HOOKS));
+        let all = attached.chain(self.agent.iter().zip(AGENT_HOOKS));
+        all.filter(move |(_, (_, hook))| captures(*hook) == capturing)
+            .map(|(link, _)| link)
+    }
+
     /// Those of this workload's cgroup and of the agent's.
     pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
         let links = self.of(id).map(|(_, attached)| attached.links.iter());

@@ -56,6 +56,11 @@ impl Link {
         Ok(Self { fd, pin: None })
     }
 
+    /// As long as this is open too, it stays attached.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// It was pinned, and somebody removed the pin.
     pub(super) fn has_lost_its_pin(&self) -> bool {
         self.pin.as_ref().is_some_and(|path| !path.exists())

@@ -202,7 +202,7 @@ impl Object {
 
 /// The inbound hook of one workload. Detaches when dropped.
 pub(super) struct Inbound {
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     program: OwnedFd,
     listeners: SockMap<MapData>,
 }

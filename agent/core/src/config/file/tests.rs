@@ -37,7 +37,7 @@ log: {level: info, format: text, access: stdout}       # access: stdout | off | 
 admin: {socket: /run/shunt/admin.sock, address: 127.0.0.1:15000}   # address optional; none by default
 state_dir: /run/shunt
 bpffs: /sys/fs/bpf/shunt
-timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s}
+timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s, upgrade: 15m}
 limits: {connections: 100000, connections_per_workload: 20000}
 splice_after: 1MiB         # bytes a direction copies before it splices; off: always copy
 services:                  # L4 services; Envoy clusters fill the same core types

@@ -137,7 +137,7 @@ prop_compose! {
             prop::sample::select(vec![LogFormat::Text, LogFormat::Json]),
             prop::sample::select(vec![AccessLog::Off, AccessLog::Stdout, AccessLog::File("/a b#\"'c".into())]),
         ),
-        millis in prop::array::uniform4(1..4_000_000_u64),
+        millis in prop::array::uniform5(1..4_000_000_u64),
         splice_after in prop::option::of(0..=1_u64 << 40),
         address in prop::option::of(Just("[::1]:15000".parse().unwrap())),
         (mut services, policy) in (
@@ -156,7 +156,7 @@ prop_compose! {
             let port = u16::try_from(index + 1).unwrap();
             service.addresses.iter_mut().for_each(|address| address.set_port(port));
         }
-        let [connect, idle, half_close, drain] = millis.map(Duration::from_millis);
+        let [connect, idle, half_close, drain, upgrade] = millis.map(Duration::from_millis);
         Config {
             services,
             policy,
@@ -168,7 +168,7 @@ prop_compose! {
             admin: Admin { socket: "/run/a, b: c".into(), address },
             state_dir: "/run/{x}".into(),
             bpffs: "/sys/fs/bpf".into(),
-            timeouts: Timeouts { connect, idle, half_close, drain },
+            timeouts: Timeouts { connect, idle, half_close, drain, upgrade },
             limits: Limits { connections: 7, connections_per_workload: 100_000_000 },
             splice_after,
             bootstrap: splice_after.map(|_| "/etc/a: b.yaml".into()),
