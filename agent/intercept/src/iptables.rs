@@ -66,9 +66,9 @@ pub struct IptablesBackend {
     foreign: HashMap<u64, Vec<Kept>>,
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
+    asked: Asked,
     /// The same of the supervisor before this one, which nobody has taken over yet.
     inherited: HashMap<u64, OwnedFd>,
-    asked: Asked,
     beat: u32,
 }
 
@@ -106,8 +106,8 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
             tracking: HashMap::new(),
-            inherited: HashMap::new(),
             asked: Asked::default(),
+            inherited: HashMap::new(),
             beat: 0,
         })
     }

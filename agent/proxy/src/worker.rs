@@ -1,5 +1,6 @@
 //! One worker: a thread with a runtime of its own. A connection never leaves it.
 
+mod queries;
 mod tally;
 
 use std::cell::RefCell;
@@ -18,7 +19,7 @@ use shunt_core::sockets::{
 };
 use shunt_core::statistics;
 use shunt_core::workload::WorkloadId;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
@@ -27,7 +28,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub(crate) use self::tally::{Counted, Tally};
 use crate::account::FlowSink;
 use crate::balance::RoundRobin;
-use crate::dns;
 use crate::http::Upstreams;
 use crate::listener::{self, Closing};
 use crate::relay::{COUNT, Pools};
@@ -337,36 +337,6 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
         });
         let accepting = listener::accept(Rc::clone(self), entrance, listener, closing);
         tokio::task::spawn_local(accepting);
-    }
-
-    fn take_queries(self: &Rc<Self>, spec: DnsListenerSpec, socket: std::net::UdpSocket) {
-        let taken = socket.set_nonblocking(true);
-        let socket = match taken.and_then(|()| UdpSocket::from_std(socket)) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::error!(listener = %spec.addr, %error, "cannot take queries");
-                return self.stopped_taking(spec.workload);
-            }
-        };
-        self.datagram.borrow_mut().resize(dns::LONGEST, 0);
-        let (close, closing) = watch::channel(false);
-        self.queries.borrow_mut().push((spec.workload, close));
-        let taking = dns::take(Rc::clone(self), Rc::new(spec), socket, closing);
-        tokio::task::spawn_local(taking);
-    }
-
-    fn close_queries(&self, whose: impl Fn(WorkloadId) -> bool) {
-        self.queries.borrow_mut().retain(|(workload, close)| {
-            let closes = whose(*workload);
-            if closes {
-                let _ = close.send(true);
-            }
-            !closes
-        });
-    }
-
-    pub(crate) fn stopped_taking(&self, workload: WorkloadId) {
-        self.tally.change(workload, |counts| counts.listeners -= 1);
     }
 
     /// Lets go of what is only of use to an earlier configuration; costs little when there is nothing new.

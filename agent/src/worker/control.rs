@@ -1,5 +1,6 @@
 //! The control thread: carries out what the supervisor says and passes on what the workers need.
 
+mod books;
 mod ending;
 mod pieces;
 
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use self::books::pause;
 use self::pieces::Pieces;
 use super::resolvers::KernelResolvers;
 use super::stock::Stock;
@@ -393,13 +395,4 @@ fn witness(log: &AccessLogger, taps: &Arc<Taps>) -> FlowSink {
         log: log.clone(),
         taps: Arc::clone(taps),
     })
-}
-
-/// Until the books are looked at again, after so many events.
-fn pause(told: usize) -> Duration {
-    match told {
-        0 => BOOKS * 5,
-        1..2_000 => BOOKS,
-        _ => BOOKS / 10,
-    }
 }

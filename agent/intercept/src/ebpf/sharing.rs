@@ -25,6 +25,14 @@ impl EbpfBackend {
         self.object.destinations.fd().as_fd().try_clone_to_owned()
     }
 
+    /// What [`super::Resolvers::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn resolvers_fd(&self) -> std::io::Result<OwnedFd> {
+        self.dns.resolvers_fd()
+    }
+
     /// What the next supervisor needs for going on to steer until it has attached its own.
     ///
     /// # Errors
@@ -41,14 +49,6 @@ impl EbpfBackend {
             capturing: share(&mut self.hooks.links(true).chain(inbound))?,
             attending: share(&mut self.hooks.links(false))?,
         })
-    }
-
-    /// What [`super::Resolvers::from_fd`] takes.
-    ///
-    /// # Errors
-    /// Descriptors ran out.
-    pub fn resolvers_fd(&self) -> std::io::Result<OwnedFd> {
-        self.dns.resolvers_fd()
     }
 
     /// What [`super::DirectEvents::from_fd`] takes.
