@@ -237,6 +237,10 @@ impl OnePass {
 
     /// The filter chain, where nothing can be asked of first bytes: they are plain HTTP/1.1.
     pub(crate) fn chain(&self) -> Option<&Arc<Chain>> {
+        let header = self.served.listener.proxy_protocol;
+        if header.is_some_and(|header| !header.is_optional) {
+            return None; // There is none, and elsewhere such a connection is closed.
+        }
         let protocols = match self.served.listener.inspect.http {
             true => vec!["http/1.1".to_owned()],
             false => Vec::new(),

@@ -1,12 +1,11 @@
 //! Bodies on their way through: nothing is held but the frame that moves.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::link::Link;
@@ -25,7 +24,7 @@ enum Source {
     Nothing,
     Client(Incoming),
     /// A filter wanted all of it.
-    Held(VecDeque<Bytes>),
+    Held(Option<Bytes>),
 }
 
 /// Why a body is not held.
@@ -53,17 +52,18 @@ impl RequestBody {
 
     /// Takes all of it, up to so many bytes. Says how many there are.
     pub(super) async fn hold(&mut self, most: usize) -> Result<usize, NotHeld> {
-        let (mut held, mut bytes) = (VecDeque::new(), 0);
+        // In one piece: of many small ones each would hold a part of the read buffer.
+        let mut held = BytesMut::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
             if let Ok(data) = frame.map_err(|_| NotHeld::BrokenOff)?.into_data() {
-                bytes += data.len();
-                if bytes > most {
+                if held.len() + data.len() > most {
                     return Err(NotHeld::TooLarge);
                 }
-                held.push_back(data);
+                held.extend_from_slice(&data);
             }
         }
-        self.source = Source::Held(held);
+        let bytes = held.len();
+        self.source = Source::Held(Some(held.freeze()).filter(|held| !held.is_empty()));
         Ok(bytes)
     }
 }
@@ -83,7 +83,7 @@ impl Body for RequestBody {
         } = &mut *self;
         let inner = match source {
             Source::Nothing => return Poll::Ready(None),
-            Source::Held(held) => return Poll::Ready(held.pop_front().map(Frame::data).map(Ok)),
+            Source::Held(held) => return Poll::Ready(held.take().map(Frame::data).map(Ok)),
             Source::Client(inner) => inner,
         };
         loop {
@@ -111,7 +111,7 @@ impl Body for RequestBody {
         match &self.source {
             Source::Nothing => true,
             Source::Client(inner) => inner.is_end_stream(),
-            Source::Held(held) => held.is_empty(),
+            Source::Held(held) => held.is_none(),
         }
     }
 
@@ -120,7 +120,7 @@ impl Body for RequestBody {
             Source::Nothing => SizeHint::with_exact(0),
             Source::Client(inner) => inner.size_hint(),
             Source::Held(held) => {
-                SizeHint::with_exact(held.iter().map(|data| data.len() as u64).sum())
+                SizeHint::with_exact(held.as_ref().map_or(0, |held| held.len() as u64))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One connection to an upstream: it lives in a task of its own, and carries one request after the other.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use shunt_core::cluster::{Cluster, Held};
 use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::LEAST_BUFFER;
 use super::body::RequestBody;
@@ -28,6 +29,11 @@ const MAX_RESPONSE_HEADERS: usize = 60 << 10;
 const MAX_RESPONSE_HEADER_LINES: usize = 100;
 /// What nobody will wait for.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// An upstream that takes no more is waited for so long, once nobody wants anything of the connection any more.
+const ENDING: Duration = Duration::from_secs(2);
+/// One that was given back is ready as soon as its own task has run.
+const NEARLY: Duration = Duration::from_millis(100);
 
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
@@ -44,6 +50,8 @@ pub(super) struct Link {
     /// A request is under way.
     is_busy: bool,
     gauge: Gauge,
+    /// Dropped: nobody wants anything of the connection any more.
+    _wanted: oneshot::Sender<Infallible>,
     /// Who gets the socket if the upstream changes its protocol.
     upgrade: Rc<Cell<Option<oneshot::Sender<Upgraded>>>>,
 }
@@ -76,14 +84,23 @@ impl Link {
         let upgrade = Rc::<Cell<Option<oneshot::Sender<Upgraded>>>>::default();
         let wanted = Rc::clone(&upgrade);
         let alive = Alive::new(&cluster.counts);
+        let (_wanted, mut given_up) = oneshot::channel();
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
             let alive = (alive, held);
             let mut look = born + longest.min(oldest);
+            let mut is_given_up = false;
             let in_order = loop {
                 tokio::select! {
                     ended = &mut connection => break ended.is_ok(),
+                    _ = &mut given_up, if !is_given_up => {
+                        is_given_up = true;
+                        look = Instant::now() + ENDING;
+                    }
                     () = sleep_until(look) => {
+                        if is_given_up {
+                            break false;
+                        }
                         let since: Option<Instant> = idle.get();
                         look = match since {
                             Some(since) => (since + longest).min(born + oldest),
@@ -127,6 +144,7 @@ impl Link {
             request: None,
             is_busy: false,
             gauge,
+            _wanted,
             upgrade,
         })
     }
@@ -142,10 +160,16 @@ impl Link {
             || withdrawn.is_some_and(|withdrawn| withdrawn.load(Relaxed))
     }
 
-    /// Takes it out of its idleness. Did it outlive that?
-    pub(super) async fn is_ready(&mut self) -> bool {
+    /// Would it take a request at once?
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
+    pub(super) async fn wakes(&mut self) -> bool {
         self.idle_since.set(None);
-        self.sender.ready().await.is_ok()
+        let ready = timeout(NEARLY, self.sender.ready()).await;
+        matches!(ready, Ok(Ok(())))
     }
 
     pub(super) fn begins_to_wait(&self) {

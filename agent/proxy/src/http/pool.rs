@@ -219,8 +219,16 @@ impl Pool {
 
     async fn next(&self) -> Option<Link> {
         loop {
-            let mut link = self.idle.borrow_mut().pop()?;
-            if !link.is_spent() && link.is_ready().await {
+            let mut link = {
+                let mut idle = self.idle.borrow_mut();
+                // Not one whose upstream has not even taken its last request, as long as there are others.
+                let ready = idle.iter().rposition(Link::is_ready);
+                match ready {
+                    Some(at) => idle.remove(at),
+                    None => idle.pop()?,
+                }
+            };
+            if !link.is_spent() && link.wakes().await {
                 return Some(link);
             }
         }

@@ -79,6 +79,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let chain = pass.chain().map(Arc::clone).ok_or(Failure::NoChain)?;
         match &*chain {
             Chain::Http(http) => {
+                let held = cluster.hold(Resource::Request);
+                let held = held.ok_or(Failure::NoLink(NoLink::Overflow))?;
+                cluster.counts.mine().rq_total.increase();
+                self.progress.keep(held);
                 let mut response = self.pass_on(head, body, pass, http).await;
                 response.extensions_mut().insert(PassedOn);
                 self.progress.entry().sent_to(&cluster.name, Some(endpoint));

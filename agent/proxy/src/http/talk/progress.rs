@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use shunt_core::cluster::Held;
 use tokio::time::Instant;
 
 use super::{Expired, Talk, after, earliest};
@@ -26,6 +27,8 @@ pub(in crate::http) struct Progress {
     passes: Cell<Passes>,
     /// The route's, in place of the connection manager's.
     idle: Cell<Option<Duration>>,
+    /// Of a cluster's limits, where no connection of its own carries the request.
+    held: Cell<Option<Held>>,
     entry: Rc<Entry>,
 }
 
@@ -37,6 +40,11 @@ pub(in crate::http) struct Passes {
 }
 
 impl Progress {
+    /// Until the request is over.
+    pub(in crate::http) fn keep(&self, held: Held) {
+        self.held.set(Some(held));
+    }
+
     pub(super) fn new(talk: Rc<Talk>, entry: Rc<Entry>) -> Self {
         Self {
             talk,
@@ -47,6 +55,7 @@ impl Progress {
             has_body: Cell::default(),
             passes: Cell::default(),
             idle: Cell::default(),
+            held: Cell::default(),
             entry,
         }
     }
