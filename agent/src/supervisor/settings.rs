@@ -26,6 +26,8 @@ impl Supervisor {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
+                self.served.refused = Some(error.to_string());
+                self.tell_dump();
                 return;
             }
         };

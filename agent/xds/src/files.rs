@@ -1,5 +1,6 @@
 //! Files as xDS sources: each holds a `DiscoveryResponse`. One that is wrong is refused whole, and the last one that was
-//! right stays in its place.
+//! right stays in its place. Where that no longer fits either, the whole reading is refused: nothing goes out of force
+//! for being wrong.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,13 @@ pub struct Wanted {
     pub watched: Option<PathBuf>,
 }
 
+impl Wanted {
+    /// For the same resources, however it is watched.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.kind, &self.name, &self.path) == (other.kind, &other.name, &other.path)
+    }
+}
+
 /// A file as it was found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
@@ -113,6 +121,8 @@ pub(crate) struct Found {
     pub(crate) sources: Vec<Source>,
     /// Route configurations that stand in their listeners.
     pub(crate) routes: Vec<Json>,
+    /// What is wrong with files of which something is in force, and can no longer be.
+    pub(crate) lost: Vec<ConfigError>,
 }
 
 impl Files {
@@ -143,7 +153,10 @@ impl Files {
         wanted: Wanted,
         convert: &dyn Fn(&[Reader<'_>]) -> T,
     ) -> Option<T> {
-        let before = self.before.iter().find(|source| source.wanted == wanted);
+        let before = self
+            .before
+            .iter()
+            .find(|source| source.wanted.is_same_file(&wanted));
         let read = text_of(&wanted.path)
             .map_err(|error| (error, Response::default()))
             .and_then(|text| {
@@ -172,6 +185,9 @@ impl Files {
                     let (made, response) = self.parse(&known.text, &wanted, convert).ok()?;
                     Some((made, response.accepted(known.text.clone(), known.since)))
                 });
+                if known.is_some() && again.is_none() {
+                    self.found.borrow_mut().lost.push(rejected.error.clone());
+                }
                 let (made, accepted) = again.unzip();
                 (accepted, Some(rejected), made)
             }
@@ -255,13 +271,14 @@ fn text_of(path: &Path) -> Result<String, ConfigError> {
 }
 
 impl Found {
-    fn mark(&self) -> (usize, usize) {
-        (self.sources.len(), self.routes.len())
+    fn mark(&self) -> [usize; 3] {
+        [self.sources.len(), self.routes.len(), self.lost.len()]
     }
 
-    fn back_to(&mut self, (sources, routes): (usize, usize)) {
+    fn back_to(&mut self, [sources, routes, lost]: [usize; 3]) {
         self.sources.truncate(sources);
         self.routes.truncate(routes);
+        self.lost.truncate(lost);
     }
 }
 

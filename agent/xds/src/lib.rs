@@ -60,7 +60,8 @@ impl Default for Loaded {
 ///
 /// # Errors
 /// Every fault of the bootstrap: what is no such message, what is not supported and would change traffic, what is wrong
-/// in itself. Those of the files are in [`Loaded::sources`].
+/// in itself. Those of the files are in [`Loaded::sources`], but for a file that was right `before` and of which neither
+/// what it says now nor what it said then can be served: its faults.
 pub fn load(path: &Path, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
     read(&read_text(path)?, path, before).map_err(|(error, _)| error)
 }
@@ -113,8 +114,13 @@ fn read(
         (convert::bootstrap(&root), json)
     });
     let (faults, notes) = document.into_parts();
-    let Found { sources, routes } = files.found();
+    let Found {
+        sources,
+        routes,
+        mut lost,
+    } = files.found();
     match made {
+        Some(_) if faults.is_empty() && !lost.is_empty() => Err((lost.swap_remove(0), sources)),
         Some((bootstrap, json)) if faults.is_empty() => {
             let same = before.filter(|before| before.text == text);
             let since = same.map_or_else(SystemTime::now, |before| before.since);

@@ -157,6 +157,7 @@ fn the_table_says_no_more_than_is_read() {
         include_str!("convert/matchers.rs"),
         include_str!("convert/route.rs"),
         include_str!("convert/sources.rs"),
+        include_str!("convert/subsets.rs"),
         include_str!("files.rs"),
         include_str!("convert/values.rs"),
     ]

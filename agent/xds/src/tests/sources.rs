@@ -198,6 +198,49 @@ fn what_was_never_right_is_not_there() {
 }
 
 #[test]
+fn what_is_in_force_is_not_lost_to_its_surroundings() {
+    let here = Directory::new("lost");
+    let path = here.0.join("bootstrap.yaml");
+    let first = here.load(None);
+    let text = fs::read_to_string(&path).expect("a file");
+    for (own, expected) in [
+        (
+            "clusters: [{name: one}]",
+            "cds.yaml:4: resources[0].name: the bootstrap has a cluster of that name",
+        ),
+        (
+            "listeners: [{name: web, address: {socket_address: {address: 10.0.0.9, port_value: 80}}, filter_chains: [{filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: one}}]}]}]
+  clusters: [{name: another}]",
+            "lds.yaml:4: resources[0].name: the bootstrap has a listener of that name",
+        ),
+    ] {
+        let taken = format!("{text}static_resources:\n  {own}\n").replace("cluster: one}", "cluster: another}");
+        fs::write(&path, taken).expect("written");
+        let error = load(&path, Some(&first)).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // Otherwise it is as it was.
+    fs::write(&path, text).expect("written");
+    assert_eq!(here.load(Some(&first)).bootstrap, first.bootstrap);
+}
+
+#[test]
+fn a_body_that_is_gone_takes_no_routes_along() {
+    let here = Directory::new("body");
+    here.write("body.txt", "hello");
+    let respond = "direct_response: {status: 200, body: {filename: DIR/body.txt}}";
+    here.write("rds.yaml", &RDS.replace("route: {cluster: later}", respond));
+    let first = here.load(None);
+    fs::remove_file(here.0.join("body.txt")).expect("removed");
+    let path = here.0.join("bootstrap.yaml");
+    let error = load(&path, Some(&first)).expect_err("refused").to_string();
+    assert!(error.contains("body.filename: cannot read"), "{error}");
+    // Routes without it may come in their place.
+    here.write("rds.yaml", &RDS.replace("r1", "r2"));
+    assert_eq!(versions(&here.load(Some(&first)))[3], "rds r2 -");
+}
+
+#[test]
 fn names_and_addresses_of_the_bootstrap_are_its_own() {
     let here = Directory::new("own");
     let of_static = "static_resources:
