@@ -132,6 +132,32 @@ fn what_hangs_together_is_checked() {
     assert!(host.expect_err("a fault").contains("may not be changed"));
 }
 
+/// What [`PROXY`]'s cluster `one` says of its upstream connections.
+fn upstream(said: &str) -> String {
+    let faults = read(&PROXY.replace("connect_timeout: 0.25s", said));
+    faults.expect_err("a fault")
+}
+
+#[test]
+fn what_only_clients_connections_have_is_refused_of_upstreams() {
+    for option in [
+        "header_key_format: {proper_case_words: {}}",
+        "accept_http_10: true",
+        "default_host_for_http_10: a.test",
+        "allow_absolute_url: true",
+    ] {
+        let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let faults = upstream(&format!(
+            "typed_extension_protocol_options: {{{options}: {{'@type': type.googleapis.com/{options}, explicit_http_config: {{http_protocol_options: {{{option}}}}}}}}}"
+        ));
+        let field = option.split(':').next().expect("a field");
+        let fault = format!(
+            ".explicit_http_config.http_protocol_options.{field}: not supported for upstreams"
+        );
+        assert!(faults.contains(&fault), "{faults}");
+    }
+}
+
 #[test]
 fn a_bootstrap_is_told_from_the_agents_own_file() {
     assert!(is_bootstrap(PROXY));
