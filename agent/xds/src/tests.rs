@@ -159,6 +159,18 @@ fn what_only_clients_connections_have_is_refused_of_upstreams() {
 }
 
 #[test]
+fn no_transport_but_the_plain_one_is_taken_for_it() {
+    let tls = "transport_socket: {name: envoy.transport_sockets.tls}";
+    let of_cluster = upstream(tls);
+    let chain = format!("filter_chains:\n    - {tls}\n      filters:");
+    let of_chain = read(&PROXY.replace("filter_chains:\n    - filters:", &chain));
+    for faults in [of_cluster, of_chain.expect_err("a fault")] {
+        let fault = "transport_socket.typed_config: only raw_buffer is supported";
+        assert!(faults.contains(fault), "{faults}");
+    }
+}
+
+#[test]
 fn a_bootstrap_is_told_from_the_agents_own_file() {
     assert!(is_bootstrap(PROXY));
     assert!(is_bootstrap("{\"staticResources\": {}}"));

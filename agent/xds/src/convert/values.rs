@@ -58,7 +58,8 @@ pub(super) fn plain_transport(reader: &Reader<'_>) {
     let inner = socket.message("typed_config");
     let inner = inner.and_then(|any| any.unpacked());
     let raw = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-    if inner.is_some_and(|inner| inner.type_name() != raw) {
+    // Without one, its name would say what it is: that may be TLS.
+    if inner.is_none_or(|inner| inner.type_name() != raw) {
         socket.fault("typed_config", "only raw_buffer is supported");
     }
 }
