@@ -3,13 +3,13 @@
 //! for being wrong.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use prost_reflect::DescriptorPool;
 use serde_json::Value as Json;
-use shunt_core::config::file::{ConfigError, Fault, read_text, yaml_tree};
+use shunt_core::config::file::{ConfigError, Fault, read_text_of_file, yaml_tree};
 
 use crate::document::Document;
 use crate::dump::json;
@@ -157,7 +157,7 @@ impl Files {
             .before
             .iter()
             .find(|source| source.wanted.is_same_file(&wanted));
-        let read = text_of(&wanted.path)
+        let read = read_text_of_file(&wanted.path)
             .map_err(|error| (error, Response::default()))
             .and_then(|text| {
                 let (made, response) = self.parse(&text, &wanted, convert)?;
@@ -254,20 +254,6 @@ impl Files {
             }
         }
     }
-}
-
-/// Not of a pipe: nobody waits for its writer.
-fn text_of(path: &Path) -> Result<String, ConfigError> {
-    let is_other = std::fs::metadata(path).is_ok_and(|file| !file.is_file());
-    if is_other {
-        let fault = Fault {
-            line: None,
-            field: String::new(),
-            message: "this is no file".to_owned(),
-        };
-        return Err(ConfigError::new(path.display(), vec![fault]));
-    }
-    read_text(path)
 }
 
 impl Found {

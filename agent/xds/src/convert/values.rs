@@ -1,8 +1,10 @@
 //! Small messages that stand in many places.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use ipnet::IpNet;
+use shunt_core::config::file::read_file;
 use shunt_core::http::format::Format;
 use shunt_core::route::{AppendAction, HeaderAddition, HeaderMutations, Mutations};
 
@@ -158,7 +160,7 @@ pub(super) fn status(reader: &Reader<'_>, name: &str) -> u16 {
 }
 
 /// Bytes of a file that a configuration names: they are held as long as the configuration is.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: usize = 1 << 20;
 
 /// Of a `DataSource`.
 pub(super) fn data(source: &Reader<'_>) -> Vec<u8> {
@@ -166,12 +168,6 @@ pub(super) fn data(source: &Reader<'_>) -> Vec<u8> {
         let text = source.text("inline_string").into_bytes();
         return source.bytes("inline_bytes").unwrap_or(text);
     }
-    let read = source.parsed("filename", |name| {
-        match std::fs::metadata(name).map(|meta| meta.len()) {
-            Ok(size) if size > MAX_FILE => Err(format!("{size} bytes, more than {MAX_FILE}")),
-            Ok(_) => std::fs::read(name).map_err(|error| format!("cannot read {name}: {error}")),
-            Err(error) => Err(format!("cannot read {name}: {error}")),
-        }
-    });
+    let read = source.parsed("filename", |name| read_file(Path::new(name), MAX_FILE));
     read.unwrap_or_default()
 }

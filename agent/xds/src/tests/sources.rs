@@ -241,6 +241,24 @@ fn a_body_that_is_gone_takes_no_routes_along() {
 }
 
 #[test]
+fn a_body_is_no_pipe_and_has_an_end() {
+    let here = Directory::new("pipe");
+    let pipe = here.0.join("pipe").display().to_string();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    here.write("long.txt", &"x".repeat((1 << 20) + 1));
+    for (file, expected) in [
+        ("pipe", "this is no file"),
+        ("long.txt", "more than 1048576 bytes"),
+    ] {
+        let body = format!("direct_response: {{status: 200, body: {{filename: DIR/{file}}}}}");
+        here.write("rds.yaml", &RDS.replace("route: {cluster: later}", &body));
+        let faults = check(&here.0.join("bootstrap.yaml")).expect_err("faults");
+        assert!(faults[0].to_string().contains(expected), "{faults:?}");
+    }
+}
+
+#[test]
 fn names_and_addresses_of_the_bootstrap_are_its_own() {
     let here = Directory::new("own");
     let of_static = "static_resources:
