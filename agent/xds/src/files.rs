@@ -3,7 +3,8 @@
 //! for being wrong.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -52,6 +53,9 @@ impl Kind {
         }
     }
 }
+
+/// What files held when they were looked at, by their paths.
+pub type Texts = HashMap<PathBuf, String>;
 
 /// A file that a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +117,8 @@ pub struct Resource {
 pub(crate) struct Files {
     pool: DescriptorPool,
     before: Vec<Source>,
+    /// Each is read once: what is made of it twice is made of the same.
+    texts: RefCell<HashMap<PathBuf, Result<String, ConfigError>>>,
     found: RefCell<Found>,
 }
 
@@ -126,11 +132,14 @@ pub(crate) struct Found {
 }
 
 impl Files {
-    /// `before`: of the reading before.
-    pub(crate) fn new(before: &[Source]) -> Rc<Self> {
+    /// `before`: of the reading before. `texts`: what need not be read any more.
+    pub(crate) fn new(before: &[Source], texts: &Texts) -> Rc<Self> {
+        let known = texts.iter();
+        let known = known.map(|(path, text)| (path.clone(), Ok(text.clone())));
         Rc::new(Self {
             pool: descriptors::pool(),
             before: before.to_vec(),
+            texts: RefCell::new(known.collect()),
             found: RefCell::default(),
         })
     }
@@ -157,7 +166,8 @@ impl Files {
             .before
             .iter()
             .find(|source| source.wanted.is_same_file(&wanted));
-        let read = read_text_of_file(&wanted.path)
+        let read = self
+            .text(&wanted.path)
             .map_err(|error| (error, Response::default()))
             .and_then(|text| {
                 let (made, response) = self.parse(&text, &wanted, convert)?;
@@ -202,6 +212,12 @@ impl Files {
             });
         }
         made
+    }
+
+    pub(crate) fn text(&self, path: &Path) -> Result<String, ConfigError> {
+        let mut texts = self.texts.borrow_mut();
+        let text = texts.entry(path.to_owned());
+        text.or_insert_with(|| read_text_of_file(path)).clone()
     }
 
     fn parse<T>(
@@ -293,6 +309,7 @@ impl Default for Files {
         Self {
             pool: descriptors::pool(),
             before: Vec::new(),
+            texts: RefCell::default(),
             found: RefCell::default(),
         }
     }

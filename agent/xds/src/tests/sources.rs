@@ -35,7 +35,8 @@ impl Directory {
     }
 
     fn load(&self, before: Option<&Loaded>) -> Loaded {
-        load(&self.0.join("bootstrap.yaml"), before).unwrap_or_else(|error| panic!("{error}"))
+        load(&self.0.join("bootstrap.yaml"), before, &Texts::new())
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -216,7 +217,7 @@ fn what_is_in_force_is_not_lost_to_its_surroundings() {
     ] {
         let taken = format!("{text}static_resources:\n  {own}\n").replace("cluster: one}", "cluster: another}");
         fs::write(&path, taken).expect("written");
-        let error = load(&path, Some(&first)).expect_err("refused").to_string();
+        let error = load(&path, Some(&first), &Texts::new()).expect_err("refused").to_string();
         assert!(error.contains(expected), "{error}");
     }
     // Otherwise it is as it was.
@@ -233,11 +234,38 @@ fn a_body_that_is_gone_takes_no_routes_along() {
     let first = here.load(None);
     fs::remove_file(here.0.join("body.txt")).expect("removed");
     let path = here.0.join("bootstrap.yaml");
-    let error = load(&path, Some(&first)).expect_err("refused").to_string();
+    let error = load(&path, Some(&first), &Texts::new())
+        .expect_err("refused")
+        .to_string();
     assert!(error.contains("body.filename: cannot read"), "{error}");
     // Routes without it may come in their place.
     here.write("rds.yaml", &RDS.replace("r1", "r2"));
     assert_eq!(versions(&here.load(Some(&first)))[3], "rds r2 -");
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_read() {
+    let here = Directory::new("looked");
+    let path = here.0.join("bootstrap.yaml");
+    let texts = ["bootstrap.yaml", "rds.yaml"].map(|name| {
+        let path = here.0.join(name);
+        let text = fs::read_to_string(&path).expect("a file");
+        (path, text)
+    });
+    here.write("rds.yaml", &RDS.replace("r1", "r2"));
+    here.write("bootstrap.yaml", "");
+    let loaded = load(&path, None, &Texts::from(texts)).expect("it is right");
+    assert_eq!(versions(&loaded)[3], "rds r1 -");
+}
+
+#[test]
+fn a_file_is_read_once() {
+    let here = Directory::new("once");
+    let files = Files::new(&[], &Texts::new());
+    let path = here.0.join("rds.yaml");
+    let first = files.text(&path).expect("a file");
+    here.write("rds.yaml", "");
+    assert_eq!(files.text(&path).expect("a file"), first);
 }
 
 #[test]
