@@ -337,6 +337,9 @@ impl Supervisor {
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
             self.data_plane.kill();
         }
+        if shunt_xds::let_go(Instant::now()) {
+            shunt_intercept::memory::give_back();
+        }
         self.attachments.catch_up();
         self.take_over();
         self.look();

@@ -23,6 +23,7 @@ use std::time::SystemTime;
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::file::{ConfigError, Fault, read_text, yaml_tree};
 
+pub use self::descriptors::let_go;
 use self::document::Document;
 pub use self::files::{Accepted, Kind, Rejected, Resource, Source, Texts, Wanted};
 use self::files::{Files, Found};
