@@ -2,7 +2,7 @@
 //! right stays in its place. Where that no longer fits either, the whole reading is refused: nothing goes out of force
 //! for being wrong.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -119,6 +119,8 @@ pub(crate) struct Files {
     before: Vec<Source>,
     /// Each is read once: what is made of it twice is made of the same.
     texts: RefCell<HashMap<PathBuf, Result<String, ConfigError>>>,
+    /// Every cluster that the listeners being read may name is there.
+    pub(crate) are_clusters_known: Cell<bool>,
     found: RefCell<Found>,
 }
 
@@ -140,6 +142,7 @@ impl Files {
             pool: descriptors::pool(),
             before: before.to_vec(),
             texts: RefCell::new(known.collect()),
+            are_clusters_known: Cell::default(),
             found: RefCell::default(),
         })
     }
@@ -310,6 +313,7 @@ impl Default for Files {
             pool: descriptors::pool(),
             before: Vec::new(),
             texts: RefCell::default(),
+            are_clusters_known: Cell::default(),
             found: RefCell::default(),
         }
     }

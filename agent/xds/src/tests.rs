@@ -159,6 +159,55 @@ fn what_only_clients_connections_have_is_refused_of_upstreams() {
 }
 
 #[test]
+fn what_would_be_empty_in_a_header_is_refused_there() {
+    for format in [
+        "LOCAL_REPLY_BODY",
+        "RESPONSE_FLAGS",
+        "RESPONSE_CODE_DETAILS",
+        "DURATION",
+    ] {
+        let faults = read(&PROXY.replace("%REQ(x-user)%", &format!("a %{format}%")));
+        let faults = faults.expect_err("a fault");
+        let path = "virtual_hosts[0].request_headers_to_add[0].header.value: ";
+        assert!(
+            faults.contains(path) && faults.contains("in local_reply_config only"),
+            "{faults}"
+        );
+    }
+    let mapper = "local_reply_config: {mappers: [{filter: {status_code_filter: {comparison: {op: EQ, value: {default_value: 404, runtime_key: x}}}}, headers_to_add: [{header: {key: x-why, value: '%RESPONSE_CODE_DETAILS%'}}]}]}";
+    let ours = read(&PROXY.replace("use_remote_address: true", mapper));
+    assert!(ours.is_ok(), "{ours:?}");
+}
+
+#[test]
+fn what_would_change_traffic_is_not_passed_over() {
+    for (with, without, fault) in [
+        (
+            "http_protocol_options: {allow_absolute_url: false}",
+            "use_remote_address: true",
+            "http_protocol_options.allow_absolute_url: only true is supported",
+        ),
+        (
+            "priority: HIGH, prefix_rewrite: /b",
+            "prefix_rewrite: /b",
+            "routes[0].route.priority: only DEFAULT is supported",
+        ),
+    ] {
+        let faults = read(&PROXY.replace(without, with)).expect_err("a fault");
+        assert!(faults.contains(fault), "{faults}");
+    }
+    // Where they are validated they may say so.
+    let validated = PROXY.replace(
+        "name: local",
+        "name: local\n            validate_clusters: true",
+    );
+    assert!(read(&validated).is_ok());
+    let later = read(&(validated + "dynamic_resources: {cds_config: {path: /none}}\n"));
+    let fault = "route_config.validate_clusters: not supported for these routes";
+    assert!(later.expect_err("a fault").contains(fault));
+}
+
+#[test]
 fn no_transport_but_the_plain_one_is_taken_for_it() {
     let tls = "transport_socket: {name: envoy.transport_sockets.tls}";
     let of_cluster = upstream(tls);

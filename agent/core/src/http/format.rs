@@ -117,6 +117,18 @@ impl Format {
         })
     }
 
+    /// Does it ask for what is known of the proxy's own replies alone?
+    pub fn is_of_local_replies(&self) -> bool {
+        use Part::{Duration, LocalReplyBody, ResponseCodeDetails, ResponseFlags};
+        let is_theirs = |part: &Part| {
+            matches!(
+                part,
+                LocalReplyBody | ResponseFlags | ResponseCodeDetails | Duration
+            )
+        };
+        self.parts.iter().any(is_theirs)
+    }
+
     /// The bytes, which may be none.
     pub fn render<'a>(&'a self, known: &Known<'_>) -> Cow<'a, [u8]> {
         match self.parts.as_slice() {

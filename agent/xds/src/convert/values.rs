@@ -92,7 +92,20 @@ fn header_mutations(reader: &Reader<'_>, kind: &str) -> HeaderMutations {
     }
 }
 
+/// To requests, and to responses whosesoever they are.
 pub(super) fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
+    let addition = reply_addition(option)?;
+    if addition.value.is_of_local_replies() {
+        option.fault(
+            "header.value",
+            "%LOCAL_REPLY_BODY%, %RESPONSE_FLAGS%, %RESPONSE_CODE_DETAILS% and %DURATION% are supported in local_reply_config only",
+        );
+    }
+    Some(addition)
+}
+
+/// To the proxy's own replies.
+pub(super) fn reply_addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     let header = option.required("header", option.message("header"))?;
     let name = header_name(&header, "key")?;
     let append = option.bool("append");
