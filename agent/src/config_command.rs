@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use shunt_core::config::file::{self, ConfigError, Fault};
-use shunt_xds::Loaded;
+use shunt_xds::{Loaded, Texts};
 
 use crate::cli::{self, ConfigArgs, ConfigCommand, EX_USAGE, Format};
 use crate::dump::with_own;
@@ -42,7 +42,7 @@ fn dump(path: &Path, format: Format) -> ExitCode {
     let read = file::load(path).and_then(|config| {
         let loaded = match format {
             Format::Table => Loaded::default(),
-            Format::Json => run::read_bootstrap(&config, None)?,
+            Format::Json => run::read_bootstrap(&config, None, &Texts::new())?,
         };
         Ok((config, loaded))
     });

@@ -8,7 +8,7 @@ use nix::mount::{MsFlags, mount};
 use shunt_core::config::Config;
 use shunt_core::config::file::{self, ConfigError};
 use shunt_intercept::memory;
-use shunt_xds::Loaded;
+use shunt_xds::{Loaded, Texts};
 
 use crate::cli::{self, EX_USAGE, RunArgs};
 use crate::{privileges, seccomp, supervisor, will};
@@ -50,29 +50,40 @@ fn could_succeed(line: &str) -> ExitCode {
 /// # Errors
 /// Every fault, each with its line and field.
 pub fn read(args: &RunArgs, path: Option<&Path>) -> Result<(Config, Loaded), ConfigError> {
-    let config = read_config(args, path)?;
-    let loaded = read_bootstrap(&config, None)?;
+    let config = read_config(args, path, &Texts::new())?;
+    let loaded = read_bootstrap(&config, None, &Texts::new())?;
     Ok((config, loaded))
 }
 
+/// `texts`: what has been read already.
+///
 /// # Errors
 /// As [`read`].
-pub fn read_config(args: &RunArgs, path: Option<&Path>) -> Result<Config, ConfigError> {
-    let config = match path {
-        Some(path) => file::load(path)?,
+pub fn read_config(
+    args: &RunArgs,
+    path: Option<&Path>,
+    texts: &Texts,
+) -> Result<Config, ConfigError> {
+    let config = match path.map(|path| (path, texts.get(path))) {
+        Some((path, Some(text))) => file::parse(text, path)?,
+        Some((path, None)) => file::load(path)?,
         None => Config::default(),
     };
     file::apply_flags(config, args.mode, &args.workloads)
 }
 
-/// `before`: what was read of the same bootstrap last.
+/// `before`: what was read of the same bootstrap last; `texts`: what has been read already.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_bootstrap(config: &Config, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
+pub fn read_bootstrap(
+    config: &Config,
+    before: Option<&Loaded>,
+    texts: &Texts,
+) -> Result<Loaded, ConfigError> {
     match &config.bootstrap {
         Some(path) => {
-            let loaded = shunt_xds::load(path, before);
+            let loaded = shunt_xds::load(path, before, texts);
             // Reading takes many times the memory of what is read.
             memory::give_back();
             loaded

@@ -323,6 +323,9 @@ impl Supervisor {
         }
         self.go_on_with_upgrade();
         self.go_on_with_succession();
+        if shunt_xds::let_go(Instant::now()) {
+            shunt_intercept::memory::give_back();
+        }
         self.take_over();
         self.follow_cgroups();
         self.look();

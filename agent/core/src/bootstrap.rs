@@ -117,6 +117,8 @@ impl Tables {
                 known => {
                     if let Some(known) = known {
                         cluster.counts = known.counts.clone();
+                        // Live connections and requests count on.
+                        cluster.in_use = known.in_use.clone();
                     }
                     Arc::new(cluster)
                 }

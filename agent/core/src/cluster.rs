@@ -61,15 +61,10 @@ impl Default for ClusterLimits {
     }
 }
 
-/// What there is of a cluster now. It is no part of what the cluster is: all are equal, and a copy begins at none.
-#[derive(Debug, Default)]
-pub struct InUse([AtomicU32; 3]);
-
-impl Clone for InUse {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
+/// What there is of a cluster now, whatever becomes of its configuration. It is no part of what the cluster is: all are
+/// equal, and copies count together.
+#[derive(Clone, Debug, Default)]
+pub struct InUse(Arc<[AtomicU32; 3]>);
 
 impl PartialEq for InUse {
     fn eq(&self, _: &Self) -> bool {
@@ -88,13 +83,13 @@ pub enum Resource {
 /// Counts as in use until it is dropped.
 #[derive(Debug)]
 pub struct Held {
-    cluster: Arc<Cluster>,
+    of: InUse,
     what: Resource,
 }
 
 impl Cluster {
     /// One more, unless there are as many as there may be.
-    pub fn hold(self: &Arc<Self>, what: Resource) -> Option<Held> {
+    pub fn hold(&self, what: Resource) -> Option<Held> {
         let most = match what {
             Resource::Connection => self.limits.connections,
             Resource::Pending => self.limits.pending,
@@ -106,32 +101,49 @@ impl Cluster {
     }
 
     /// One more in any case.
-    pub fn hold_anyway(self: &Arc<Self>, what: Resource) -> Held {
+    pub fn hold_anyway(&self, what: Resource) -> Held {
         self.in_use.0[what as usize].fetch_add(1, Relaxed);
         self.held(what)
     }
 
-    fn held(self: &Arc<Self>, what: Resource) -> Held {
+    fn held(&self, what: Resource) -> Held {
         Held {
-            cluster: Arc::clone(self),
+            of: self.in_use.clone(),
             what,
         }
     }
 
     /// Is a connection of one the same as of the other, whomever it is to?
     pub fn connects_as(&self, other: &Self) -> bool {
-        let alike = |cluster: &Self| Self {
-            endpoints: Vec::new(),
-            subsets: None,
-            ..cluster.clone()
-        };
-        alike(self) == alike(other)
+        // Every field is looked at, or left out on purpose.
+        let Self {
+            name,
+            endpoints: _,
+            balance,
+            subsets: _,
+            to_original,
+            connect_timeout,
+            idle_timeout,
+            max_requests_per_connection,
+            max_connection_duration,
+            limits,
+            in_use: _,
+            counts: _,
+        } = self;
+        *name == other.name
+            && *balance == other.balance
+            && *to_original == other.to_original
+            && *connect_timeout == other.connect_timeout
+            && *idle_timeout == other.idle_timeout
+            && *max_requests_per_connection == other.max_requests_per_connection
+            && *max_connection_duration == other.max_connection_duration
+            && *limits == other.limits
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.cluster.in_use.0[self.what as usize].fetch_sub(1, Relaxed);
+        self.of.0[self.what as usize].fetch_sub(1, Relaxed);
     }
 }
 

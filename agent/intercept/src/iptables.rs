@@ -51,11 +51,9 @@ use crate::{Backend, Enrolment, Finding, InterceptError, Marks};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// Of more workloads than these every other one is refreshed at a time, so each every 500 ms, which still is twice as
-/// often as its switch wants: an idle node costs no more then.
+/// Of more workloads than these every other one is refreshed at a time: each every 500 ms, twice as often as its switch wants.
 const MANY: usize = 64;
 
-/// See the head of this module.
 #[derive(Debug)]
 pub struct IptablesBackend {
     marks: Marks,
@@ -95,7 +93,7 @@ impl IptablesBackend {
     /// With this dead-man switch instead of the first that works.
     ///
     /// # Errors
-    /// As [`IptablesBackend::new`].
+    /// As of [`IptablesBackend::new`].
     pub fn with_dead_man(marks: Marks, wanted: Option<DeadMan>) -> Result<Self, InterceptError> {
         let tools = Tools::find()?;
         let abilities = Abilities::new(&tools, wanted);

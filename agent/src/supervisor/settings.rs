@@ -15,11 +15,12 @@ use crate::run;
 impl Supervisor {
     /// A correct file is applied, a wrong one refused whole.
     pub(super) fn reload(&mut self, args: &RunArgs, source: &mut ConfigSource) {
-        let read = run::read_config(args, source.path()).and_then(|new| {
+        let texts = source.texts();
+        let read = run::read_config(args, source.path(), &texts).and_then(|new| {
             source.follow(new.bootstrap.as_deref());
             let before =
                 Some(&self.served.loaded).filter(|_| new.bootstrap == self.config.bootstrap);
-            let loaded = run::read_bootstrap(&new, before)?;
+            let loaded = run::read_bootstrap(&new, before, &texts)?;
             Ok((new, loaded))
         });
         // Thousands of routes take some tenths of a second.
@@ -28,6 +29,8 @@ impl Supervisor {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!("the changed configuration is wrong, the old one stays\n{error}");
+                self.served.refused = Some(error.to_string());
+                self.tell_dump();
                 return;
             }
         };

@@ -14,7 +14,6 @@ use shunt_core::config::file;
 use shunt_core::explain::Inquiry;
 use shunt_core::status::WorkloadState;
 use shunt_core::tap::TapRequest;
-use shunt_intercept::memory;
 use shunt_telemetry::logging::LogLevel;
 use shunt_telemetry::metrics::{self, Sources};
 use tokio::net::{TcpListener, UnixListener};
@@ -181,12 +180,10 @@ impl Api {
     fn config_dump(&self, query: &DumpQuery) -> Answer {
         let view = self.view.borrow();
         let dump = crate::dump::with_own(&view.dump, &view.config);
-        let answer = match envoy::selected(dump, query) {
+        match envoy::selected(dump, query) {
             Ok(part) => Answer::json(&part),
             Err(error) => text(NOT_FOUND, format!("{error}\n")),
-        };
-        memory::give_back();
-        answer
+        }
     }
 
     fn listeners(&self, shape: Shape) -> Answer {

@@ -343,8 +343,8 @@ impl Control {
             ToWorker::Bootstrap { part, last } => {
                 if let Some(text) = self.bootstrap.add(&part, last) {
                     let read = serde_json::from_str(&text).context("cannot read the bootstrap")?;
+                    // Its dump follows, and then memory is given back.
                     self.view.borrow_mut().set_bootstrap(read);
-                    memory::give_back();
                 }
             }
             ToWorker::Dump { part, last } => {

@@ -37,6 +37,8 @@ pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
         clusters.extend(found.unwrap_or_default());
     }
 
+    let are_known = &root.files().are_clusters_known;
+    are_known.set(cds.is_none());
     let readers = list("listeners").unwrap_or_default();
     let mut listeners = listeners(&readers, &[]);
     if cds.is_none() {
@@ -46,6 +48,7 @@ pub(crate) fn bootstrap(root: &Reader<'_>) -> Bootstrap {
             }
         }
     }
+    are_known.set(false);
     if let Some(lds) = source("lds_config") {
         let found = sources::read(&lds, Kind::Listeners, "", |readers| {
             self::listeners(readers, &listeners)

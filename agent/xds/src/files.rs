@@ -1,14 +1,16 @@
 //! Files as xDS sources: each holds a `DiscoveryResponse`. One that is wrong is refused whole, and the last one that was
-//! right stays in its place.
+//! right stays in its place. Where that no longer fits either, the whole reading is refused: nothing goes out of force
+//! for being wrong.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use prost_reflect::DescriptorPool;
 use serde_json::Value as Json;
-use shunt_core::config::file::{ConfigError, Fault, read_text, yaml_tree};
+use shunt_core::config::file::{ConfigError, Fault, read_text_of_file, yaml_tree};
 
 use crate::document::Document;
 use crate::dump::json;
@@ -52,6 +54,9 @@ impl Kind {
     }
 }
 
+/// What files held when they were looked at, by their paths.
+pub type Texts = HashMap<PathBuf, String>;
+
 /// A file that a configuration names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -61,6 +66,13 @@ pub struct Wanted {
     pub path: PathBuf,
     /// `watched_directory`.
     pub watched: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// For the same resources, however it is watched.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.kind, &self.name, &self.path) == (other.kind, &other.name, &other.path)
+    }
 }
 
 /// A file as it was found.
@@ -105,6 +117,10 @@ pub struct Resource {
 pub(crate) struct Files {
     pool: DescriptorPool,
     before: Vec<Source>,
+    /// Each is read once: what is made of it twice is made of the same.
+    texts: RefCell<HashMap<PathBuf, Result<String, ConfigError>>>,
+    /// Every cluster that the listeners being read may name is there.
+    pub(crate) are_clusters_known: Cell<bool>,
     found: RefCell<Found>,
 }
 
@@ -113,14 +129,20 @@ pub(crate) struct Found {
     pub(crate) sources: Vec<Source>,
     /// Route configurations that stand in their listeners.
     pub(crate) routes: Vec<Json>,
+    /// What is wrong with files of which something is in force, and can no longer be.
+    pub(crate) lost: Vec<ConfigError>,
 }
 
 impl Files {
-    /// `before`: of the reading before.
-    pub(crate) fn new(before: &[Source]) -> Rc<Self> {
+    /// `before`: of the reading before. `texts`: what need not be read any more.
+    pub(crate) fn new(before: &[Source], texts: &Texts) -> Rc<Self> {
+        let known = texts.iter();
+        let known = known.map(|(path, text)| (path.clone(), Ok(text.clone())));
         Rc::new(Self {
             pool: descriptors::pool(),
             before: before.to_vec(),
+            texts: RefCell::new(known.collect()),
+            are_clusters_known: Cell::default(),
             found: RefCell::default(),
         })
     }
@@ -143,8 +165,12 @@ impl Files {
         wanted: Wanted,
         convert: &dyn Fn(&[Reader<'_>]) -> T,
     ) -> Option<T> {
-        let before = self.before.iter().find(|source| source.wanted == wanted);
-        let read = text_of(&wanted.path)
+        let before = self
+            .before
+            .iter()
+            .find(|source| source.wanted.is_same_file(&wanted));
+        let read = self
+            .text(&wanted.path)
             .map_err(|error| (error, Response::default()))
             .and_then(|text| {
                 let (made, response) = self.parse(&text, &wanted, convert)?;
@@ -172,6 +198,9 @@ impl Files {
                     let (made, response) = self.parse(&known.text, &wanted, convert).ok()?;
                     Some((made, response.accepted(known.text.clone(), known.since)))
                 });
+                if known.is_some() && again.is_none() {
+                    self.found.borrow_mut().lost.push(rejected.error.clone());
+                }
                 let (made, accepted) = again.unzip();
                 (accepted, Some(rejected), made)
             }
@@ -186,6 +215,12 @@ impl Files {
             });
         }
         made
+    }
+
+    pub(crate) fn text(&self, path: &Path) -> Result<String, ConfigError> {
+        let mut texts = self.texts.borrow_mut();
+        let text = texts.entry(path.to_owned());
+        text.or_insert_with(|| read_text_of_file(path)).clone()
     }
 
     fn parse<T>(
@@ -240,28 +275,15 @@ impl Files {
     }
 }
 
-/// Not of a pipe: nobody waits for its writer.
-fn text_of(path: &Path) -> Result<String, ConfigError> {
-    let is_other = std::fs::metadata(path).is_ok_and(|file| !file.is_file());
-    if is_other {
-        let fault = Fault {
-            line: None,
-            field: String::new(),
-            message: "this is no file".to_owned(),
-        };
-        return Err(ConfigError::new(path.display(), vec![fault]));
-    }
-    read_text(path)
-}
-
 impl Found {
-    fn mark(&self) -> (usize, usize) {
-        (self.sources.len(), self.routes.len())
+    fn mark(&self) -> [usize; 3] {
+        [self.sources.len(), self.routes.len(), self.lost.len()]
     }
 
-    fn back_to(&mut self, (sources, routes): (usize, usize)) {
+    fn back_to(&mut self, [sources, routes, lost]: [usize; 3]) {
         self.sources.truncate(sources);
         self.routes.truncate(routes);
+        self.lost.truncate(lost);
     }
 }
 
@@ -290,6 +312,8 @@ impl Default for Files {
         Self {
             pool: descriptors::pool(),
             before: Vec::new(),
+            texts: RefCell::default(),
+            are_clusters_known: Cell::default(),
             found: RefCell::default(),
         }
     }

@@ -23,8 +23,9 @@ use std::time::SystemTime;
 use shunt_core::bootstrap::Bootstrap;
 use shunt_core::config::file::{ConfigError, Fault, read_text, yaml_tree};
 
+pub use self::descriptors::let_go;
 use self::document::Document;
-pub use self::files::{Accepted, Kind, Rejected, Resource, Source, Wanted};
+pub use self::files::{Accepted, Kind, Rejected, Resource, Source, Texts, Wanted};
 use self::files::{Files, Found};
 use self::reader::Reader;
 
@@ -56,13 +57,18 @@ impl Default for Loaded {
 }
 
 /// Reads an Envoy bootstrap file, YAML or JSON, and the files that it names. `before`: of such a file that is wrong by
-/// now, what was right then is taken.
+/// now, what was right then is taken. `texts`: what has been read already.
 ///
 /// # Errors
 /// Every fault of the bootstrap: what is no such message, what is not supported and would change traffic, what is wrong
-/// in itself. Those of the files are in [`Loaded::sources`].
-pub fn load(path: &Path, before: Option<&Loaded>) -> Result<Loaded, ConfigError> {
-    read(&read_text(path)?, path, before).map_err(|(error, _)| error)
+/// in itself. Those of the files are in [`Loaded::sources`], but for a file that was right `before` and of which neither
+/// what it says now nor what it said then can be served: its faults.
+pub fn load(path: &Path, before: Option<&Loaded>, texts: &Texts) -> Result<Loaded, ConfigError> {
+    let loaded = match texts.get(path) {
+        Some(text) => read(text, path, before, texts),
+        None => read(&read_text(path)?, path, before, texts),
+    };
+    loaded.map_err(|(error, _)| error)
 }
 
 /// As [`load`]; `file` is only its name for messages.
@@ -70,7 +76,7 @@ pub fn load(path: &Path, before: Option<&Loaded>) -> Result<Loaded, ConfigError>
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, file: &Path) -> Result<Loaded, ConfigError> {
-    read(text, file, None).map_err(|(error, _)| error)
+    read(text, file, None, &Texts::new()).map_err(|(error, _)| error)
 }
 
 /// As [`load`], but for whoever wants to know of everything that is wrong anywhere.
@@ -79,7 +85,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Loaded, ConfigError> {
 /// One for each file with faults.
 pub fn check(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
     let text = read_text(path).map_err(|error| vec![error])?;
-    let (own, sources) = match read(&text, path, None) {
+    let (own, sources) = match read(&text, path, None, &Texts::new()) {
         Ok(loaded) => match loaded
             .sources
             .iter()
@@ -102,9 +108,10 @@ fn read(
     text: &str,
     file: &Path,
     before: Option<&Loaded>,
+    texts: &Texts,
 ) -> Result<Loaded, (ConfigError, Vec<Source>)> {
     let tree = yaml_tree(text, &file.display()).map_err(|error| (error, Vec::new()))?;
-    let files = Files::new(before.map_or(&[], |before| &before.sources));
+    let files = Files::new(before.map_or(&[], |before| &before.sources), texts);
     let document = Document::new(std::rc::Rc::clone(&files));
     let made = yaml::read(&tree, files.pool(), descriptors::BOOTSTRAP, &document).map(|message| {
         support::judge(&message, &document);
@@ -113,8 +120,13 @@ fn read(
         (convert::bootstrap(&root), json)
     });
     let (faults, notes) = document.into_parts();
-    let Found { sources, routes } = files.found();
+    let Found {
+        sources,
+        routes,
+        mut lost,
+    } = files.found();
     match made {
+        Some(_) if faults.is_empty() && !lost.is_empty() => Err((lost.swap_remove(0), sources)),
         Some((bootstrap, json)) if faults.is_empty() => {
             let same = before.filter(|before| before.text == text);
             let since = same.map_or_else(SystemTime::now, |before| before.since);

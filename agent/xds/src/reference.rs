@@ -26,9 +26,8 @@ Header values may have these format strings: `%REQ(NAME?OTHER):LENGTH%`, `%RESP(
 `%DOWNSTREAM_REMOTE_ADDRESS%`, `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`, `%DOWNSTREAM_LOCAL_ADDRESS%`, each also with
 `_WITHOUT_PORT`, and as `%DOWNSTREAM_REMOTE_PORT%`, `%DOWNSTREAM_DIRECT_REMOTE_PORT%`, `%DOWNSTREAM_LOCAL_PORT%`;
 `%UPSTREAM_HOST%`, `%UPSTREAM_REMOTE_ADDRESS%`, `%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%`, `%UPSTREAM_REMOTE_PORT%`,
-`%UPSTREAM_CLUSTER%`, `%ROUTE_NAME%`, `%PROTOCOL%`, `%RESPONSE_CODE%`, and `%%`. Bodies of local replies also have
-`%LOCAL_REPLY_BODY%`, `%RESPONSE_FLAGS%`, `%RESPONSE_CODE_DETAILS%` and `%DURATION%`, which are empty in headers but those of
-`local_reply_config`.
+`%UPSTREAM_CLUSTER%`, `%ROUTE_NAME%`, `%PROTOCOL%`, `%RESPONSE_CODE%`, and `%%`. Headers and bodies of `local_reply_config` also
+have `%LOCAL_REPLY_BODY%`, `%RESPONSE_FLAGS%`, `%RESPONSE_CODE_DETAILS%` and `%DURATION%`; elsewhere these are refused.
 ";
 
 /// The whole text.

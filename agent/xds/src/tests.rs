@@ -132,6 +132,93 @@ fn what_hangs_together_is_checked() {
     assert!(host.expect_err("a fault").contains("may not be changed"));
 }
 
+/// What [`PROXY`]'s cluster `one` says of its upstream connections.
+fn upstream(said: &str) -> String {
+    let faults = read(&PROXY.replace("connect_timeout: 0.25s", said));
+    faults.expect_err("a fault")
+}
+
+#[test]
+fn what_only_clients_connections_have_is_refused_of_upstreams() {
+    for option in [
+        "header_key_format: {proper_case_words: {}}",
+        "accept_http_10: true",
+        "default_host_for_http_10: a.test",
+        "allow_absolute_url: true",
+    ] {
+        let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        let faults = upstream(&format!(
+            "typed_extension_protocol_options: {{{options}: {{'@type': type.googleapis.com/{options}, explicit_http_config: {{http_protocol_options: {{{option}}}}}}}}}"
+        ));
+        let field = option.split(':').next().expect("a field");
+        let fault = format!(
+            ".explicit_http_config.http_protocol_options.{field}: not supported for upstreams"
+        );
+        assert!(faults.contains(&fault), "{faults}");
+    }
+}
+
+#[test]
+fn what_would_be_empty_in_a_header_is_refused_there() {
+    for format in [
+        "LOCAL_REPLY_BODY",
+        "RESPONSE_FLAGS",
+        "RESPONSE_CODE_DETAILS",
+        "DURATION",
+    ] {
+        let faults = read(&PROXY.replace("%REQ(x-user)%", &format!("a %{format}%")));
+        let faults = faults.expect_err("a fault");
+        let path = "virtual_hosts[0].request_headers_to_add[0].header.value: ";
+        assert!(
+            faults.contains(path) && faults.contains("in local_reply_config only"),
+            "{faults}"
+        );
+    }
+    let mapper = "local_reply_config: {mappers: [{filter: {status_code_filter: {comparison: {op: EQ, value: {default_value: 404, runtime_key: x}}}}, headers_to_add: [{header: {key: x-why, value: '%RESPONSE_CODE_DETAILS%'}}]}]}";
+    let ours = read(&PROXY.replace("use_remote_address: true", mapper));
+    assert!(ours.is_ok(), "{ours:?}");
+}
+
+#[test]
+fn what_would_change_traffic_is_not_passed_over() {
+    for (with, without, fault) in [
+        (
+            "http_protocol_options: {allow_absolute_url: false}",
+            "use_remote_address: true",
+            "http_protocol_options.allow_absolute_url: only true is supported",
+        ),
+        (
+            "priority: HIGH, prefix_rewrite: /b",
+            "prefix_rewrite: /b",
+            "routes[0].route.priority: only DEFAULT is supported",
+        ),
+    ] {
+        let faults = read(&PROXY.replace(without, with)).expect_err("a fault");
+        assert!(faults.contains(fault), "{faults}");
+    }
+    // Where they are validated they may say so.
+    let validated = PROXY.replace(
+        "name: local",
+        "name: local\n            validate_clusters: true",
+    );
+    assert!(read(&validated).is_ok());
+    let later = read(&(validated + "dynamic_resources: {cds_config: {path: /none}}\n"));
+    let fault = "route_config.validate_clusters: not supported for these routes";
+    assert!(later.expect_err("a fault").contains(fault));
+}
+
+#[test]
+fn no_transport_but_the_plain_one_is_taken_for_it() {
+    let tls = "transport_socket: {name: envoy.transport_sockets.tls}";
+    let of_cluster = upstream(tls);
+    let chain = format!("filter_chains:\n    - {tls}\n      filters:");
+    let of_chain = read(&PROXY.replace("filter_chains:\n    - filters:", &chain));
+    for faults in [of_cluster, of_chain.expect_err("a fault")] {
+        let fault = "transport_socket.typed_config: only raw_buffer is supported";
+        assert!(faults.contains(fault), "{faults}");
+    }
+}
+
 #[test]
 fn upgrades_are_read_and_what_is_none_is_refused() {
     let connect = "{upgrade_type: CONNECT, connect_config: {}}";

@@ -291,6 +291,30 @@ fn headers() -> Vec<Case> {
             "x-gone: 1\nx-user: alice-b\nx-over: old\nx-absent: old\nx-if: old\nx-both: client\n",
         ),
         get(
+            "forward: whom it is from",
+            all,
+            "/mutated",
+            "user-agent: me\nx-client-port: ?\nx-forwarded-for: 10.9.9.9, 10.8.8.8\n",
+        ),
+        get(
+            "forward: whom it is from, in two lines",
+            all,
+            "/mutated",
+            "user-agent: me\nx-forwarded-for: 10.9.9.9\nx-forwarded-for: fd00::8\n",
+        ),
+        get(
+            "forward: from nobody",
+            all,
+            "/mutated",
+            "user-agent: me\nx-forwarded-for: 10.9.9.9, unknown\n",
+        ),
+        get(
+            "forward: from somebody's port",
+            all,
+            "/mutated",
+            "user-agent: me\nx-forwarded-for: 10.9.9.9:80\n",
+        ),
+        get(
             "forward: headers added",
             all,
             "/mutated",

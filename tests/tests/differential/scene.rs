@@ -17,6 +17,8 @@ use crate::message::{Message, Reader};
 
 /// A proxy that says nothing for so long has nothing to say.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Who closes with an answer has done so by then.
+const A_MOMENT: Duration = Duration::from_millis(30);
 
 pub struct Scene {
     world: World,
@@ -145,6 +147,7 @@ impl Scene {
             });
             let _ = stream.shutdown(Shutdown::Write);
         }
+        let wire = stream.try_clone().expect("a clone");
         let mut reader = Reader::new(stream);
         let mut responses = Vec::new();
         let mut end = "open";
@@ -189,6 +192,15 @@ impl Scene {
                 Ok(None) => "closed",
                 Ok(Some(_)) => "more",
                 Err(_) => "open, and said to be closed",
+            };
+        }
+        if end == "open" && !is_last && !responses.is_empty() && !case.ends {
+            wire.set_read_timeout(Some(A_MOMENT)).expect("a timeout");
+            end = match wire.peek(&mut [0]) {
+                Ok(0) => "closed, and not said to be",
+                Ok(_) => "more",
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => "open",
+                Err(_) => "reset",
             };
         }
         drop(reader);

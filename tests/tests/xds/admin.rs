@@ -163,14 +163,16 @@ fn compare(mine: &Value, theirs: &Value, at: &str, strange: &mut Vec<String>) {
         (mine, theirs) => {
             let differ = [
                 "last_updated",
-                "uptime",
+                "uptime_current_epoch",
+                "uptime_all_epochs",
                 "version",
+                "hot_restart_version",
                 "state",
                 "concurrency",
                 "config_path",
             ];
-            let is_free =
-                differ.iter().any(|word| at.contains(word)) && !at.contains("version_info");
+            let last = at.rsplit(' ').next().unwrap_or_default();
+            let is_free = differ.contains(&last);
             let is_alike = match is_free {
                 true => std::mem::discriminant(mine) == std::mem::discriminant(theirs),
                 false => mine == theirs,

@@ -61,3 +61,40 @@ fn numbers_go_on_in_the_next_configuration() {
     let cluster = next.cluster("c").expect("a cluster");
     assert_eq!(cluster.counts.sum(|one| &one.rq_total), 2);
 }
+
+#[test]
+fn what_is_in_use_stays_in_use_when_the_endpoints_change() {
+    use crate::cluster::{Endpoint, Resource};
+    let mut changed = bootstrap(80);
+    changed.clusters[0].limits.requests = 1;
+    let first = Tables::new(changed.clone(), &Tables::default());
+    let held = first
+        .cluster("c")
+        .expect("a cluster")
+        .hold(Resource::Request);
+    assert!(held.is_some());
+    changed.clusters[0].endpoints.push(Endpoint {
+        addr: SocketAddr::from(([10, 0, 0, 2], 80)),
+        hostname: String::new(),
+        weight: 1,
+    });
+    let next = Tables::new(changed, &first);
+    let cluster = next.cluster("c").expect("a cluster");
+    assert!(cluster.hold(Resource::Request).is_none());
+    drop((first, held));
+    assert!(cluster.hold(Resource::Request).is_some());
+}
+
+#[test]
+fn connections_are_the_same_but_for_whom_they_are_to() {
+    let one = bootstrap(80).clusters.remove(0);
+    let mut other = one.clone();
+    other.endpoints.push(crate::cluster::Endpoint {
+        addr: SocketAddr::from(([10, 0, 0, 2], 80)),
+        hostname: String::new(),
+        weight: 1,
+    });
+    assert!(one.connects_as(&other));
+    other.connect_timeout *= 2;
+    assert!(!one.connects_as(&other));
+}

@@ -126,15 +126,51 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// It cannot be read, or it is no text.
 pub fn read_text(path: &Path) -> Result<String, ConfigError> {
     let refuse = |line, message| ConfigError::whole(path.display(), line, message);
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_SIZE as u64 + 1).read_to_end(&mut bytes))
+    let bytes = read_up_to(path, MAX_SIZE + 1)
         .map_err(|error| refuse(None, format!("cannot read the file: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         refuse(Some(line), "this is not UTF-8 text".to_owned())
     })
+}
+
+/// The text of a file that a running agent reads: not of a pipe, nobody waits for its writer.
+///
+/// # Errors
+/// As of [`read_text`], or it is no file.
+pub fn read_text_of_file(path: &Path) -> Result<String, ConfigError> {
+    check_is_file(path).map_err(|message| ConfigError::whole(path.display(), None, message))?;
+    read_text(path)
+}
+
+/// The content of a file that a running agent reads; `most`: bytes.
+///
+/// # Errors
+/// It cannot be read, is no file, or is longer.
+pub fn read_file(path: &Path, most: usize) -> Result<Vec<u8>, String> {
+    check_is_file(path)?;
+    let bytes = read_up_to(path, most + 1)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    match bytes.len() > most {
+        true => Err(format!("{} has more than {most} bytes", path.display())),
+        false => Ok(bytes),
+    }
+}
+
+/// What is not there is told of when it is read.
+fn check_is_file(path: &Path) -> Result<(), String> {
+    match std::fs::metadata(path) {
+        Ok(other) if !other.is_file() => Err("this is no file".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn read_up_to(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The YAML tree of a text whose meaning somebody else knows. Its scalars are what stands in the text.

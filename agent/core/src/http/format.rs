@@ -48,6 +48,8 @@ pub enum Value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Downstream,
+    /// Whose connection it is, whatever anybody says.
+    Direct,
     Upstream,
 }
 
@@ -71,6 +73,8 @@ pub struct Known<'a> {
     pub protocol: &'a str,
     pub response_code: Option<u16>,
     pub client: SocketAddr,
+    /// Whose connection it is, whatever a PROXY header or `x-forwarded-for` says.
+    pub direct_client: SocketAddr,
     pub listener: SocketAddr,
     pub upstream: Option<SocketAddr>,
     pub route: &'a str,
@@ -115,6 +119,18 @@ impl Format {
             text: text.to_owned(),
             parts,
         })
+    }
+
+    /// Does it ask for what is known of the proxy's own replies alone?
+    pub fn is_of_local_replies(&self) -> bool {
+        use Part::{Duration, LocalReplyBody, ResponseCodeDetails, ResponseFlags};
+        let is_theirs = |part: &Part| {
+            matches!(
+                part,
+                LocalReplyBody | ResponseFlags | ResponseCodeDetails | Duration
+            )
+        };
+        self.parts.iter().any(is_theirs)
     }
 
     /// The bytes, which may be none.
@@ -187,7 +203,7 @@ fn part(command: &str) -> Result<Part, String> {
         };
         Ok((first.to_ascii_lowercase(), second, length))
     };
-    use End::{Downstream, Upstream};
+    use End::{Direct, Downstream, Upstream};
     use Piece::{Address, Port, Whole};
     let part = match name {
         "REQ" => {
@@ -198,12 +214,12 @@ fn part(command: &str) -> Result<Part, String> {
             let (first, second, length) = headers()?;
             return Ok(Part::Response(first, second, length));
         }
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => {
-            Part::Peer(Downstream, Whole)
-        }
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT"
-        | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Part::Peer(Downstream, Address),
-        "DOWNSTREAM_REMOTE_PORT" | "DOWNSTREAM_DIRECT_REMOTE_PORT" => Part::Peer(Downstream, Port),
+        "DOWNSTREAM_REMOTE_ADDRESS" => Part::Peer(Downstream, Whole),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Part::Peer(Downstream, Address),
+        "DOWNSTREAM_REMOTE_PORT" => Part::Peer(Downstream, Port),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Part::Peer(Direct, Whole),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Part::Peer(Direct, Address),
+        "DOWNSTREAM_DIRECT_REMOTE_PORT" => Part::Peer(Direct, Port),
         "DOWNSTREAM_LOCAL_ADDRESS" => Part::Local(Downstream, Whole),
         "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Part::Local(Downstream, Address),
         "DOWNSTREAM_LOCAL_PORT" => Part::Local(Downstream, Port),
@@ -259,6 +275,7 @@ impl Part {
                 extend(out, values.next().as_deref(), *length);
             }
             Self::Peer(End::Downstream, piece) => address(out, Some(known.client), *piece),
+            Self::Peer(End::Direct, piece) => address(out, Some(known.direct_client), *piece),
             Self::Peer(End::Upstream, piece) => address(out, known.upstream, *piece),
             Self::Local(_, piece) => address(out, Some(known.listener), *piece),
             Self::Protocol => out.extend_from_slice(known.protocol.as_bytes()),

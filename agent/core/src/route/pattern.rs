@@ -1,6 +1,7 @@
 //! Matches of texts.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
@@ -14,26 +15,34 @@ const MAX_PROGRAM: usize = 1 << 20;
 pub struct Pattern {
     text: String,
     whole: Regex,
-    anywhere: Regex,
+    /// Made when something is rewritten by it.
+    anywhere: OnceLock<Option<Regex>>,
 }
 
 impl Pattern {
     /// # Errors
     /// It is none, or too large.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let compile = |text: &str| {
-            // As RE2 has it: `\d` and the like are of ASCII.
-            regex::bytes::RegexBuilder::new(text)
-                .unicode(false)
-                .size_limit(MAX_PROGRAM)
-                .build()
-                .map_err(|error| format!("not a regular expression: {error}"))
-        };
+        let wrong = |error| format!("not a regular expression: {error}");
+        // `a)(b` is none, though it is one between the brackets.
+        let syntax = regex_syntax::ParserBuilder::new()
+            .unicode(false)
+            .utf8(false)
+            .build();
+        let parsed = { syntax }.parse(text);
+        parsed.map_err(|error| wrong(error.to_string()))?;
+        let whole = compile(&format!(r"\A(?:{text})\z"));
         Ok(Self {
             text: text.to_owned(),
-            anywhere: compile(text)?,
-            whole: compile(&format!(r"\A(?:{text})\z"))?,
+            anywhere: OnceLock::new(),
+            whole: whole.map_err(|error| wrong(error.to_string()))?,
         })
+    }
+
+    /// `None`: too large, which substitutions are checked for.
+    fn anywhere(&self) -> Option<&Regex> {
+        let regex = self.anywhere.get_or_init(|| compile(&self.text).ok());
+        regex.as_ref()
     }
 
     /// From beginning to end.
@@ -43,8 +52,10 @@ impl Pattern {
 
     /// With `substitution` in every place that matches; `\1` is the first group, `\0` all of it.
     pub fn replace_all(&self, text: &str, substitution: &str) -> String {
-        let replaced = self
-            .anywhere
+        let Some(anywhere) = self.anywhere() else {
+            return text.to_owned();
+        };
+        let replaced = anywhere
             .replace_all(text.as_bytes(), |found: &regex::bytes::Captures<'_>| {
                 expand(found, substitution)
             });
@@ -54,6 +65,10 @@ impl Pattern {
     /// # Errors
     /// It names a group that is not there, or ends in a backslash.
     pub fn check_substitution(&self, substitution: &str) -> Result<(), String> {
+        let anywhere = self.anywhere();
+        let groups = anywhere
+            .ok_or("the expression is too large")?
+            .captures_len();
         let mut characters = substitution.chars();
         while let Some(character) = characters.next() {
             if character != '\\' {
@@ -64,13 +79,21 @@ impl Pattern {
                 Some(digit)
                     if digit
                         .to_digit(10)
-                        .is_some_and(|group| (group as usize) < self.anywhere.captures_len()) => {}
+                        .is_some_and(|group| (group as usize) < groups) => {}
                 Some(other) => return Err(format!("`\\{other}` is no group of the expression")),
                 None => return Err("ends in a backslash".to_owned()),
             }
         }
         Ok(())
     }
+}
+
+fn compile(text: &str) -> Result<Regex, regex::Error> {
+    // As RE2 has it: `\d` and the like are of ASCII.
+    regex::bytes::RegexBuilder::new(text)
+        .unicode(false)
+        .size_limit(MAX_PROGRAM)
+        .build()
 }
 
 fn expand(found: &regex::bytes::Captures<'_>, substitution: &str) -> Vec<u8> {
@@ -208,6 +231,8 @@ mod tests {
         );
         assert!(pattern.check_substitution(r"\2\\\0").is_ok());
         assert!(pattern.check_substitution(r"\3").is_err());
-        assert!(Pattern::parse("(").is_err());
+        for wrong in ["(", "a)(b", "[z-a]"] {
+            assert!(Pattern::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -134,6 +134,10 @@ impl Upstreams {
         let mut all = self.0.clusters.borrow_mut();
         for (_, mut known) in std::mem::take(&mut *all) {
             let now = snapshot.proxy.cluster(&known.cluster.name);
+            if now.is_some_and(|now| Arc::ptr_eq(now, &known.cluster)) {
+                all.insert(Arc::as_ptr(&known.cluster), known);
+                continue;
+            }
             let now = now.filter(|now| now.connects_as(&known.cluster));
             known.pools.retain(|(addr, _), pool| {
                 let stays = now.is_some_and(|now| now.to_original.is_some() || now.has(*addr));

@@ -31,6 +31,8 @@ pub(super) struct Head {
     pub(super) version: Version,
     /// Without `host`.
     pub(super) headers: HeaderMap,
+    /// Whom it is from, where proxies before this one are believed.
+    pub(super) client: Option<SocketAddr>,
 }
 
 /// Why a request is answered without being routed.
@@ -114,6 +116,7 @@ impl Head {
             authority,
             version,
             headers,
+            client: None,
         })
     }
 
@@ -157,6 +160,10 @@ impl Head {
         if let Some(expected) = expected {
             self.headers.insert(header::EXPECT, expected);
         }
+        self.client = match manager.use_remote_address {
+            true => None,
+            false => self.last_forwarded_for(),
+        };
         if manager.use_remote_address {
             if !manager.skip_xff_append {
                 append(
@@ -186,6 +193,13 @@ impl Head {
             append(&mut self.headers, &header::VIA, &manager.via, ", ");
         }
         received
+    }
+
+    /// As the proxy before this one has it: without its port, and nobody where that is no address.
+    fn last_forwarded_for(&self) -> Option<SocketAddr> {
+        let said = self.headers.get_all(X_FORWARDED_FOR).iter().next_back()?;
+        let last = said.to_str().ok()?.rsplit(',').next()?;
+        Some(SocketAddr::new(last.trim().parse().ok()?, 0))
     }
 
     /// Few requests have any of them, and most names are none at the first look.

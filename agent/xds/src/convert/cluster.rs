@@ -176,8 +176,9 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
         match options {
             Some(options) if name == PROTOCOL_OPTIONS => {
                 // HTTP/1.1 is what there is. Others are not in the table.
-                if options.message("explicit_http_config").is_none() {
-                    options.fault("explicit_http_config", "is required");
+                match options.message("explicit_http_config") {
+                    None => options.fault("explicit_http_config", "is required"),
+                    Some(explicit) => nothing_of_http1(&explicit),
                 }
                 found = Some(options);
             }
@@ -185,6 +186,16 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
         }
     }
     found
+}
+
+/// The fields of the message are those of connection managers.
+fn nothing_of_http1(explicit: &Reader<'_>) {
+    let http1 = explicit.message("http_protocol_options");
+    for http1 in http1.iter() {
+        for (field, _) in http1.raw().fields() {
+            http1.fault(field.name(), "not supported for upstreams");
+        }
+    }
 }
 
 /// `None`, as long as no file with them was right: there is no healthy upstream then.

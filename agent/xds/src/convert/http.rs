@@ -36,6 +36,9 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
         None => match reader.required("route_config", reader.message("route_config")) {
             Some(routes) => {
                 routes.note_routes();
+                if !routes.files().are_clusters_known.get() {
+                    not_validated(&routes);
+                }
                 route::configuration(&routes)
             }
             None => RouteConfiguration::default(),
@@ -46,6 +49,11 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
     let http1 = http1.as_ref();
     let flag = |name| http1.is_some_and(|options| options.is(name));
     let key_format = http1.and_then(|options| options.message("header_key_format"));
+    if let Some(http1) = http1
+        && http1.bool("allow_absolute_url") == Some(false)
+    {
+        http1.fault("allow_absolute_url", "only true is supported");
+    }
     let strip_any = reader.is("strip_any_host_port");
     let strip_matching = reader.is("strip_matching_host_port");
     if strip_any && strip_matching {
@@ -134,9 +142,19 @@ fn by_rds(rds: &Reader<'_>) -> RouteConfiguration {
         return RouteConfiguration::default();
     };
     let found = sources::read(&source, Kind::Routes, &name, |readers| {
-        sources::only(readers, "name", &name).map(|reader| route::configuration(&reader))
+        sources::only(readers, "name", &name).map(|reader| {
+            not_validated(&reader);
+            route::configuration(&reader)
+        })
     });
     found.flatten().unwrap_or_default()
+}
+
+/// A cluster that they name may come later, or never.
+fn not_validated(routes: &Reader<'_>) {
+    if routes.is("validate_clusters") {
+        routes.fault("validate_clusters", "not supported for these routes");
+    }
 }
 
 fn limits(reader: &Reader<'_>) -> HttpLimits {

@@ -6,7 +6,7 @@ use shunt_core::http::local_reply::{
 };
 
 use super::matchers::header;
-use super::values::{addition, data, is_line, status};
+use super::values::{data, is_line, reply_addition, status};
 use crate::reader::Reader;
 
 /// What Envoy may say of a request.
@@ -39,7 +39,7 @@ fn mapper(reader: &Reader<'_>) -> Option<Mapper> {
             .then(|| status(reader, "status_code")),
         body: reader.message("body").map(|body| data(&body)),
         format: format.and_then(|format| body_format(&format)),
-        add: add.iter().filter_map(addition).collect(),
+        add: add.iter().filter_map(reply_addition).collect(),
         filter: filter.and_then(|filter| reply_filter(&filter))?,
     })
 }

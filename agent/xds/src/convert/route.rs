@@ -144,6 +144,9 @@ fn check_rewrite(reader: &Reader<'_>, matches: &RouteMatch, action: &Action) {
 fn forward(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Forward> {
     let not_found = reader.choice("cluster_not_found_response_code");
     let metadata = metadata(reader, "metadata_match");
+    if reader.choice("priority") != "DEFAULT" {
+        reader.fault("priority", "only DEFAULT is supported");
+    }
     Some(Forward {
         target: target(reader, &metadata)?,
         metadata,

@@ -1,8 +1,10 @@
 //! Small messages that stand in many places.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use ipnet::IpNet;
+use shunt_core::config::file::read_file;
 use shunt_core::http::format::Format;
 use shunt_core::route::{AppendAction, HeaderAddition, HeaderMutations, Mutations};
 
@@ -58,7 +60,8 @@ pub(super) fn plain_transport(reader: &Reader<'_>) {
     let inner = socket.message("typed_config");
     let inner = inner.and_then(|any| any.unpacked());
     let raw = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-    if inner.is_some_and(|inner| inner.type_name() != raw) {
+    // Without one, its name would say what it is: that may be TLS.
+    if inner.is_none_or(|inner| inner.type_name() != raw) {
         socket.fault("typed_config", "only raw_buffer is supported");
     }
 }
@@ -89,7 +92,20 @@ fn header_mutations(reader: &Reader<'_>, kind: &str) -> HeaderMutations {
     }
 }
 
+/// To requests, and to responses whosesoever they are.
 pub(super) fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
+    let addition = reply_addition(option)?;
+    if addition.value.is_of_local_replies() {
+        option.fault(
+            "header.value",
+            "%LOCAL_REPLY_BODY%, %RESPONSE_FLAGS%, %RESPONSE_CODE_DETAILS% and %DURATION% are supported in local_reply_config only",
+        );
+    }
+    Some(addition)
+}
+
+/// To the proxy's own replies.
+pub(super) fn reply_addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     let header = option.required("header", option.message("header"))?;
     let name = header_name(&header, "key")?;
     if FRAMING.contains(&name.as_str()) {
@@ -166,7 +182,7 @@ pub(super) fn status(reader: &Reader<'_>, name: &str) -> u16 {
 }
 
 /// Bytes of a file that a configuration names: they are held as long as the configuration is.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: usize = 1 << 20;
 
 /// Of a `DataSource`.
 pub(super) fn data(source: &Reader<'_>) -> Vec<u8> {
@@ -174,12 +190,6 @@ pub(super) fn data(source: &Reader<'_>) -> Vec<u8> {
         let text = source.text("inline_string").into_bytes();
         return source.bytes("inline_bytes").unwrap_or(text);
     }
-    let read = source.parsed("filename", |name| {
-        match std::fs::metadata(name).map(|meta| meta.len()) {
-            Ok(size) if size > MAX_FILE => Err(format!("{size} bytes, more than {MAX_FILE}")),
-            Ok(_) => std::fs::read(name).map_err(|error| format!("cannot read {name}: {error}")),
-            Err(error) => Err(format!("cannot read {name}: {error}")),
-        }
-    });
+    let read = source.parsed("filename", |name| read_file(Path::new(name), MAX_FILE));
     read.unwrap_or_default()
 }

@@ -289,7 +289,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
-        fields: &[honoured("http_protocol_options")],
+        fields: &[within("http_protocol_options", "with no field set")],
     },
     Row {
         message: "envoy.config.core.v3.TransportSocket",

@@ -105,7 +105,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("accept_http_10"),
             honoured("default_host_for_http_10"),
             within("header_key_format", "proper_case_words"),
-            no_effect("allow_absolute_url", "it is always allowed"),
+            within("allow_absolute_url", "true"),
         ],
     },
     Row {
@@ -129,9 +129,9 @@ pub(super) const ROWS: &[Row] = &[
             honoured("typed_per_filter_config"),
             honoured("ignore_port_in_host_matching"),
             honoured("max_direct_response_body_size_bytes"),
-            no_effect(
+            within(
                 "validate_clusters",
-                "every cluster that a route names must be there",
+                "true only of routes that stand in the bootstrap's own listeners, and without cds_config; they are always validated",
             ),
             no_effect("metadata", "nothing reads it"),
         ],
@@ -269,10 +269,7 @@ pub(super) const ROWS: &[Row] = &[
             honoured("timeout"),
             honoured("idle_timeout"),
             within("upgrade_configs", "any but CONNECT-UDP"),
-            no_effect(
-                "priority",
-                "requests of all priorities count as DEFAULT for circuit_breakers",
-            ),
+            within("priority", "DEFAULT"),
         ],
     },
     Row {

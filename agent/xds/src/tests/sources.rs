@@ -35,7 +35,8 @@ impl Directory {
     }
 
     fn load(&self, before: Option<&Loaded>) -> Loaded {
-        load(&self.0.join("bootstrap.yaml"), before).unwrap_or_else(|error| panic!("{error}"))
+        load(&self.0.join("bootstrap.yaml"), before, &Texts::new())
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -195,6 +196,94 @@ fn what_was_never_right_is_not_there() {
     let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     assert!(faults[0].contains("`s` is expected here"), "{faults:?}");
     assert!(faults[1].contains("rds.yaml: cannot read"), "{faults:?}");
+}
+
+#[test]
+fn what_is_in_force_is_not_lost_to_its_surroundings() {
+    let here = Directory::new("lost");
+    let path = here.0.join("bootstrap.yaml");
+    let first = here.load(None);
+    let text = fs::read_to_string(&path).expect("a file");
+    for (own, expected) in [
+        (
+            "clusters: [{name: one}]",
+            "cds.yaml:4: resources[0].name: the bootstrap has a cluster of that name",
+        ),
+        (
+            "listeners: [{name: web, address: {socket_address: {address: 10.0.0.9, port_value: 80}}, filter_chains: [{filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: one}}]}]}]
+  clusters: [{name: another}]",
+            "lds.yaml:4: resources[0].name: the bootstrap has a listener of that name",
+        ),
+    ] {
+        let taken = format!("{text}static_resources:\n  {own}\n").replace("cluster: one}", "cluster: another}");
+        fs::write(&path, taken).expect("written");
+        let error = load(&path, Some(&first), &Texts::new()).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // Otherwise it is as it was.
+    fs::write(&path, text).expect("written");
+    assert_eq!(here.load(Some(&first)).bootstrap, first.bootstrap);
+}
+
+#[test]
+fn a_body_that_is_gone_takes_no_routes_along() {
+    let here = Directory::new("body");
+    here.write("body.txt", "hello");
+    let respond = "direct_response: {status: 200, body: {filename: DIR/body.txt}}";
+    here.write("rds.yaml", &RDS.replace("route: {cluster: later}", respond));
+    let first = here.load(None);
+    fs::remove_file(here.0.join("body.txt")).expect("removed");
+    let path = here.0.join("bootstrap.yaml");
+    let error = load(&path, Some(&first), &Texts::new())
+        .expect_err("refused")
+        .to_string();
+    assert!(error.contains("body.filename: cannot read"), "{error}");
+    // Routes without it may come in their place.
+    here.write("rds.yaml", &RDS.replace("r1", "r2"));
+    assert_eq!(versions(&here.load(Some(&first)))[3], "rds r2 -");
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_read() {
+    let here = Directory::new("looked");
+    let path = here.0.join("bootstrap.yaml");
+    let texts = ["bootstrap.yaml", "rds.yaml"].map(|name| {
+        let path = here.0.join(name);
+        let text = fs::read_to_string(&path).expect("a file");
+        (path, text)
+    });
+    here.write("rds.yaml", &RDS.replace("r1", "r2"));
+    here.write("bootstrap.yaml", "");
+    let loaded = load(&path, None, &Texts::from(texts)).expect("it is right");
+    assert_eq!(versions(&loaded)[3], "rds r1 -");
+}
+
+#[test]
+fn a_file_is_read_once() {
+    let here = Directory::new("once");
+    let files = Files::new(&[], &Texts::new());
+    let path = here.0.join("rds.yaml");
+    let first = files.text(&path).expect("a file");
+    here.write("rds.yaml", "");
+    assert_eq!(files.text(&path).expect("a file"), first);
+}
+
+#[test]
+fn a_body_is_no_pipe_and_has_an_end() {
+    let here = Directory::new("pipe");
+    let pipe = here.0.join("pipe").display().to_string();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    here.write("long.txt", &"x".repeat((1 << 20) + 1));
+    for (file, expected) in [
+        ("pipe", "this is no file"),
+        ("long.txt", "more than 1048576 bytes"),
+    ] {
+        let body = format!("direct_response: {{status: 200, body: {{filename: DIR/{file}}}}}");
+        here.write("rds.yaml", &RDS.replace("route: {cluster: later}", &body));
+        let faults = check(&here.0.join("bootstrap.yaml")).expect_err("faults");
+        assert!(faults[0].to_string().contains(expected), "{faults:?}");
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn known() -> Known<'static> {
         protocol: "HTTP/1.1",
         response_code: Some(204),
         client: "10.0.0.9:4000".parse().expect("an address"),
+        direct_client: "10.0.0.8:5000".parse().expect("an address"),
         listener: "[fd00::1]:80".parse().expect("an address"),
         upstream: None,
         route: "r1",
@@ -99,4 +100,14 @@ fn what_is_not_understood_is_refused() {
     ] {
         assert!(Format::parse(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn whose_connection_it_is_is_told_from_whom_it_is_for() {
+    let text = "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_PORT%";
+    assert_eq!(rendered(text), "10.0.0.9:4000 10.0.0.8:5000 5000");
+    assert_eq!(
+        rendered("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"),
+        "10.0.0.8"
+    );
 }
