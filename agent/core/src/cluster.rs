@@ -126,6 +126,7 @@ impl Cluster {
             idle_timeout,
             max_requests_per_connection,
             max_connection_duration,
+            trailers,
             limits,
             in_use: _,
             counts: _,
@@ -137,6 +138,7 @@ impl Cluster {
             && *idle_timeout == other.idle_timeout
             && *max_requests_per_connection == other.max_requests_per_connection
             && *max_connection_duration == other.max_connection_duration
+            && *trailers == other.trailers
             && *limits == other.limits
     }
 }
