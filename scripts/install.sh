@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs a built agent as a systemd service, or takes it away again.
+# Installs a built agent as a systemd service, with the CNI plugin beside it, or takes both away again.
 #
-#   cargo build --release && sudo scripts/install.sh [--prefix DIR]
+#   cargo build --release -p shunt -p shunt-cni && sudo scripts/install.sh [--prefix DIR]
 #   sudo scripts/install.sh --remove [--prefix DIR]
 #
 # DIR (default /) is put before every path: for packagers. Only without it is the service started or stopped.
@@ -9,7 +9,7 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-binary=$here/../target/release/shunt
+built=$here/../target/release
 prefix=
 remove=no
 while [ $# -gt 0 ]; do
@@ -27,13 +27,21 @@ systemd() { if [ -z "$prefix" ] && [ -d /run/systemd/system ]; then systemctl "$
 if [ $remove = yes ]; then
     systemd disable --now shunt.service || true
     if [ -z "$prefix" ] && [ -x /usr/local/bin/shunt ]; then /usr/local/bin/shunt cleanup; fi
-    rm -f "$prefix/usr/local/bin/shunt" "$prefix/etc/systemd/system/shunt.service"
+    rm -f "$prefix/usr/local/bin/shunt" "$prefix/usr/local/bin/shunt-cni" "$prefix/etc/systemd/system/shunt.service"
     systemd daemon-reload
     exit 0
 fi
 
-[ -x "$binary" ] || { echo "install.sh: $binary is not there: cargo build --release first" >&2; exit 1; }
-install -D -m 0755 "$binary" "$prefix/usr/local/bin/shunt"
+# `shunt cni install` looks for the plugin beside itself.
+for program in shunt shunt-cni; do
+    [ -x "$built/$program" ] || {
+        echo "install.sh: $built/$program is not there: cargo build --release -p shunt -p shunt-cni first" >&2
+        exit 1
+    }
+done
+for program in shunt shunt-cni; do
+    install -D -m 0755 "$built/$program" "$prefix/usr/local/bin/$program"
+done
 install -D -m 0644 "$here/shunt.service" "$prefix/etc/systemd/system/shunt.service"
 if [ ! -e "$prefix/etc/shunt/shunt.yaml" ]; then
     install -D -m 0644 "$here/shunt.yaml" "$prefix/etc/shunt/shunt.yaml"

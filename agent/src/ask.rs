@@ -27,6 +27,22 @@ pub fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
     })
 }
 
+/// Has something done, which may take as long as `patience`.
+///
+/// # Errors
+/// No agent answers in time, or it says why it is not done.
+pub fn post(socket: &Path, path: &str, patience: Duration) -> Result<()> {
+    runtime()?.block_on(async {
+        let request = shunt_admin::client::request(socket, "POST", path, None);
+        let answer = tokio::time::timeout(patience, request).await;
+        let (status, body) = answer.context("the agent did not answer in time")??;
+        match status {
+            StatusCode::OK => Ok(()),
+            status => Err(refused(status, &body)),
+        }
+    })
+}
+
 /// As [`get`], of an answer that is told by and by.
 pub async fn telling(socket: &Path, path: &str) -> Result<Telling> {
     let begun = tokio::time::timeout(PATIENCE, Telling::begin(socket, path)).await;

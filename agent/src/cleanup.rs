@@ -57,11 +57,9 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
 }
 
 /// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves,
-/// or through which flows of one still go, are left alone; and those to `spare`.
-pub fn remove_leftovers(extent: Extent, spare: &[PathBuf]) -> Vec<String> {
+/// or through which flows of one still go, are left alone; and those to `spare`, by their inodes.
+pub fn remove_leftovers(extent: Extent, spare: &[u64]) -> Vec<String> {
     let mut told = Vec::new();
-    let inode = |path: &PathBuf| fs::metadata(path).map(|metadata| metadata.ino());
-    let spare: Vec<u64> = spare.iter().flat_map(inode).collect();
     let found = namespaces().into_iter();
     for (_, path) in found.filter(|(inode, _)| !spare.contains(inode)) {
         match clean_namespace(&path, extent) {

@@ -47,6 +47,8 @@ pub enum Command {
     Tap(TapArgs),
     /// Remove everything that agents which are gone have left behind
     Cleanup(CleanupArgs),
+    /// Put the program on disk in the place of the one that runs; nobody is refused, reset or let past
+    Upgrade(UpgradeArgs),
     /// Look at a configuration
     Config(ConfigArgs),
     /// Put the CNI plugin in its place on this node, keep it there, or take it away
@@ -70,6 +72,12 @@ pub struct RunArgs {
     /// In a container: make its own /proc/sys writable, by which clients' addresses are kept
     #[arg(long)]
     pub writable_sysctls: bool,
+    /// Go on from what the program before has left in this process, under this number
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    pub succeeds: Option<i32>,
+    /// Only say whether this program could go on from one of this line, with this configuration
+    #[arg(long, hide = true, value_name = "LINE")]
+    pub could_succeed: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -189,6 +197,37 @@ pub struct CleanupArgs {
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  install -m 755 shunt.new /usr/bin/shunt && shunt upgrade
+  shunt upgrade data-plane
+  shunt upgrade -o json | jq .after.worker_pid
+
+The program is the file that the agent was started from. The supervisor keeps its process id. A new data
+plane is told everything and takes the same listening sockets; then the one before accepts no more, and
+lets its connections end for as long as `timeouts.upgrade` says (15 min). A program that cannot take over
+is found out before anything has changed.
+
+Exit code 0: the new one serves; 1: no agent, or it is not upgraded, and why; 64: wrong usage.")]
+pub struct UpgradeArgs {
+    #[command(flatten)]
+    pub output: Output,
+    /// The agent's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/shunt/admin.sock")]
+    pub socket: PathBuf,
+    /// What is replaced
+    #[arg(value_enum, value_name = "PART", default_value = "all")]
+    pub part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The process that carries connections
+    DataPlane,
+    /// The supervisor, in the same process, and then the data plane
+    All,
 }
 
 #[derive(Debug, Args)]

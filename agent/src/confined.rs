@@ -13,6 +13,8 @@ use crate::{privileges, seccomp};
 /// # Errors
 /// Something could not be given up, and the process must not go on; or there is no channel on its standard input.
 pub fn begin() -> Result<(OwnedFd, Runtime)> {
+    // Its file may have been a number when it was run.
+    let _ = rustix::thread::set_name(c"shunt");
     privileges::drop_all()?;
     seccomp::permit_needed()?;
     let socket = std::io::stdin()

@@ -70,14 +70,6 @@ impl Heartbeats {
             .write_all_at(&monotonic_ns().to_ne_bytes(), offset(slot))
     }
 
-    /// Forgets earlier beats: those of a data plane that has died.
-    ///
-    /// # Errors
-    /// As for [`Heartbeats::beat`].
-    pub fn clear(&self) -> io::Result<()> {
-        (0..self.slots).try_for_each(|slot| self.page.write_all_at(&[0; 8], offset(slot)))
-    }
-
     /// The oldest slot's age; `None` when one never beat.
     pub fn oldest(&self) -> Option<Duration> {
         let now = monotonic_ns();
@@ -120,7 +112,5 @@ mod tests {
         assert!(!page.alive(), "slot 1 never beat");
         page.beat(1).expect("a beat");
         assert!(page.alive());
-        page.clear().expect("cleared");
-        assert!(!page.alive());
     }
 }

@@ -12,14 +12,14 @@ use shunt_core::config::{Config, Limits, Timeouts};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::policy::PolicyRule;
 use shunt_core::service::Service;
-use shunt_core::sockets::{ListenerSpec, SocketWant};
+use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, SocketWant};
 use shunt_core::status::{ListenerStatus, PodsStatus, StatusMode, WorkloadState};
 use shunt_core::workload::{CapturePolicy, Mode, WorkloadId, WorkloadName, WorkloadSpec};
 
 pub use self::channel::{Channel, ChannelError, pair};
 
 /// Raised whenever a message changes its meaning: the two processes must be of one build line.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The kernel takes at most 253 descriptors with one message (SCM_MAX_FD).
 pub const MAX_FDS: usize = 128;
@@ -31,18 +31,23 @@ const PART: usize = 128 << 10;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
-    /// First of all. Descriptors: the heartbeat page, the admin socket and, if configured, the admin TCP listener. The
-    /// configuration's services and policy are left out, see [`ToWorker::Traffic`].
+    /// First of all. One descriptor: the heartbeat page. The configuration's services and policy are left out, see
+    /// [`ToWorker::Traffic`].
     Hello {
         config: Box<Config>,
         supervisor_pid: u32,
         /// The supervisor's.
         uptime_ms: u64,
+        supervisor_version: String,
     },
+    /// Answer over the admin API from now on. Descriptors: the admin socket and, if configured, the admin TCP listener.
+    Admin,
     /// The gates were refreshed on the strength of its signs of life: connections are captured from now on.
     Captures,
-    /// One descriptor: the map of accepted sockets' destinations.
+    /// Descriptors: the maps of accepted sockets' destinations, in place of those that were known.
     Destinations,
+    /// One descriptor: the map of the resolvers that places for queries stand for.
+    Resolvers,
     /// Descriptors: the maps of an [`shunt_intercept::ebpf::Shortcuts`].
     Shortcuts,
     /// One descriptor: what the hooks tell of direct connections.
@@ -53,8 +58,18 @@ pub enum ToWorker {
     Enrol(EnrolledView),
     /// Descriptors: one listening socket per worker thread.
     Listen(ListenerSpec),
+    /// One descriptor: a socket that takes a workload's queries.
+    TakeQueries(DnsListenerSpec),
+    /// Answer to [`ToSupervisor::WhichResolver`] of the same ticket; the error is for people.
+    Resolver {
+        ticket: u64,
+        resolver: Result<SocketAddr, String>,
+    },
     /// Descriptors: ready sockets, for one worker thread.
-    Stock { worker: usize, want: SocketWant },
+    Stock {
+        worker: usize,
+        want: SocketWant,
+    },
     /// No sockets could be made.
     StockFailed {
         worker: usize,
@@ -63,7 +78,9 @@ pub enum ToWorker {
     },
     /// Take no new connections of this workload once its queues are empty, let its flows end in their own time, then
     /// say [`ToSupervisor::Drained`].
-    Withdraw { id: WorkloadId },
+    Withdraw {
+        id: WorkloadId,
+    },
     /// Everything `status` shows beside the data plane's own numbers.
     States(States),
     Settings {
@@ -74,20 +91,25 @@ pub enum ToWorker {
     },
     /// The next piece of a [`Traffic`]'s JSON text, which is too long for a message: thousands of services and rules. In
     /// force with the last one.
-    Traffic { part: String, last: bool },
+    Traffic {
+        part: String,
+        last: bool,
+    },
     /// The next piece of a [`Bootstrap`]'s JSON text. In force with the last one.
-    Bootstrap { part: String, last: bool },
+    Bootstrap {
+        part: String,
+        last: bool,
+    },
     /// The next piece of what `/config_dump` says of the bootstrap and of the files that it names, JSON.
-    Dump { part: String, last: bool },
+    Dump {
+        part: String,
+        last: bool,
+    },
     /// Descriptors: one listening socket per worker thread, for the bootstrap's listener of this address.
     Serve(SocketAddr),
     /// The bootstrap has no listener of this address any more.
     Unserve(SocketAddr),
-    /// Counters of the kernel programs, by name, and of repairs.
-    Counters {
-        kernel: BTreeMap<String, u64>,
-        repairs: BTreeMap<String, u64>,
-    },
+    Counters(Counted),
     /// Answer to [`ToSupervisor::Change`] of the same ticket; the error says why it was refused.
     Changed {
         ticket: u64,
@@ -98,8 +120,14 @@ pub enum ToWorker {
         ticket: u64,
         result: Result<Box<Explanation>, Unexplained>,
     },
+    /// Another data plane accepts from the same sockets: accept nothing any more, let flows end for this long, then end.
+    Retire {
+        grace_ms: u64,
+    },
     /// End in order.
-    Stop { grace_ms: u64 },
+    Stop {
+        grace_ms: u64,
+    },
 }
 
 /// From the data plane.
@@ -119,6 +147,13 @@ pub enum ToSupervisor {
     Drained { id: WorkloadId },
     /// Somebody changed something over the admin API.
     Change { ticket: u64, change: Change },
+    /// Whom was a query for, which rules led from `client` to `listener`?
+    WhichResolver {
+        ticket: u64,
+        workload: WorkloadId,
+        listener: SocketAddr,
+        client: SocketAddr,
+    },
     /// Somebody asks what would happen to a connection.
     Explain { ticket: u64, inquiry: Inquiry },
 }
@@ -141,6 +176,10 @@ pub enum Change {
     LogLevel(String),
     /// Stop the agent as SIGTERM does.
     Drain,
+    /// Put a data plane of the program on disk in the place of this one.
+    UpgradeDataPlane,
+    /// Put the program on disk in the place of the supervisor, and then of the data plane.
+    UpgradeAgent,
 }
 
 /// What became of an accepted change.
@@ -203,11 +242,23 @@ fn in_parts(text: &str, message: impl Fn(String, bool) -> ToWorker) -> Vec<ToWor
     }
 }
 
+/// What others than the data plane count, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Events of the kernel programs.
+    pub kernel: BTreeMap<String, u64>,
+    pub repairs: BTreeMap<String, u64>,
+    /// By what became of them.
+    pub upgrades: BTreeMap<String, u64>,
+}
+
 /// See [`ToWorker::States`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct States {
     pub workloads: Vec<WorkloadInfo>,
     pub pods: Option<PodsStatus>,
+    /// Process ids of earlier data planes that let their flows end.
+    pub retired: Vec<u32>,
 }
 
 /// An enrolled workload as the data plane needs it.
@@ -220,6 +271,8 @@ pub struct EnrolledView {
     pub addresses: Vec<std::net::IpAddr>,
     pub inbound: CapturePolicy,
     pub transparent: bool,
+    /// As [`shunt_core::snapshot::Enrolled::owns_addresses`].
+    pub owns_addresses: bool,
     pub handoff: bool,
 }
 

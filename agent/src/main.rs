@@ -17,11 +17,14 @@ mod heartbeat;
 mod ipc;
 mod pods;
 mod privileges;
+mod replace;
 mod run;
 mod seccomp;
 mod status;
 mod supervisor;
 mod tap;
+mod upgrade;
+mod will;
 mod worker;
 
 use std::process::ExitCode;
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Tap(args) => tap::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Cni(args) => cni_command::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Config(args) => config_command::run(&args),
     }
 }

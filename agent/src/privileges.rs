@@ -74,6 +74,15 @@ pub fn missing() -> Result<Vec<&'static Need>> {
         .collect())
 }
 
+/// The same, without those that are needed at the start alone.
+///
+/// # Errors
+/// As [`missing`].
+pub fn missing_at_work() -> Result<Vec<&'static Need>> {
+    let missing = missing()?.into_iter();
+    Ok(missing.filter(|need| !need.at_start).collect())
+}
+
 /// Drops for good what the running supervisor does not need. Call before any thread is started: capabilities are per
 /// thread.
 ///

@@ -11,7 +11,7 @@ use shunt_intercept::memory;
 use shunt_xds::{Loaded, Texts};
 
 use crate::cli::{self, EX_USAGE, RunArgs};
-use crate::{privileges, seccomp, supervisor};
+use crate::{privileges, seccomp, supervisor, will};
 
 pub fn run(args: &RunArgs) -> ExitCode {
     let path = config_path(args.config.as_deref());
@@ -24,10 +24,25 @@ pub fn run(args: &RunArgs) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
+    if let Some(line) = &args.could_succeed {
+        return could_succeed(line);
+    }
     match start(args, path, config, loaded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::failed(&error),
     }
+}
+
+/// For a supervisor of this line, of which a running one asks.
+fn could_succeed(line: &str) -> ExitCode {
+    let own = will::line();
+    if line == own {
+        return ExitCode::SUCCESS;
+    }
+    cli::complain(&format!(
+        "the running agent is of line {line}, this program of line {own}: the agent has to be started anew"
+    ));
+    ExitCode::FAILURE
 }
 
 /// The file, and then the flags over it, and the bootstrap that it names.
@@ -78,10 +93,19 @@ pub fn read_bootstrap(
 }
 
 fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
-    let missing = privileges::missing()?;
+    // Its file may have been a number when it was run.
+    let _ = rustix::thread::set_name(c"shunt");
+    let missing = match args.succeeds {
+        // What was needed at the start alone has been given up.
+        Some(_) => privileges::missing_at_work()?,
+        None => privileges::missing()?,
+    };
     let descriptors = privileges::raise_descriptor_limit()?;
     privileges::drop_to_needed()?;
-    seccomp::forbid_dangerous()?;
+    if args.succeeds.is_none() {
+        // It stays across exec; one more each time would in the end be more than the kernel takes.
+        seccomp::forbid_dangerous()?;
+    }
     let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
     for need in missing {
         let (capability, without) = (need.capability.to_string(), need.without);

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
-use shunt_core::status::{PodsStatus, StatusMode, StatusReport, WorkloadState, WorkloadStatus};
+use shunt_core::status::{
+    AgentStatus, PodsStatus, StatusMode, StatusReport, WorkloadState, WorkloadStatus,
+};
 
 use crate::ask;
 use crate::cli::{self, Format, StatusArgs};
@@ -42,10 +44,25 @@ fn table(report: &StatusReport) -> String {
         table.add_row(row(workload));
     }
     let pods = agent.pods.as_ref().map(pods).unwrap_or_default();
+    let upgraded = upgraded(agent);
     format!(
-        "shunt {}, pid {} (data plane {}), up {} s\n{pods}{table}",
+        "shunt {}, pid {} (data plane {}), up {} s\n{upgraded}{pods}{table}",
         agent.version, agent.pid, agent.worker_pid, agent.uptime_seconds
     )
+}
+
+/// What an upgrade has left.
+fn upgraded(agent: &AgentStatus) -> String {
+    let mut lines = String::new();
+    if agent.worker_version != agent.version && !agent.worker_version.is_empty() {
+        lines += &format!("the data plane is of shunt {}\n", agent.worker_version);
+    }
+    let retired: Vec<String> = agent.retired_pids.iter().map(u32::to_string).collect();
+    if !retired.is_empty() {
+        let retired = retired.join(", ");
+        lines += &format!("earlier data planes let their connections end: {retired}\n");
+    }
+    lines
 }
 
 /// A line each for what the Kubernetes API wants, and what is wrong with that.

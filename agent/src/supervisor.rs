@@ -10,6 +10,7 @@
 
 mod asked;
 mod backends;
+mod cgroups;
 mod cni;
 mod config_source;
 mod data_plane;
@@ -17,22 +18,28 @@ mod drift;
 mod ears;
 mod enrolment;
 mod explaining;
+mod hearing;
 mod home;
+mod inherited;
 mod leaving;
 mod lifecycle;
 mod node;
 mod pods;
 mod service_manager;
 mod settings;
+mod state_file;
 mod stopping;
 mod strays;
+mod succession;
 mod telling;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 use shunt_cni_protocol::Reply;
 use shunt_core::config::Config;
 use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
@@ -44,22 +51,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
-use self::asked::{Asked, Asker};
+use self::asked::Asked;
 use self::backends::Backends;
+use self::cgroups::Cgroups;
 use self::cni::{Attachments, Door};
 use self::config_source::ConfigSource;
-use self::data_plane::DataPlane;
+use self::data_plane::{DataPlane, PlaneId};
 use self::drift::NodeNotes;
 pub(crate) use self::enrolment::is_in_use;
 pub(crate) use self::home::CGROUP_PREFIX;
 use self::home::Home;
+use self::inherited::Inherited;
 use self::leaving::Leaving;
 use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
 use self::service_manager::ServiceManager;
+use self::succession::Succession;
+use self::upgrade::Upgrade;
 use crate::cli::RunArgs;
-use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker};
+use crate::ipc::ToWorker;
+use crate::will::Will;
 
 /// How often gates are refreshed; they hold for a second.
 const TICK: Duration = Duration::from_millis(250);
@@ -87,12 +99,24 @@ struct Supervisor {
     /// Whom a change was promised.
     asked: Vec<Asked>,
     /// What the plugin is told once the data plane has acknowledged the message of this number.
-    unconfirmed: Vec<(u64, oneshot::Sender<Reply>, Reply)>,
+    unconfirmed: Vec<((PlaneId, u64), oneshot::Sender<Reply>, Reply)>,
+    upgrade: Option<Upgrade>,
+    succession: Option<Succession>,
+    /// What the supervisor before this one has left is not yet replaced.
+    succeeds: bool,
+    succession_due: Option<Instant>,
+    /// Settings of the file that are in force only after a start.
+    needs_start: Vec<&'static str>,
+    /// The program before this one had not finished with everybody who was withdrawn.
+    unfinished: bool,
+    /// Children of the program before this one.
+    orphans: Vec<Pid>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
+    cgroups: Cgroups,
     node: NodeNotes,
     strays_looked: Option<Instant>,
     /// Where the round of looks is.
@@ -102,6 +126,7 @@ struct Supervisor {
     /// What `status` shows is not yet what the data plane was told.
     changed: bool,
     repairs: BTreeMap<String, u64>,
+    upgrades: BTreeMap<String, u64>,
     level: LogLevel,
     manager: ServiceManager,
     /// Of dead agents: what refuses connections until their workloads are served again.
@@ -124,19 +149,35 @@ pub async fn supervise(
     source.follow(config.bootstrap.as_deref());
     source.follow_sources(&loaded.sources);
     node::tell_of_refused(&Loaded::default(), &loaded);
-    let home = Home::open(&config)?;
+    let mut will = args.succeeds.map(Will::read).transpose()?;
+    let mut inherited = match &mut will {
+        Some(will) => Inherited::take(will).context("what was left did not come")?,
+        None => Inherited::default(),
+    };
+    let uptime = will.as_ref().map_or(0, |will| will.uptime_ms);
+    let admin = std::mem::take(&mut inherited.admin);
+    let home = Home::open(&config, admin, Duration::from_millis(uptime))?;
     let (attachments, attached) = Attachments::restore(&config);
     let pods = Pods::open(&config)?;
     let found: Vec<WorkloadSpec> = pods.specs().collect();
-    home.clean_up_after_the_dead(config.workloads.iter().chain(&attached).chain(&found));
-    let node = Node::open(&config, loaded)?;
+    if will.is_none() {
+        let known = config.workloads.iter().chain(&attached).chain(&found);
+        home.clean_up_after_the_dead(known, &attachments);
+    }
+    let node = Node::open(&config, loaded, std::mem::take(&mut inherited.node))?;
     let mut supervisor =
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
-    supervisor.start_data_plane()?;
-    supervisor.backends.make_ready(supervisor.config.mode);
+    match will {
+        Some(will) => supervisor.succeed(will, inherited).await?,
+        None => {
+            supervisor.start_data_plane()?;
+            supervisor.backends.make_ready(supervisor.config.mode);
+        }
+    }
     supervisor.tick();
     let mut door = Door::open(&supervisor.config.state_dir)?;
+    supervisor.heed_notes();
 
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,6 +195,7 @@ pub async fn supervise(
                 supervisor.manager.reloading();
                 supervisor.reload(args, &mut source);
             }
+            () = supervisor.cgroups.changed() => supervisor.cgroups_changed(),
             _ = ticks.tick() => supervisor.tick(),
             () = until(step) => supervisor.step(),
         }
@@ -192,7 +234,7 @@ impl Supervisor {
         (node, pods): (Node, Pods),
         level: LogLevel,
     ) -> Result<Self> {
-        let data_plane = DataPlane::new(config.concurrency)?;
+        let data_plane = DataPlane::new(config.concurrency);
         let backends = Backends::new(&config);
         let remains = Remains::find(&config.bpffs);
         let mut supervisor = Self {
@@ -207,15 +249,24 @@ impl Supervisor {
             leaving: Vec::new(),
             asked: Vec::new(),
             unconfirmed: Vec::new(),
+            upgrade: None,
+            succession: None,
+            succeeds: false,
+            succession_due: None,
+            needs_start: Vec::new(),
+            unfinished: false,
+            orphans: Vec::new(),
             captures: false,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
+            cgroups: Cgroups::watch(),
             node: NodeNotes::default(),
             strays_looked: None,
             looked_at: None,
             reloaded: false,
             changed: true,
             repairs: BTreeMap::new(),
+            upgrades: BTreeMap::new(),
             level,
             manager: ServiceManager::of_environment(),
             remains,
@@ -233,97 +284,30 @@ impl Supervisor {
     }
 
     fn start_data_plane(&mut self) -> Result<()> {
+        let hello = self.hello();
+        let admin = self.home.admin_fds()?;
+        self.data_plane.spawn(&hello, self.books_are_free())?;
+        self.data_plane.tell(&ToWorker::Admin, admin);
+        if self.data_plane.retired().is_empty() {
+            self.backends.forget_flows();
+        }
+        self.tell_everything();
+        Ok(())
+    }
+
+    fn hello(&self) -> ToWorker {
         let uptime = self.home.started.elapsed();
         let config = Config {
             services: Vec::new(),
             policy: Vec::new(),
             ..self.config.clone()
         };
-        let hello = ToWorker::Hello {
+        ToWorker::Hello {
             config: Box::new(config),
             supervisor_pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.data_plane.spawn(&hello, self.home.admin_fds()?)?;
-        self.tell_everything();
-        Ok(())
-    }
-
-    /// Something the data plane said, or its end.
-    fn heard(&mut self, event: data_plane::Event) -> Next {
-        match event {
-            data_plane::Event::Said(message) => return self.said(message),
-            data_plane::Event::Failed(error) => {
-                if !matches!(error, ChannelError::Closed) {
-                    tracing::error!(%error, "the data plane is not understood and will be replaced");
-                }
-                self.data_plane.kill();
-            }
-            data_plane::Event::Ended(status) => {
-                tracing::warn!(%status, "the data plane ended; starting another");
-                *self.repairs.entry("data_plane".into()).or_default() += 1;
-                self.flows_are_gone();
-                // Whoever asked it is not connected any more.
-                self.forget_admins();
-                self.data_plane.schedule_start();
-            }
-            data_plane::Event::StartDue => {
-                if let Err(error) = self.start_data_plane() {
-                    tracing::error!(error = format!("{error:#}"), "cannot start the data plane");
-                    self.data_plane.schedule_start();
-                }
-            }
+            supervisor_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
-        Next::Continue
-    }
-
-    fn said(&mut self, message: ToSupervisor) -> Next {
-        match message {
-            ToSupervisor::Ack {
-                number,
-                error: Some(error),
-            } => {
-                self.known(number);
-                tracing::error!(
-                    number,
-                    error,
-                    "the data plane could not carry out a message"
-                );
-            }
-            ToSupervisor::Ack { number, .. } => self.known(number),
-            ToSupervisor::NeedSockets {
-                worker,
-                want,
-                count,
-            } => {
-                self.supply(worker, want, count);
-            }
-            ToSupervisor::ListenersClosed { id } => self.listeners_closed(id),
-            ToSupervisor::Drained { id } => self.drained(id),
-            ToSupervisor::Explain { ticket, inquiry } => {
-                let result = self.explain(&inquiry).map(Box::new);
-                self.data_plane
-                    .tell(&ToWorker::Explained { ticket, result }, Vec::new());
-            }
-            ToSupervisor::Change { ticket, change } => {
-                let noted = match change {
-                    Change::Put(spec) => self.put(*spec),
-                    Change::Delete(name) => self.delete(&name),
-                    Change::LogLevel(level) => {
-                        let set = self.level.set(&level);
-                        let set = set.map_err(|error| error.to_string());
-                        self.answer(Asker::Admin(ticket), set.map(|()| Outcome::InForce));
-                        return Next::Continue;
-                    }
-                    Change::Drain => {
-                        self.answer(Asker::Admin(ticket), Ok(Outcome::InForce));
-                        return Next::Stop;
-                    }
-                };
-                self.promise(Asker::Admin(ticket), noted);
-            }
-        }
-        Next::Continue
     }
 
     /// Every 250 ms: keeps the gates while the data plane lives, looks at what may have changed.
@@ -335,16 +319,19 @@ impl Supervisor {
         } else if self.data_plane.stuck_for() > STUCK {
             tracing::error!("the data plane has not answered for 5 s and will be replaced");
             *self.repairs.entry("stuck_data_plane".into()).or_default() += 1;
-            self.data_plane.kill();
+            self.data_plane.kill_serving();
         }
         if shunt_xds::let_go(Instant::now()) {
             shunt_intercept::memory::give_back();
         }
-        self.attachments.catch_up();
+        self.go_on_with_upgrade();
+        self.go_on_with_succession();
         self.take_over();
+        self.follow_cgroups();
         self.look();
         self.look_for_strays();
         self.look_for_pods();
+        self.attachments.catch_up();
         self.changed |= self.backends.have_learned();
         if std::mem::take(&mut self.changed) {
             self.publish();

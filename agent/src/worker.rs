@@ -7,11 +7,11 @@
 mod api;
 mod control;
 mod direct;
+mod resolvers;
 mod stock;
 mod taps;
 mod view;
 
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tokio::task::LocalSet;
 
 use self::control::Control;
 use crate::heartbeat::Heartbeats;
-use crate::ipc::{Channel, ToSupervisor, ToWorker};
+use crate::ipc::{Channel, ChannelError, ToSupervisor, ToWorker};
 use crate::{cli, confined};
 
 /// The shortest slices that the kernel gives: beside busy applications a flow of small answers waits for the worker, not
@@ -58,38 +58,45 @@ struct Greeting {
     config: Config,
     supervisor_pid: u32,
     uptime_ms: u64,
+    supervisor_version: String,
     heartbeats: Heartbeats,
-    admin: Vec<OwnedFd>,
 }
 
 type ToSupervisorChannel = Channel<ToSupervisor, ToWorker>;
 
 async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel, Greeting)> {
-    let (_, message, mut fds) = channel.receive().await.context("no greeting")?;
+    let greeting = channel.receive().await;
+    if let Err(ChannelError::Version { .. }) = &greeting {
+        // Whatever it says, its number shows the supervisor whom it has to do with.
+        let _ = channel.send(
+            &ToSupervisor::Ack {
+                number: 0,
+                error: None,
+            },
+            Vec::new(),
+        );
+    }
+    let (_, message, fds) = greeting.context("no greeting")?;
     let ToWorker::Hello {
         config,
         supervisor_pid,
         uptime_ms,
+        supervisor_version,
     } = message
     else {
         bail!("the supervisor's first message is not a greeting");
     };
-    if fds.len() < 2 {
-        bail!(
-            "the greeting has {} descriptors: the heartbeat page or the admin socket is missing",
-            fds.len()
-        );
-    }
-    let admin = fds.split_off(1);
-    let heartbeats = Heartbeats::from_fd(fds.remove(0), config.concurrency);
+    let page = fds.into_iter().next();
+    let page = page.context("the greeting came without the heartbeat page")?;
+    let heartbeats = Heartbeats::from_fd(page, config.concurrency);
     Ok((
         channel,
         Greeting {
             config: *config,
             supervisor_pid,
             uptime_ms,
+            supervisor_version,
             heartbeats,
-            admin,
         },
     ))
 }

@@ -5,18 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use shunt_cni_protocol::{DELETED, Request};
+use shunt_cni_protocol::{DELETED, MAX_REMEMBERED, REMEMBERED, Request};
 
 use crate::agent::{Agent, Unanswered};
 use crate::config::NetworkConfig;
 use crate::environment::Attachment;
 use crate::failure::Failure;
 use crate::say;
-
-/// Beside the agent's socket: whom it remembers.
-const REMEMBERED: &str = "cni.json";
-/// Bytes of it.
-const MAX_REMEMBERED: u64 = 64 << 20;
 
 pub(crate) fn del(config: &NetworkConfig, attachment: &Attachment) -> Result<(), Failure> {
     let settings = &config.settings;
@@ -29,10 +24,12 @@ pub(crate) fn del(config: &NetworkConfig, attachment: &Attachment) -> Result<(),
         Ok(()) => {}
         Err(Unanswered::NotRunning(_)) => {
             let dir = settings.socket.parent().unwrap_or(Path::new("/"));
-            if let Err(error) = leave_a_note(dir, &attachment.container) {
-                say(&format!(
+            match leave_a_note(dir, &attachment.container) {
+                // An agent that can be told of it now may have looked for notes before. One that cannot will look.
+                Ok(()) => drop(agent.ask(&request, None)),
+                Err(error) => say(&format!(
                     "warning: the next agent may enrol {name} again: {error}"
-                ));
+                )),
             }
         }
         Err(error) => say(&format!("warning: {name} may be enrolled still: {error}")),

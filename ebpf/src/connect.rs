@@ -25,6 +25,7 @@ use crate::ledger;
 use crate::listeners;
 use crate::maps::{SOCKETS, SocketNote, WORKLOADS, count, gate_is_fresh};
 use crate::rules::WorkloadRules;
+use crate::scope::workload_key;
 
 pub const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
@@ -73,10 +74,14 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
         return Outcome::Return(ALLOW);
     }
     // SAFETY: as above.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    let netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+    let key = workload_key(netns);
+    let scoped = if key == netns { 0 } else { SocketNote::SCOPED };
     // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
-    let Some(workload) = (unsafe { WORKLOADS.get(&cookie) }) else {
-        forget(sk);
+    let Some(workload) = (unsafe { WORKLOADS.get(&key) }) else {
+        if scoped != 0 || !is_noted_nearer(sk) {
+            forget(sk);
+        }
         return Outcome::Return(ALLOW);
     };
     if is_subflow(sk) {
@@ -89,7 +94,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
         Outcome::Rewrite { port: listener } => {
             let note = SocketNote {
                 destination: place(address, port),
-                state: SocketNote::CAPTURED,
+                state: SocketNote::CAPTURED | scoped,
                 ..SocketNote::EMPTY
             };
             if remember(sk, note) {
@@ -104,7 +109,7 @@ pub fn connect(ctx: *mut bpf_sock_addr, address: Address, port: u16) -> Outcome 
             let note = SocketNote {
                 destination: place(address, port),
                 upstream: route.upstream,
-                state: SocketNote::DIRECT,
+                state: SocketNote::DIRECT | scoped,
                 workload: workload.id,
                 peer: route.peer,
                 ..SocketNote::EMPTY
@@ -154,9 +159,18 @@ fn is_rewritten(sk: *mut bpf_sock, workload: &Workload, now: &Destination) -> bo
         && (0..Workload::OUTBOUND_PORTS).any(|index| now.port == listeners.at(index))
 }
 
+/// By a hook of a nearer cgroup, which knows more: to whom a socket of this namespace belongs.
+#[inline(always)]
+fn is_noted_nearer(sk: *mut bpf_sock) -> bool {
+    const THIS_TIME: u32 = SocketNote::SCOPED | SocketNote::HANDED_OVER;
+    let note = note_of(sk.cast());
+    // SAFETY: checked for null.
+    !note.is_null() && unsafe { (*note).state } & THIS_TIME == SocketNote::SCOPED
+}
+
 /// As above: refusing twice would be told of twice.
 #[inline(always)]
-fn is_refused() -> bool {
+pub fn is_refused() -> bool {
     // SAFETY: the helper takes no argument.
     unsafe { bpf_get_retval() < 0 }
 }
@@ -221,7 +235,7 @@ fn choose(
 }
 
 #[inline(always)]
-fn failed(workload: &Workload) -> Outcome {
+pub fn failed(workload: &Workload) -> Outcome {
     if workload.flags & Workload::FAIL_CLOSED == 0 {
         return Outcome::Return(ALLOW);
     }
@@ -229,7 +243,7 @@ fn failed(workload: &Workload) -> Outcome {
 }
 
 #[inline(always)]
-fn refuse() -> Outcome {
+pub fn refuse() -> Outcome {
     // SAFETY: a plain number; the application gets it from connect(2) instead of EPERM.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     Outcome::Return(REFUSE)
@@ -245,7 +259,7 @@ pub fn place(address: Address, port: u16) -> Destination {
 }
 
 #[inline(always)]
-fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
+pub fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
     let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
     // SAFETY: the map and the socket are the verifier's; `note` lives across the call.
     unsafe {
@@ -262,7 +276,7 @@ fn remember(sk: *mut bpf_sock, mut note: SocketNote) -> bool {
 
 /// A socket that connected through us before and does not now must not show the old destination.
 #[inline(always)]
-fn forget(sk: *mut bpf_sock) {
+pub fn forget(sk: *mut bpf_sock) {
     // SAFETY: deleting what is not there is an error which changes nothing.
     unsafe { bpf_sk_storage_delete(storage(), sk.cast()) };
 }

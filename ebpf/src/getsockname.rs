@@ -11,6 +11,7 @@ use shunt_ebpf_common::maps::Workload;
 
 use crate::connect::note_of;
 use crate::maps::{SocketNote, WORKLOADS};
+use crate::scope::workload_key;
 
 const DONE: i32 = 1;
 
@@ -23,8 +24,8 @@ fn workload_of(ctx: &SockAddrContext) -> Option<&'static Workload> {
         if note.is_null() || (*note).state & SocketNote::CAPTURED == 0 {
             return None;
         }
-        let cookie = bpf_get_netns_cookie(ctx.sock_addr.cast());
-        WORKLOADS.get(&cookie)
+        let key = workload_key(bpf_get_netns_cookie(ctx.sock_addr.cast()));
+        WORKLOADS.get(&key)
     }
 }
 

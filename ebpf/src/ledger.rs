@@ -19,6 +19,7 @@ use crate::handshake::local_address;
 use crate::kernel_memory::{address_of, at};
 use crate::maps::{DIRECT_EVENTS, HANDOFFS, OWN_FLOWS, PEERS, SocketNote, count};
 use crate::pairing::WRITTEN_OFFSET;
+use crate::scope::workload_key;
 
 /// Where `struct sock` has its pending error and its flags; set from the kernel's BTF when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -38,7 +39,7 @@ pub fn opened(ctx: &SockOpsContext, note: &mut SocketNote) {
         // sk_lookup at an enrolled destination lets it through, as it does the agent's own.
         let owner = FlowOwner {
             // SAFETY: the program's context.
-            netns: unsafe { bpf_get_netns_cookie(ctx.ops.cast()) },
+            key: workload_key(unsafe { bpf_get_netns_cookie(ctx.ops.cast()) }),
             workload: note.workload,
             reserved: 0,
         };

@@ -5,7 +5,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::bindings::{
     BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
 };
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{Destination, Workload};
 
@@ -94,6 +94,23 @@ pub fn is_there(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
     look_up(ctx, &mut loopback(v4, port), v4).is_some()
 }
 
+/// The same of a socket for datagrams.
+#[inline(always)]
+pub fn takes_datagrams(ctx: *mut bpf_sock_addr, v4: bool, port: u16) -> bool {
+    let mut tuple = loopback(v4, port);
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    // SAFETY: `tuple` lives across the call; the reference is released at once.
+    unsafe {
+        let size = size(&tuple, v4);
+        let found = bpf_sk_lookup_udp(ctx.cast(), &raw mut tuple, size, netns, 0);
+        if found.is_null() {
+            return false;
+        }
+        bpf_sk_release(found.cast());
+        true
+    }
+}
+
 /// From anywhere to this port of loopback.
 #[inline(always)]
 fn loopback(v4: bool, port: u16) -> bpf_sock_tuple {
@@ -114,23 +131,28 @@ fn loopback(v4: bool, port: u16) -> bpf_sock_tuple {
 /// The state of the socket in the connecting one's namespace that this tuple leads to.
 #[inline(always)]
 fn look_up(ctx: *mut bpf_sock_addr, tuple: &mut bpf_sock_tuple, v4: bool) -> Option<u32> {
-    // SAFETY: a size does not depend on the values.
-    let size = unsafe {
-        if v4 {
-            size_of_val(&tuple.__bindgen_anon_1.ipv4)
-        } else {
-            size_of_val(&tuple.__bindgen_anon_1.ipv6)
-        }
-    };
+    let size = size(tuple, v4);
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: `tuple` lives across the call; the reference is released at once.
     unsafe {
-        let found = bpf_skc_lookup_tcp(ctx.cast(), tuple, size as u32, netns, 0);
+        let found = bpf_skc_lookup_tcp(ctx.cast(), tuple, size, netns, 0);
         if found.is_null() {
             return None;
         }
         let state = (*found).state;
         bpf_sk_release(found.cast());
         Some(state)
+    }
+}
+
+#[inline(always)]
+fn size(tuple: &bpf_sock_tuple, v4: bool) -> u32 {
+    // SAFETY: a size does not depend on the values.
+    unsafe {
+        if v4 {
+            size_of_val(&tuple.__bindgen_anon_1.ipv4) as u32
+        } else {
+            size_of_val(&tuple.__bindgen_anon_1.ipv6) as u32
+        }
     }
 }

@@ -14,14 +14,25 @@ use shunt_ebpf_common::maps::{
     Destination, End, Event, FlowOwner, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie,
     OwnFlow, RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
+use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
+use shunt_ebpf_common::scope::{Scope, WorkloadKey};
 use shunt_ebpf_common::services::{EndpointKey, Service};
 use shunt_ebpf_common::tap::Tap;
 
 /// The enrolled workloads. Written by the agent, read by every hook.
 #[map(name = "SHUNT_WORKLOADS")]
-pub static WORKLOADS: HashMap<NetnsCookie, Workload> =
+pub static WORKLOADS: HashMap<WorkloadKey, Workload> =
     HashMap::with_max_entries(capacity::WORKLOADS, BPF_F_NO_PREALLOC);
+
+/// Whose a cgroup's sockets are, where workloads share a namespace. Made by the kernel for every attachment, written by the
+/// agent, read by `scope`.
+#[expect(
+    deprecated,
+    reason = "its successor is of the socket's cgroup, this one of the cgroup where the program is attached"
+)]
+#[map(name = "SHUNT_SCOPES")]
+pub static SCOPES: aya_ebpf::maps::CgroupStorage<Scope> = aya_ebpf::maps::CgroupStorage::new();
 
 /// Ports and prefixes of capture policies. Written by the agent, read by connect and sk_lookup.
 #[map(name = "SHUNT_RULES")]
@@ -172,6 +183,16 @@ pub static WATCHED: SkStorage<Watched> = SkStorage::new();
 #[map(name = "SHUNT_VERDICTS")]
 pub static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::SLOTS, 0);
 
+/// Where the agent takes queries. Written by the agent, read by `dns`.
+#[map(name = "SHUNT_DNS")]
+pub static DNS: HashMap<NetnsCookie, DnsListeners> =
+    HashMap::with_max_entries(capacity::WORKLOADS, BPF_F_NO_PREALLOC);
+
+/// Which resolver each of those places stands for. Written by `dns`, read by the data plane, emptied by the agent.
+#[map(name = "SHUNT_RESOLVERS")]
+pub static RESOLVERS: HashMap<ResolverKey, Destination> =
+    HashMap::with_max_entries(capacity::RESOLVERS, BPF_F_NO_PREALLOC);
+
 /// A socket that is watched.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -238,6 +259,8 @@ impl SocketNote {
     pub const HANDED_OVER: u32 = 4;
     /// Not captured: it goes directly.
     pub const DIRECT: u32 = 8;
+    /// Written where a cgroup, not the namespace, says which workload it is.
+    pub const SCOPED: u32 = 16;
 
     pub const EMPTY: Self = {
         let nowhere = Destination {

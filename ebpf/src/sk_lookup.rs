@@ -31,7 +31,7 @@ fn is_decided(flow: &OwnFlow) -> bool {
     };
     // SAFETY: see `connect`.
     owner == FlowOwner::AGENT
-        || unsafe { WORKLOADS.get(&owner.netns) }.is_some_and(|client| client.id == owner.workload)
+        || unsafe { WORKLOADS.get(&owner.key) }.is_some_and(|client| client.id == owner.workload)
 }
 
 #[sk_lookup]

@@ -52,6 +52,7 @@ pub struct AgentBuilder<'a> {
     mode: String,
     settings: String,
     workloads: Vec<String>,
+    program: PathBuf,
     prefix: Vec<String>,
     arguments: Vec<String>,
 }
@@ -62,6 +63,7 @@ pub struct Agent {
     child: Child,
     pub dir: PathBuf,
     mode: String,
+    program: PathBuf,
     prefix: Vec<String>,
     arguments: Vec<String>,
     settings: String,
@@ -74,6 +76,7 @@ impl<'a> AgentBuilder<'a> {
             mode: mode.to_owned(),
             settings: String::new(),
             workloads: Vec::new(),
+            program: binary(),
             prefix: Vec::new(),
             arguments: Vec::new(),
         }
@@ -90,12 +93,31 @@ impl<'a> AgentBuilder<'a> {
         self
     }
 
+    /// The agent is this file, instead of [`binary`].
+    #[must_use]
+    pub fn program(mut self, file: &Path) -> Self {
+        self.program = file.to_owned();
+        self
+    }
+
     /// The agent's own namespace is this pod's.
     #[must_use]
     pub fn inside(mut self, pod: &Pod) -> Self {
         self.prefix = ["ip", "netns", "exec", &pod.netns]
             .map(str::to_owned)
             .into();
+        self
+    }
+
+    /// These words stand before its own.
+    pub(crate) fn behind(mut self, prefix: Vec<String>) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// Enrols what a line of the list of workloads says.
+    pub(crate) fn listed(mut self, line: String) -> Self {
+        self.workloads.push(line);
         self
     }
 
@@ -135,8 +157,9 @@ impl<'a> AgentBuilder<'a> {
         )
         .expect("written");
         let mut agent = Agent {
-            child: spawn(&dir, &self.prefix, &self.arguments),
+            child: spawn(&dir, &self.program, &self.prefix, &self.arguments),
             dir,
+            program: self.program,
             mode: self.mode,
             prefix: self.prefix,
             arguments: self.arguments,
@@ -153,13 +176,13 @@ impl<'a> AgentBuilder<'a> {
     }
 }
 
-fn spawn(dir: &Path, prefix: &[String], arguments: &[String]) -> Child {
+fn spawn(dir: &Path, program: &Path, prefix: &[String], arguments: &[String]) -> Child {
     let log = fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("log"))
         .expect("a log");
-    require::prefixed(prefix, &binary())
+    require::prefixed(prefix, program)
         .args(["run", "-c"])
         .arg(dir.join("shunt.yaml"))
         .args(arguments)
@@ -186,7 +209,7 @@ impl Agent {
     /// It does not become ready.
     pub fn restart(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.dir, &self.prefix, &self.arguments);
+        self.child = spawn(&self.dir, &self.program, &self.prefix, &self.arguments);
         self.wait_until_ready();
     }
 

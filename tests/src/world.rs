@@ -151,7 +151,7 @@ impl Drop for World {
     }
 }
 
-fn remove_cgroup(path: &PathBuf) {
+pub(crate) fn remove_cgroup(path: &std::path::Path) {
     let start = Instant::now();
     // Killed processes take a moment to leave.
     while fs::remove_dir(path).is_err() && path.exists() && start.elapsed() < Duration::from_secs(2)
@@ -178,6 +178,21 @@ impl Pod {
     pub fn port(&self) -> &str {
         let (_, port) = self.netns.rsplit_once('-').unwrap_or_default();
         port
+    }
+
+    /// Says that flows go through its namespace: agents of other tests, which do not know it, let it alone.
+    ///
+    /// # Panics
+    /// It cannot be said.
+    pub fn occupied(&self) -> Running {
+        let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                      s.bind('\\0shunt/flows/test')\nsignal.pause()";
+        let running = self.spawn("python3", &["-c", script]);
+        wait::until("the namespace is occupied", Duration::from_secs(5), || {
+            let held = self.says("cat", &["/proc/net/unix"]);
+            held.contains("@shunt/flows/test").then_some(())
+        });
+        running
     }
 
     /// A command in the pod's namespace and cgroup.

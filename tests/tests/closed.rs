@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use shunt_tests::agent::{binary, signal};
 use shunt_tests::load::{list, program};
-use shunt_tests::{Agent, AgentBuilder, Load, Pod, Running, World, in_both_modes, require, wait};
+use shunt_tests::{
+    Agent, AgentBuilder, Bpffs, Load, Pod, Running, World, in_both_modes, require, wait,
+};
 
 const PORT: u16 = 7000;
 const ANSWERED: i64 = 0;
@@ -24,15 +26,6 @@ struct Scene {
     _servers: [Running; 2],
 }
 
-/// A bpffs of the test's own, unmounted when dropped.
-struct Bpffs(String);
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 fn scene() -> Scene {
     require::everything();
     let world = World::new();
@@ -46,15 +39,8 @@ fn scene() -> Scene {
         pod.wait_for_listener(PORT);
         running
     });
-    let bpffs = world.dir.path().join("bpf");
-    std::fs::create_dir(&bpffs).expect("a directory");
-    let mounted = Command::new("mount")
-        .args(["-t", "bpf", "bpf"])
-        .arg(&bpffs)
-        .status();
-    assert!(mounted.expect("runs").success(), "no bpffs");
     Scene {
-        bpffs: Bpffs(bpffs.display().to_string()),
+        bpffs: Bpffs::mount(world.dir.path()),
         world,
         client,
         server,
@@ -148,18 +134,6 @@ fn dial(pod: &Pod, to: SocketAddr) -> (i64, f64) {
     )
 }
 
-/// Says that flows go through this pod's namespace: agents of other tests, which do not know it, let it alone.
-fn occupied(pod: &Pod) -> Running {
-    let script = "import signal, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
-                  s.bind('\\0shunt/flows/test')\nsignal.pause()";
-    let running = pod.spawn("python3", &["-c", script]);
-    wait::until("the namespace is occupied", Duration::from_secs(5), || {
-        let held = pod.says("cat", &["/proc/net/unix"]);
-        held.contains("@shunt/flows/test").then_some(())
-    });
-    running
-}
-
 in_both_modes!(
     closed_is_an_error_at_connect_and_never_a_leak,
     a_data_plane_without_a_supervisor_is_no_leak,
@@ -179,7 +153,7 @@ fn closed_is_an_error_at_connect_and_never_a_leak(mode: &str) {
     serves(&agent);
 
     assert_eq!(scene.has_pins(), mode == "ebpf");
-    let occupied = [&scene.client, &scene.server].map(occupied);
+    let occupied = [&scene.client, &scene.server].map(Pod::occupied);
     agent.kill();
     signal("-KILL", worker);
     scene.refuses("both are dead");
@@ -231,7 +205,7 @@ fn a_data_plane_without_a_supervisor_is_no_leak(mode: &str) {
     let scene = scene();
     let mut agent = scene.agent(mode);
     scene.is_served_by(&agent);
-    let _occupied = [&scene.client, &scene.server].map(occupied);
+    let _occupied = [&scene.client, &scene.server].map(Pod::occupied);
     let served = |agent: &Agent| {
         let lines = agent.access_log().into_iter();
         lines.filter(|line| line["bytes_sent"] != 0).count() as u64

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use shunt_tests::agent::binary;
-use shunt_tests::require;
+use shunt_tests::{cni, require};
 
 fn scripts() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts"))
@@ -35,11 +35,25 @@ fn installs_keeps_the_configuration_and_removes() {
     assert_eq!(unbuilt.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unbuilt.stderr).contains("cargo build --release"));
     fs::copy(binary(), tree.join("target/release/shunt")).expect("copied");
+    assert_eq!(install(&tree, &root, &[]).status.code(), Some(1));
+    fs::copy(cni::binary(), tree.join("target/release/shunt-cni")).expect("copied");
     assert!(install(&tree, &root, &[]).status.success());
-    let (agent, config) = (
+    let (agent, plugin) = (
         root.join("usr/local/bin/shunt"),
-        root.join("etc/shunt/shunt.yaml"),
+        root.join("usr/local/bin/shunt-cni"),
     );
+    let config = root.join("etc/shunt/shunt.yaml");
+    // Where it is looked for when nothing else is said: it runs, and only its agent is missing.
+    let mut put = Command::new(&agent);
+    put.args(["cni", "install", "--wait", "0s", "--socket"]);
+    put.arg(dir.path().join("nobody.sock"));
+    put.arg("--bin-dir")
+        .arg(dir.path())
+        .arg("--conf-dir")
+        .arg(dir.path());
+    let said = put.output().expect("runs").stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("the agent is not ready"), "{said}");
     let valid = Command::new(&agent)
         .args(["config", "validate"])
         .arg(&config)
@@ -55,7 +69,11 @@ fn installs_keeps_the_configuration_and_removes() {
     fs::write(&config, "mode: iptables\n").expect("written");
     assert!(install(&tree, &root, &[]).status.success());
     assert!(install(&tree, &root, &["--remove"]).status.success());
-    assert!(!agent.exists() && !root.join("etc/systemd/system/shunt.service").exists());
+    assert!(
+        !agent.exists()
+            && !plugin.exists()
+            && !root.join("etc/systemd/system/shunt.service").exists()
+    );
     assert_eq!(
         fs::read_to_string(config).expect("kept"),
         "mode: iptables\n"

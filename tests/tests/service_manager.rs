@@ -130,13 +130,18 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
     };
     let (valid, said) = analyze(&["verify", "--man=no"]);
     assert!(valid && !said.contains("shunt.service:"), "{said}");
+    // Who is enrolled is written there: for the agent that is started next.
+    let kept = text
+        .lines()
+        .any(|line| line == "RuntimeDirectoryPreserve=yes");
+    assert!(kept, "its state goes with each restart");
     // Lines of the package's drop-in take the place of the unit's.
     let package = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../scripts/debian/10-path.conf"
     );
     let package = std::fs::read_to_string(package).expect("a drop-in");
-    for key in ["ExecStartPre", "ExecStart"] {
+    for key in ["ExecStartPre", "ExecStart", "ExecReload"] {
         let commands = |text: &str| -> Vec<String> {
             let values = text
                 .lines()

@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod config_reference;
+mod deb;
 mod demo;
 mod deny;
 mod descriptors;
@@ -51,6 +52,8 @@ enum Task {
         after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz --seconds 600 bootstrap\n\nSeeds are in fuzz/corpus. What is found on the way is kept in target/fuzz/corpus, inputs that fail in\ntarget/fuzz/found: such an input becomes a unit test."
     )]
     Fuzz(fuzz::Args),
+    /// Build the Debian package
+    Deb,
     /// Check the tiers of the crates and the house rules
     Tidy,
     /// Everything that CI runs
@@ -67,6 +70,7 @@ fn main() -> Result<()> {
         Task::ConfigReference(args) => config_reference::run(&args),
         Task::Descriptors(args) => descriptors::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Deb => deb::run(),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),
     }

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::envoy;
 use crate::run::{cargo, loudly, output, root, say};
+use crate::{deb, envoy};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// A program that the tests use, and the Debian package it comes from.
-const NEEDED: [(&str, &str); 28] = [
+const NEEDED: [(&str, &str); 30] = [
     ("ip", "iproute2"),
     ("iptables-nft-restore", "iptables"),
     ("nft", "nftables"),
@@ -46,7 +46,9 @@ const NEEDED: [(&str, &str); 28] = [
     ("host-local", "containernetworking-plugins"),
     ("podman", "podman"),
     ("runc", "runc"),
+    ("containerd", "containerd"),
     ("busybox", "busybox-static"),
+    ("systemd-analyze", "systemd"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
@@ -56,6 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
     if !args.no_install {
         install()?;
+        deb::install()?;
         envoy::fetch();
     }
     // The same binaries for all end-to-end tests. Not optimised: what they test is what happens, not how fast.

@@ -27,6 +27,8 @@ GET /explain?workload=NAME&destination=ADDR:PORT[&direction=inbound][&from=ADDR]
 GET /tap[?workload=NAME][&bytes=N]
 POST /logging[?level=LEVEL]
 POST /drain
+POST /upgrade/data-plane
+POST /upgrade/all
 PUT /workloads/NAMESPACE/NAME
 DELETE /workloads/NAMESPACE/NAME
 ";
@@ -46,6 +48,8 @@ pub enum Call {
     LogLevel,
     SetLogLevel(String),
     Drain,
+    UpgradeDataPlane,
+    UpgradeAgent,
     PutWorkload { name: WorkloadName, body: String },
     DeleteWorkload(WorkloadName),
 }
@@ -135,6 +139,8 @@ pub(crate) fn parse(
             _ => return Err(wrong("say ?level=LEVEL")),
         },
         ("POST", ["drain"]) => Call::Drain,
+        ("POST", ["upgrade", "data-plane"]) => Call::UpgradeDataPlane,
+        ("POST", ["upgrade", "all"]) => Call::UpgradeAgent,
         ("PUT", ["workloads", namespace, name]) => Call::PutWorkload {
             name: workload(namespace, name),
             body,

@@ -30,6 +30,8 @@ pub struct Cluster {
     pub max_requests_per_connection: u32,
     /// An upstream HTTP connection that is older takes no more requests; `None`: as old as it likes.
     pub max_connection_duration: Option<Duration>,
+    /// Responses' trailers are read, and requests' are written.
+    pub trailers: bool,
     pub limits: ClusterLimits,
     #[serde(skip)]
     pub in_use: InUse,
@@ -125,6 +127,7 @@ impl Cluster {
             max_requests_per_connection,
             max_connection_duration,
             limits,
+            trailers,
             in_use: _,
             counts: _,
         } = self;
@@ -136,6 +139,7 @@ impl Cluster {
             && *max_requests_per_connection == other.max_requests_per_connection
             && *max_connection_duration == other.max_connection_duration
             && *limits == other.limits
+            && *trailers == other.trailers
     }
 }
 

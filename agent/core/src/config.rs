@@ -85,6 +85,9 @@ pub struct Timeouts {
     pub idle: Duration,
     pub half_close: Duration,
     pub drain: Duration,
+    /// How long a replaced data plane lets its flows go on.
+    #[serde(default = "upgrade")]
+    pub upgrade: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,8 +149,14 @@ impl Default for Timeouts {
             idle: Duration::ZERO,
             half_close: Duration::from_secs(600),
             drain: Duration::from_secs(30),
+            upgrade: upgrade(),
         }
     }
+}
+
+/// As Envoy's `--parent-shutdown-time-s`.
+fn upgrade() -> Duration {
+    Duration::from_secs(900)
 }
 
 impl Default for Limits {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::dns::DnsCounters;
 use crate::flow::{CloseReason, DataPath, Direction};
 
 /// One workload's connections and bytes in one direction.
@@ -57,6 +58,7 @@ impl FlowCounters {
 pub struct WorkloadCounters {
     pub outbound: FlowCounters,
     pub inbound: FlowCounters,
+    pub dns: DnsCounters,
 }
 
 impl WorkloadCounters {
@@ -73,6 +75,8 @@ impl WorkloadCounters {
 pub struct AgentCounters {
     /// Connections that have begun and not ended.
     pub connections_active: AtomicU64,
+    /// DNS queries that wait for an answer.
+    pub queries_active: AtomicU64,
     pub original_dst_misses: AtomicU64,
     pub loops_refused: AtomicU64,
     pub connections_refused_by_limit: AtomicU64,

@@ -39,6 +39,12 @@ pub struct HttpConnectionManager {
     pub paths: PathRules,
     /// `host:80` of a listener on port 80 is `host`.
     pub strip_host_port: StripPort,
+    /// What a connection may become, unless a route says otherwise.
+    pub upgrades: Vec<Upgrade>,
+    /// Pass on `100 Continue` and its kin from upstreams rather than say the first in their place.
+    pub passes_informational: bool,
+    /// Requests' trailers are read, and responses' are written.
+    pub trailers: bool,
     /// Tell upstreams and clients nothing in `x-envoy-` headers.
     pub suppress_envoy_headers: bool,
     /// In the order in which requests meet them, without the router.
@@ -47,6 +53,21 @@ pub struct HttpConnectionManager {
     pub routes: RouteConfiguration,
     /// The routes come by RDS: clusters that they name may come later.
     pub rds: bool,
+}
+
+/// One of `upgrade_configs`: a protocol that a connection may become, or may not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// `CONNECT` for the method.
+    pub name: String,
+    pub enabled: bool,
+}
+
+/// May a connection become what `name` says? What the route says counts more. Names are the same in any case of letters.
+pub fn may_upgrade(manager: &[Upgrade], route: &[Upgrade], name: &[u8]) -> bool {
+    let mut said = route.iter().chain(manager);
+    let found = said.find(|known| known.name.as_bytes().eq_ignore_ascii_case(name));
+    found.is_some_and(|known| known.enabled)
 }
 
 /// `server_header_transformation`.

@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod cluster;
 pub mod config;
 pub mod counters;
+pub mod dns;
 pub mod explain;
 pub mod flow;
 pub mod http;

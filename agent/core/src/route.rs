@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use self::pattern::{Pattern, StringMatch};
 use crate::cluster::Weighted;
 use crate::cluster::subsets::Metadata;
+use crate::http::Upgrade;
 use crate::http::filters::PerFilter;
 use crate::http::format::Format;
 
@@ -68,6 +69,8 @@ pub enum PathMatch {
     SeparatedPrefix(String),
     Exact(String),
     Regex(Pattern),
+    /// `CONNECT`, which has no path and which nothing else matches.
+    Connect,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,6 +127,12 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// From the end of the request to the end of the response; zero: none.
     pub timeout: Duration,
+    /// A request of which nothing moves; `None`: as the connection manager says.
+    pub idle_timeout: Option<Duration>,
+    /// What a connection may become here.
+    pub upgrades: Vec<Upgrade>,
+    /// `CONNECT` ends here: the upstream sees the bytes in it, and not the request.
+    pub terminates_connect: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -23,6 +23,8 @@ pub struct Enrolled {
     pub mode: Mode,
     /// The addresses of its namespace, loopback and link-local ones left out.
     pub addresses: Vec<IpAddr>,
+    /// Nobody else has them: it has its namespace to itself.
+    pub owns_addresses: bool,
     /// Which inbound connections are captured.
     pub inbound: CapturePolicy,
     /// Delivery with the client's own source address works in this namespace.
@@ -71,6 +73,7 @@ impl Enrolled {
             labels: BTreeMap::new(),
             mode: Mode::Iptables,
             addresses: Vec::new(),
+            owns_addresses: true,
             inbound: CapturePolicy::default(),
             transparent: false,
             handoff: false,
@@ -100,7 +103,11 @@ impl Snapshot {
     ) -> Self {
         let mut by_address = HashMap::new();
         for workload in workloads.values() {
-            for address in &workload.addresses {
+            let own = workload
+                .addresses
+                .iter()
+                .filter(|_| workload.owns_addresses);
+            for address in own {
                 by_address
                     .entry(*address)
                     .and_modify(|owner| *owner = Owner::Ambiguous)
@@ -153,6 +160,7 @@ mod tests {
                 .map(|text| text.parse().expect("an address"))
                 .collect(),
             inbound: CapturePolicy::default(),
+            owns_addresses: true,
             transparent: true,
             handoff: true,
             proxy: None,

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -35,6 +36,8 @@ pub enum SocketRole {
     /// Delivers to an application in the workload's own namespace with the client's source address
     /// (`IP_TRANSPARENT`). Carries the delivery mark, so that answers find their way back.
     Delivery,
+    /// For datagrams: asks a DNS resolver from the workload's namespace. Carries the mark of [`SocketRole::Upstream`].
+    Resolver,
 }
 
 /// A kind of socket in a workload's stock.
@@ -45,7 +48,7 @@ pub struct SocketWant {
     pub family: Family,
 }
 
-/// Hands out unconnected, non-blocking TCP sockets that already live in the right namespace with the right mark.
+/// Hands out unconnected, non-blocking sockets that already live in the right namespace with the right mark.
 pub trait SocketSupply: Clone + Send + 'static {
     /// Waits only when the stock is empty.
     ///
@@ -75,6 +78,28 @@ pub struct ListenerSpec {
     pub steering: Steering,
     /// As bound: the port is the real one.
     pub addr: SocketAddr,
+}
+
+/// A socket of the agent inside a workload's namespace that takes its DNS queries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsListenerSpec {
+    pub workload: WorkloadId,
+    /// [`Steering::ConnectHook`] or [`Steering::Redirect`].
+    pub steering: Steering,
+    /// As bound: the port is the real one.
+    pub addr: SocketAddr,
+    /// Which of its family's; each stands for one resolver where hooks steer.
+    pub slot: usize,
+}
+
+/// Knows whom a steered query was for.
+pub trait ResolverSource: Send + Sync {
+    /// `client` is the address that it came from. An error: nobody knows, and the query is dropped.
+    fn resolver<'a>(
+        &'a self,
+        listener: &'a DnsListenerSpec,
+        client: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = io::Result<SocketAddr>> + Send + 'a>>;
 }
 
 /// Recovers where an accepted connection was going.

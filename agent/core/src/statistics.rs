@@ -208,6 +208,11 @@ pub struct ManagerCounts {
     /// The client went away first.
     pub rq_rx_reset: Count,
     pub rq_timeout: Count,
+    /// Requests that were let go on as another protocol, or to be a tunnel.
+    pub upgrades_total: Count,
+    pub upgrades_active: Count,
+    /// Such requests that no route let.
+    pub upgrades_refused: Count,
     pub rq_time: Histogram<18>,
 }
 

@@ -14,12 +14,19 @@ pub struct StatusReport {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
+    /// Of the supervisor.
     pub version: String,
+    /// Of the data plane.
+    #[serde(default)]
+    pub worker_version: String,
     pub uptime_seconds: u64,
     /// Of the supervisor.
     pub pid: u32,
     /// Of the data plane.
     pub worker_pid: u32,
+    /// Of earlier data planes that an upgrade has replaced: they let their connections end.
+    #[serde(default)]
+    pub retired_pids: Vec<u32>,
     /// The number of the configuration that new connections see.
     #[serde(default)]
     pub generation: u64,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -168,6 +168,13 @@ impl From<Acceleration> for AccelerationPolicy {
     }
 }
 
+/// What becomes of a workload's DNS queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsPolicy {
+    /// Datagrams to port 53 go through the agent, which asks the same resolver and tells of it.
+    pub capture: bool,
+}
+
 /// An inclusive range of ports, 1..=65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortRange {
@@ -217,11 +224,14 @@ pub struct CapturePolicy {
     pub exclude_cidrs: Vec<IpNet>,
 }
 
+/// The namespace of the agent itself, usually the node's: the one that workloads share which have none of their own.
+pub const OWN_NETNS: &str = "/proc/self/ns/net";
+
 /// A workload as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadSpec {
     pub name: WorkloadName,
-    /// Path of the network namespace; a bare name has become `/run/netns/NAME`.
+    /// Path of the network namespace; a bare name has become `/run/netns/NAME`, nothing [`OWN_NETNS`].
     pub netns: PathBuf,
     /// Absolute, or relative to the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
@@ -230,11 +240,18 @@ pub struct WorkloadSpec {
     pub mode: ModeSetting,
     pub acceleration: AccelerationPolicy,
     pub on_failure: OnFailure,
+    #[serde(default)]
+    pub dns: DnsPolicy,
     pub outbound: CapturePolicy,
     pub inbound: CapturePolicy,
 }
 
 impl WorkloadSpec {
+    /// Is its network namespace the agent's own? Then others are there too, and its cgroup says which sockets are its own.
+    pub fn shares_netns(&self) -> bool {
+        self.netns == Path::new(OWN_NETNS)
+    }
+
     /// What policy may ask of it.
     pub fn identity(&self) -> Identity<'_> {
         Identity {

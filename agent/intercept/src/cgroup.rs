@@ -1,7 +1,7 @@
 //! The cgroup2 hierarchy: where it is mounted and where a process stands in it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use shunt_core::workload::WorkloadSpec;
@@ -13,25 +13,26 @@ use crate::InterceptError;
 /// # Errors
 /// It is not mounted.
 pub fn mount_point() -> Result<PathBuf, InterceptError> {
-    let text = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| InterceptError::io("read", "/proc/self/mountinfo", error))?;
-    find_mount(&text).ok_or_else(|| {
-        InterceptError::Unsupported(
-            "no cgroup2 mount in /proc/self/mountinfo: the connect hooks are attached to cgroups; \
-             mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or use iptables mode"
-                .into(),
-        )
-    })
+    let failed = |error| InterceptError::io("read", "/proc/self/mountinfo", error);
+    // Only as far as needed: each named network namespace is a mount, and most come later.
+    for line in BufReader::new(File::open("/proc/self/mountinfo").map_err(failed)?).lines() {
+        if let Some(point) = cgroup2_mount(&line.map_err(failed)?) {
+            return Ok(point);
+        }
+    }
+    Err(InterceptError::Unsupported(
+        "no cgroup2 mount in /proc/self/mountinfo: the connect hooks are attached to cgroups; \
+         mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) or use iptables mode"
+            .into(),
+    ))
 }
 
-/// `MOUNTINFO` as in proc(5): the fifth field is the mount point, the type follows the lone `-`.
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let kind = right.split(' ').next()?;
-        let point = left.split(' ').nth(4)?;
-        (kind == "cgroup2").then(|| PathBuf::from(point.replace("\\040", " ")))
-    })
+/// Of a line as in proc(5): the fifth field is the mount point, the type follows the lone `-`.
+fn cgroup2_mount(line: &str) -> Option<PathBuf> {
+    let (left, right) = line.split_once(" - ")?;
+    let kind = right.split(' ').next()?;
+    let point = left.split(' ').nth(4)?;
+    (kind == "cgroup2").then(|| PathBuf::from(point.replace("\\040", " ")))
 }
 
 /// Where a workload's connect hooks are attached: at the root when it has no cgroup.
@@ -97,7 +98,7 @@ mod tests {
     fn the_mount_is_found_wherever_it_is() {
         let hybrid = "30 25 0:26 / /sys/fs/cgroup ro shared:9 - tmpfs tmpfs ro,mode=755\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
-        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(find_mount("30 25 0:26 / /sys rw - sysfs sysfs rw\n"), None);
+        let found: Vec<PathBuf> = hybrid.lines().filter_map(cgroup2_mount).collect();
+        assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/unified")]);
     }
 }

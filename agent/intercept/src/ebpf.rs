@@ -9,7 +9,9 @@ mod classes;
 mod clock;
 mod destinations;
 mod direct_events;
+mod dns;
 mod element;
+mod estate;
 mod explain;
 pub(crate) mod foreign;
 mod hooks;
@@ -27,6 +29,7 @@ mod policies;
 mod probe;
 mod proxied;
 mod rules;
+mod scopes;
 mod services;
 mod sharing;
 mod shortcuts;
@@ -47,10 +50,14 @@ use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::listener::Captured;
 use shunt_core::workload::{Mode, OnFailure, WorkloadId};
 use shunt_ebpf_common::maps::{NetnsCookie, RuleKey, RuleMarks, Workload};
+use shunt_ebpf_common::scope::WorkloadKey;
 
 use self::acceleration::Acceleration;
 pub use self::destinations::Destinations;
 pub use self::direct_events::DirectEvents;
+use self::dns::Dns;
+pub use self::dns::Resolvers;
+pub use self::estate::{Estate, LAYOUT};
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::neighbours::Neighbours;
@@ -59,6 +66,8 @@ use self::pins::Pins;
 pub use self::pins::Remains;
 use self::policies::Policies;
 pub use self::probe::probe;
+use self::scopes::Place;
+pub use self::scopes::workload_key;
 use self::services::Services;
 pub use self::shortcuts::Shortcuts;
 pub use self::tap::{Message, MessageTap};
@@ -76,7 +85,8 @@ type RuleEntry = (Key<RuleKey>, RuleMarks);
 pub struct EbpfBackend {
     object: Object,
     hooks: Hooks,
-    workloads: BpfHashMap<MapData, NetnsCookie, Workload>,
+    dns: Dns,
+    workloads: BpfHashMap<MapData, WorkloadKey, Workload>,
     rules: LpmTrie<MapData, RuleKey, RuleMarks>,
     /// Replaced rules and when they were.
     retired: Vec<(Instant, Vec<RuleEntry>)>,
@@ -103,7 +113,9 @@ pub struct EbpfBackend {
 }
 
 struct Enrolled {
-    cookie: NetnsCookie,
+    netns: NetnsCookie,
+    /// Of its entry in `workloads`.
+    key: WorkloadKey,
     /// What the hooks read of it.
     value: Workload,
     handoff: bool,
@@ -134,6 +146,7 @@ impl EbpfBackend {
             acceleration,
             counts_exactly,
             neighbours: Neighbours::load(&mut object)?,
+            dns: Dns::new(&mut object)?,
             refusal: None,
             workloads: object.map("SHUNT_WORKLOADS")?,
             rules: object.map("SHUNT_RULES")?,
@@ -158,7 +171,8 @@ impl EbpfBackend {
     fn try_install(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         // First what costs little to miss: it is tried again and again.
         let cgroup = cgroup::of_workload(&enrolment.spec)?;
-        let cookie = enrolment.netns.cookie();
+        self.refuse_overlap(enrolment, &cgroup)?;
+        let (netns, key) = (enrolment.netns.cookie(), enrolment.key());
         let rules_set = self.next_rules;
         self.next_rules += 1;
         self.policies.choose(enrolment.id, &enrolment.spec)?;
@@ -168,11 +182,12 @@ impl EbpfBackend {
         self.enrolled.insert(
             enrolment.id,
             Enrolled {
-                cookie,
+                netns,
+                key,
                 value,
                 handoff: enrolment.spec.acceleration.handoff,
                 captured: Arc::clone(&enrolment.captured),
-                addresses: enrolment.addresses.clone(),
+                addresses: own_addresses(enrolment).to_owned(),
                 rules,
                 rules_looked: 0,
                 inbound: None,
@@ -180,14 +195,20 @@ impl EbpfBackend {
             },
         );
         self.workloads
-            .insert(cookie, value, 0)
+            .insert(key, value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
-        self.neighbours.move_in(&[], &enrolment.addresses, cookie)?;
-        self.listening.add(enrolment.id, &enrolment.netns)?;
+        self.neighbours
+            .move_in(&[], own_addresses(enrolment), netns)?;
+        if !enrolment.spec.shares_netns() {
+            self.listening.add(enrolment.id, &enrolment.netns)?;
+        }
         let pinned = enrolment.spec.on_failure == OnFailure::Closed && self.can_pin();
         let pins = self.pins.as_ref().filter(|_| pinned);
         let inbound = self.object.attach_sk_lookup(enrolment, pins)?;
-        self.hooks.attach(enrolment.id, &cgroup, pins)?;
+        self.hooks
+            .attach(enrolment.id, Place::of(enrolment, &cgroup), pins)?;
+        self.dns
+            .install(&mut self.object, enrolment, &cgroup, pins)?;
         if let Some(enrolled) = self.enrolled.get_mut(&enrolment.id) {
             (enrolled.inbound, enrolled.cgroup) = (inbound, cgroup);
         }
@@ -244,7 +265,7 @@ impl Backend for EbpfBackend {
         self.learn(enrolment);
         let rules = self.write_rules(enrolment, set)?;
         let value = self.workload_value(enrolment, set);
-        if let Err(error) = self.workloads.insert(enrolment.netns.cookie(), value, 0) {
+        if let Err(error) = self.workloads.insert(enrolment.key(), value, 0) {
             self.retired.push((Instant::now(), rules));
             self.policies.retire(set);
             return Err(object::failed("write the workload", &error));
@@ -256,15 +277,16 @@ impl Backend for EbpfBackend {
             enrolled.captured = Arc::clone(&enrolment.captured);
             let replaced = std::mem::replace(&mut enrolled.rules, rules);
             self.retired.push((Instant::now(), replaced));
-            let now = &enrolment.addresses;
+            let now = own_addresses(enrolment);
             self.neighbours
-                .move_in(&enrolled.addresses, now, enrolled.cookie)?;
-            enrolled.addresses.clone_from(now);
+                .move_in(&enrolled.addresses, now, enrolled.netns)?;
+            enrolled.addresses = now.to_owned();
         }
         Ok(())
     }
 
     fn release(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
+        self.dns.release(enrolment.id);
         self.hooks.detach(enrolment.id);
         let Some(enrolled) = self.enrolled.remove(&enrolment.id) else {
             return Ok(());
@@ -272,11 +294,11 @@ impl Backend for EbpfBackend {
         let ours = |workload: &Workload| workload.id == enrolment.id.0;
         if self
             .workloads
-            .get(&enrolled.cookie, 0)
+            .get(&enrolled.key, 0)
             .is_ok_and(|workload| ours(&workload))
         {
             self.workloads
-                .remove(&enrolled.cookie)
+                .remove(&enrolled.key)
                 .map_err(|error| object::failed("remove the workload", &error))?;
         }
         self.unlearn(enrolment.id);
@@ -286,7 +308,7 @@ impl Backend for EbpfBackend {
         self.policies.retire(enrolled.value.rules);
         self.policies.forget(enrolment.id);
         self.neighbours
-            .released(enrolled.cookie, &enrolled.addresses);
+            .released(enrolled.netns, &enrolled.addresses);
         if let Ok(acceleration) = &mut self.acceleration {
             acceleration.released();
         }
@@ -313,8 +335,15 @@ impl Backend for EbpfBackend {
             None => "eBPF: no cgroup is configured, so the hooks are at the cgroup2 root and run for every process"
                 .into(),
         };
+        if enrolment.spec.shares_netns() {
+            text.push_str(" in the agent's own namespace, for outbound connections alone");
+        }
         text.push_str(&self.without_acceleration(&enrolment.spec.acceleration));
         text
+    }
+
+    fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
+        self.ungoverned(enrolment)
     }
 
     fn explain(
@@ -339,7 +368,7 @@ impl Backend for EbpfBackend {
             }
             let enrolled = || {
                 let all = self.enrolled.iter();
-                all.map(|(id, enrolled)| (enrolled.cookie, id.0)).collect()
+                all.map(|(id, enrolled)| (enrolled.key, id.0)).collect()
             };
             self.neighbours.sweep(enrolled);
         }
@@ -353,6 +382,14 @@ impl std::fmt::Debug for EbpfBackend {
         f.debug_struct("EbpfBackend")
             .field("enrolled", &enrolled)
             .finish_non_exhaustive()
+    }
+}
+
+/// The addresses that are nobody else's.
+fn own_addresses(enrolment: &Enrolment) -> &[IpAddr] {
+    match enrolment.spec.shares_netns() {
+        true => &[],
+        false => &enrolment.addresses,
     }
 }
 

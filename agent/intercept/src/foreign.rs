@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 use crate::ebpf::foreign::{AtCgroup, at_cgroup, below, in_namespace, sockmaps};
 use crate::iptables::foreign::chains;
 use crate::netns::Netns;
-use crate::{Finding, cgroup};
+use crate::{Finding, InterceptError, cgroup};
 
 /// Whose a name is, by its start: of chains and of programs.
-const KNOWN: [(&str, &str); 8] = [
+const KNOWN: [(&str, &str); 12] = [
     ("ISTIO_", "Istio"),
+    ("istio-", "Istio"),
     ("PROXY_INIT_", "Linkerd"),
     ("KUMA_", "Kuma"),
     ("MESH_", "Kuma"),
+    ("CONSUL_", "Consul"),
+    ("OSM_PROXY_", "Open Service Mesh"),
     ("CILIUM_", "Cilium"),
     ("cil_", "Cilium"),
     ("mb_", "Merbridge"),
     ("kmesh", "Kmesh"),
+    ("cgroup_connect", "Kmesh"),
 ];
 
 /// Whose it is, if that is known.
@@ -69,18 +73,36 @@ fn hook_note(hook: &AtCgroup, cgroup: Option<&Path>) -> String {
         "ours is nearer to the workload and runs first: it sees the address that was asked for, a service's too"
     };
     format!(
-        "program {program}{} at {} ({hook}): {order}",
+        "program {program}{} at {} ({hook}): {order}{}",
         of(program),
-        path.display()
+        path.display(),
+        what_follows(program, hook)
     )
 }
 
-/// What others' sk_msg programs are on which socket maps of the node.
+/// What else is to be known of a hook, by whose it is.
+fn what_follows(program: &str, hook: &str) -> &'static str {
+    if !hook.starts_with("connect") {
+        return "";
+    }
+    match owner(program) {
+        Some("Cilium") => {
+            "; it translates services of Kubernetes, also for the agent: where ours is first, policy and listeners here \
+             know the service's address, not that of who answers"
+        }
+        Some("Kmesh" | "Merbridge") => {
+            "; it sends connections to a proxy of its own: those that both capture pass both"
+        }
+        _ => "",
+    }
+}
+
+/// What others' programs are on which socket maps of the node.
 pub fn sockmap_notes() -> Vec<String> {
     let all = sockmaps().into_iter();
     all.map(|(map, program)| {
         format!(
-            "sk_msg program {program}{} on socket map {map}: a socket can be in one such map only, \
+            "program {program}{} on socket map {map}: a socket can be in one such map only, \
              so its sockets are not accelerated",
             of(&program)
         )
@@ -99,15 +121,24 @@ pub fn probe(namespaces: impl Iterator<Item = PathBuf>) -> Vec<Finding> {
                  program,
                  hook,
                  path,
-             }| format!("{program}{} at {} ({hook})", of(program), path.display()),
+             }| {
+                let follows = what_follows(program, hook);
+                format!(
+                    "{program}{} at {} ({hook}){follows}",
+                    of(program),
+                    path.display()
+                )
+            },
         )
         .collect();
     let mut chains = Vec::new();
-    for path in namespaces {
-        let notes = Netns::open(&path).map(|netns| chain_notes(&netns));
-        let here = notes.unwrap_or_default().into_iter();
-        chains.extend(here.map(|note| format!("{}: {}", path.display(), note)));
-    }
+    let mut look = |netns: Result<Netns, InterceptError>| {
+        let Ok(netns) = netns else { return };
+        let here = chain_notes(&netns).into_iter();
+        chains.extend(here.map(|note| format!("{}: {note}", netns.path().display())));
+    };
+    namespaces.for_each(|path| look(Netns::open(&path)));
+    look(Netns::own());
     vec![
         named(
             "others' hooks",

@@ -5,8 +5,10 @@
 //! A namespace's legacy nat table, once there, cannot be removed while the namespace lives: it stays, empty. Without
 //! IPv6, or without a listener of a family, a namespace gets no rules of that family.
 
+mod asked;
 mod choice;
 mod dead_man;
+mod estate;
 mod evaluate;
 mod explain;
 pub(crate) mod foreign;
@@ -22,15 +24,19 @@ mod tracking;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::Family;
 use shunt_core::workload::{Mode, WorkloadId};
 
+use self::asked::Asked;
 use self::choice::{Abilities, Choice, loopback_is_up};
-pub use self::dead_man::DeadMan;
+pub use self::dead_man::{DeadMan, keep_switch};
 use self::dead_man::{Switch, create_sets, destroy_sets};
 use self::inspection::Written;
 use self::netfilter::Kept;
@@ -60,6 +66,9 @@ pub struct IptablesBackend {
     foreign: HashMap<u64, Vec<Kept>>,
     /// By namespace: what keeps flows alive when the rules are gone, and connections from one port apart.
     tracking: HashMap<u64, Tracking>,
+    asked: Asked,
+    /// The same of the supervisor before this one, which nobody has taken over yet.
+    inherited: HashMap<u64, OwnedFd>,
     beat: u32,
 }
 
@@ -97,6 +106,8 @@ impl IptablesBackend {
             installed: HashMap::new(),
             foreign: HashMap::new(),
             tracking: HashMap::new(),
+            asked: Asked::default(),
+            inherited: HashMap::new(),
             beat: 0,
         })
     }
@@ -119,12 +130,17 @@ impl IptablesBackend {
     fn track(&mut self, enrolment: &Enrolment) -> Option<String> {
         match self.tracking.entry(enrolment.netns.inode()) {
             Entry::Occupied(mut kept) => kept.get_mut().serve(enrolment),
-            Entry::Vacant(place) => match Tracking::keep(enrolment) {
-                Ok(tracking) => {
-                    place.insert(tracking);
+            Entry::Vacant(place) => {
+                let inherited = self.inherited.remove(&enrolment.netns.inode());
+                let tracking = match inherited {
+                    Some(socket) => Ok(Tracking::take_over(socket, enrolment)),
+                    None => Tracking::keep(enrolment),
+                };
+                match tracking {
+                    Ok(tracking) => drop(place.insert(tracking)),
+                    Err(error) => return Some(error.chain()),
                 }
-                Err(error) => return Some(error.chain()),
-            },
+            }
         }
         None
     }
@@ -242,6 +258,7 @@ impl Backend for IptablesBackend {
                 enrolment.netns.path().display()
             )));
         }
+        self.asked.attempt(enrolment)?;
         let on_failure = enrolment.spec.on_failure;
         let choice = self
             .abilities
@@ -272,6 +289,7 @@ impl Backend for IptablesBackend {
 
     fn finish(&mut self, enrolment: &Enrolment) -> Result<(), InterceptError> {
         let inode = enrolment.netns.inode();
+        self.asked.forget(inode);
         let tracking = self.tracking.remove(&inode);
         // One for all of it: closing holds up the next.
         let netfilter = tracking.map(Tracking::let_go);
@@ -320,6 +338,15 @@ impl Backend for IptablesBackend {
         ))
     }
 
+    fn resolver(
+        &mut self,
+        netns: &Arc<Netns>,
+        listener: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<SocketAddr, InterceptError> {
+        self.asked.resolver(netns, listener, client)
+    }
+
     fn explain(
         &self,
         enrolment: &Enrolment,
@@ -332,7 +359,9 @@ impl Backend for IptablesBackend {
         self.beat = self.beat.wrapping_add(1);
         let many = self.installed.len() > MANY;
         for (id, installed) in &mut self.installed {
-            if many && (id.0 ^ self.beat) & 1 == 1 {
+            // Whoever is new is told at once that he is captured, and relies on it.
+            let is_new = installed.switches.iter().any(Switch::is_new);
+            if many && !is_new && (id.0 ^ self.beat) & 1 == 1 {
                 continue;
             }
             installed.switches.iter_mut().for_each(Switch::keep_alive);

@@ -20,6 +20,7 @@ pub mod drift;
 pub mod ebpf;
 mod explain;
 pub mod foreign;
+pub mod inherited;
 pub mod iptables;
 mod listening;
 mod local;
@@ -33,14 +34,14 @@ pub mod strays;
 pub mod watch;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::flow::Direction;
 use shunt_core::listener::Captured;
-use shunt_core::sockets::{Family, ListenerSpec};
+use shunt_core::sockets::{DnsListenerSpec, Family, ListenerSpec};
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use thiserror::Error;
 
@@ -97,6 +98,21 @@ pub trait Backend {
         None
     }
 
+    /// Whom a query was for that was led from `client` to `listener` in this namespace.
+    ///
+    /// # Errors
+    /// Nobody knows, or the data plane knows by itself.
+    fn resolver(
+        &mut self,
+        _netns: &Arc<Netns>,
+        _listener: SocketAddr,
+        _client: SocketAddr,
+    ) -> Result<SocketAddr, InterceptError> {
+        Err(InterceptError::Unsupported(
+            "a place for queries stands for one resolver here".into(),
+        ))
+    }
+
     /// What would happen to a connection of this workload, judged by what is in the kernel now.
     ///
     /// # Errors
@@ -121,6 +137,15 @@ pub const fn outbound_listeners(mode: Mode) -> usize {
     }
 }
 
+/// How many sockets for queries each family has. In eBPF mode each stands for one resolver; in iptables mode connection
+/// tracking knows which one was meant.
+pub const fn dns_listeners(mode: Mode) -> usize {
+    match mode {
+        Mode::Ebpf => shunt_ebpf_common::dns::DnsListeners::SLOTS,
+        Mode::Iptables => 1,
+    }
+}
+
 /// A workload being steered.
 #[derive(Debug)]
 pub struct Enrolment {
@@ -130,6 +155,8 @@ pub struct Enrolment {
     /// The namespace's addresses, without loopback and link-local ones.
     pub addresses: Vec<IpAddr>,
     pub listeners: Vec<Listener>,
+    /// Where its queries are taken; empty: they go directly.
+    pub dns: Vec<DnsListener>,
     /// Why no connection may go past the agent, as `timeouts.idle is set`.
     pub needs_proxy: Option<&'static str>,
     /// The names of the configuration's listeners which serve captured connections of this workload.
@@ -137,6 +164,11 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
+    /// By which the hooks know it.
+    pub(crate) fn key(&self) -> u64 {
+        ebpf::workload_key(&self.spec, &self.netns)
+    }
+
     /// The first of that direction and family.
     pub fn listener(&self, direction: Direction, family: Family) -> Option<&Listener> {
         self.all(direction, family).next()
@@ -165,6 +197,13 @@ impl Enrolment {
 pub struct Listener {
     pub spec: ListenerSpec,
     pub sockets: Vec<OwnedFd>,
+}
+
+/// A socket of the agent in a workload's namespace that takes queries.
+#[derive(Debug)]
+pub struct DnsListener {
+    pub spec: DnsListenerSpec,
+    pub socket: OwnedFd,
 }
 
 /// The marks of the agent's own sockets, see [`shunt_core::config::Config::mark`].

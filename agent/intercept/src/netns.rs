@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shunt_core::sockets::{Family, SocketRole};
+use shunt_core::workload::OWN_NETNS;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::{InterceptError, Marks};
@@ -51,11 +52,38 @@ impl Netns {
         })
     }
 
+    /// The agent's own, which may be the node's.
+    ///
+    /// # Errors
+    /// It may not be entered.
+    pub fn own() -> Result<Self, InterceptError> {
+        let path = Path::new(OWN_NETNS);
+        let file = File::open(path)
+            .map_err(|error| InterceptError::io("open network namespace", path.display(), error))?;
+        let netns = Self::entered(file, path)?;
+        Ok(Self {
+            named: true,
+            ..netns
+        })
+    }
+
     /// One that somebody else opened, who knows it by `path`: that may lead nowhere here.
     ///
     /// # Errors
     /// `file` is no network namespace, is the node's own, or may not be entered.
     pub fn handed_over(file: File, path: &Path) -> Result<Self, InterceptError> {
+        let netns = Self::entered(file, path)?;
+        if leads_to(Path::new("/proc/1/ns/net"), netns.inode) {
+            return Err(InterceptError::Unsupported(format!(
+                "{} is the node's own network namespace: capturing it would capture the node; \
+                 give the workload a namespace of its own, or a `cgroup` and no `netns`",
+                path.display()
+            )));
+        }
+        Ok(netns)
+    }
+
+    fn entered(file: File, path: &Path) -> Result<Self, InterceptError> {
         let failed = |what, source| InterceptError::io(what, path.display(), source);
         let home = File::open("/proc/thread-self/ns/net")
             .map_err(|error| failed("open the agent's own namespace for", error))?;
@@ -63,16 +91,6 @@ impl Netns {
             .metadata()
             .map_err(|error| failed("stat", error))?
             .ino();
-        if File::open("/proc/1/ns/net")
-            .and_then(|init| init.metadata())
-            .is_ok_and(|init| init.ino() == inode)
-        {
-            return Err(InterceptError::Unsupported(format!(
-                "{} is the node's own network namespace: capturing it would capture the node; \
-                 give the workload a namespace of its own",
-                path.display()
-            )));
-        }
         let mut netns = Self {
             path: path.to_owned(),
             file,
@@ -189,6 +207,22 @@ impl Netns {
         })?
     }
 
+    /// A socket for datagrams on one address; with port 0, on a free port.
+    ///
+    /// # Errors
+    /// The address is taken or, for IPv6, not there.
+    pub fn take_datagrams(&self, addr: SocketAddr, mark: u32) -> io::Result<(SocketAddr, OwnedFd)> {
+        self.enter(|| {
+            let socket = udp_socket(Family::of(addr), mark)?;
+            if addr.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&SockAddr::from(addr))?;
+            let bound = socket.local_addr()?.as_socket().unwrap_or(addr);
+            Ok((bound, OwnedFd::from(socket)))
+        })?
+    }
+
     /// `count` ready sockets for the data plane's stock.
     ///
     /// # Errors
@@ -203,6 +237,8 @@ impl Netns {
         self.enter(|| {
             let make = |_| {
                 let socket = match role {
+                    // Its port is drawn at random when it connects.
+                    SocketRole::Resolver => return Ok(udp_socket(family, marks.upstream)?.into()),
                     SocketRole::Upstream => tcp_socket(family, marks.upstream)?,
                     SocketRole::Delivery => {
                         let socket = tcp_socket(family, marks.delivery)?;
@@ -226,12 +262,19 @@ impl AsFd for Netns {
 }
 
 fn tcp_socket(family: Family, mark: u32) -> io::Result<Socket> {
+    socket(family, Type::STREAM, Protocol::TCP, mark)
+}
+
+fn udp_socket(family: Family, mark: u32) -> io::Result<Socket> {
+    socket(family, Type::DGRAM, Protocol::UDP, mark)
+}
+
+fn socket(family: Family, kind: Type, protocol: Protocol, mark: u32) -> io::Result<Socket> {
     let domain = match family {
         Family::V4 => Domain::IPV4,
         Family::V6 => Domain::IPV6,
     };
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+    let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
     socket.set_mark(mark)?;
     Ok(socket)
 }
@@ -266,7 +309,7 @@ fn keep_ports_apart(socket: &Socket, role: SocketRole) {
     };
     let middle = first + last.saturating_sub(first) / 2;
     let (first, last) = match role {
-        SocketRole::Upstream => (first, middle),
+        SocketRole::Upstream | SocketRole::Resolver => (first, middle),
         SocketRole::Delivery => (middle + 1, last),
     };
     let value = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());

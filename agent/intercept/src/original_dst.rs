@@ -3,10 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use shunt_core::address::{OriginalDst, Provenance, canonical, from_kernel};
 use shunt_core::sockets::{ListenerSpec, OriginalDstError, OriginalDstSource, Steering};
+use shunt_ebpf_common::maps::Destination;
 use socket2::SockRef;
 
 use crate::ebpf::Destinations;
@@ -14,14 +15,28 @@ use crate::ebpf::Destinations;
 /// Asks the kernel. Needs no privilege.
 #[derive(Clone, Debug, Default)]
 pub struct KernelOriginalDst {
-    /// Set once the supervisor has loaded the eBPF programs.
-    destinations: Arc<OnceLock<Destinations>>,
+    /// Set once the supervisor has loaded the eBPF programs; those of the supervisor before may still be attached.
+    destinations: Arc<RwLock<Vec<Destinations>>>,
 }
 
 impl KernelOriginalDst {
-    /// A second map is ignored: the supervisor loads the programs once in its life.
-    pub fn set_destinations(&self, known: Destinations) {
-        let _ = self.destinations.set(known);
+    /// In place of those that were known.
+    pub fn set_destinations(&self, known: Vec<Destinations>) {
+        *self
+            .destinations
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    fn of(&self, accepted: BorrowedFd<'_>) -> Result<Option<Destination>, OriginalDstError> {
+        let known = self.destinations.read();
+        for map in known.unwrap_or_else(PoisonError::into_inner).iter() {
+            let found = map.of(accepted).map_err(OriginalDstError::Lookup)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -34,9 +49,7 @@ impl OriginalDstSource for KernelOriginalDst {
     ) -> Result<OriginalDst, OriginalDstError> {
         match listener.steering {
             Steering::ConnectHook => {
-                let known = self.destinations.get().ok_or(OriginalDstError::Missing)?;
-                let found = known.of(accepted).map_err(OriginalDstError::Lookup)?;
-                let destination = found.ok_or(OriginalDstError::Missing)?;
+                let destination = self.of(accepted)?.ok_or(OriginalDstError::Missing)?;
                 let addr = SocketAddr::new(from_kernel(destination.address), destination.port);
                 Ok(OriginalDst {
                     addr,

@@ -1,12 +1,14 @@
 //! What is counted while a flow lives, and told when it ends: once, however it ends.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
 use shunt_core::address::{ClientAddr, OriginalDst, UpstreamAddr};
 use shunt_core::counters::{AgentCounters, FlowCounters, WorkloadCounters};
+use shunt_core::dns::QueryRecord;
 use shunt_core::flow::{CloseReason, DataPath, Direction, FlowRecord};
 use shunt_core::http::record::RequestRecord;
 use shunt_core::snapshot::Enrolled;
@@ -29,6 +31,9 @@ pub trait FlowWitness: Send + Sync {
 
     /// A request's response has ended; called only for those who want to know.
     fn answered(&self, _record: &RequestRecord) {}
+
+    /// A DNS query has its answer, or will have none; called as [`FlowWitness::answered`].
+    fn resolved(&self, _record: &QueryRecord) {}
 
     /// What is known of a living flow; called only for the attentive.
     fn goes_on(&self, _moment: Moment, _record: &FlowRecord) {}
@@ -62,6 +67,15 @@ pub(crate) struct Account {
     own: Arc<WorkloadCounters>,
     /// The workload at the other end, if it is one of this node's and the flow passes the agent only here.
     peer: Option<Arc<WorkloadCounters>>,
+    also: Option<Rc<dyn Moved>>,
+}
+
+/// Who else counts a flow's bytes.
+pub(crate) trait Moved {
+    /// From the client.
+    fn received(&self, bytes: u64);
+    /// To the client.
+    fn sent(&self, bytes: u64);
 }
 
 impl Account {
@@ -102,6 +116,7 @@ impl Account {
             agent,
             own,
             peer: None,
+            also: None,
         }
     }
 
@@ -148,8 +163,16 @@ impl Account {
         }
     }
 
+    /// From now on.
+    pub(crate) fn count_also(&mut self, also: Rc<dyn Moved>) {
+        self.also = Some(also);
+    }
+
     pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_received += bytes;
+        if let Some(also) = &self.also {
+            also.received(bytes);
+        }
         self.moved(path, bytes);
         self.counters().for_each(|flows| {
             flows.on(path).received.fetch_add(bytes, Relaxed);
@@ -158,6 +181,9 @@ impl Account {
 
     pub(crate) fn sent(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_sent += bytes;
+        if let Some(also) = &self.also {
+            also.sent(bytes);
+        }
         self.moved(path, bytes);
         self.counters().for_each(|flows| {
             flows.on(path).sent.fetch_add(bytes, Relaxed);

@@ -10,9 +10,12 @@ use shunt_core::cluster::subsets::Metadata;
 use shunt_core::cluster::{Balance, Cluster, Endpoint};
 use shunt_core::snapshot::Snapshot;
 
+/// A cluster, and which group of its endpoints.
+type Among = (*const Cluster, usize);
+
 /// Whose turn it is, in each group of a cluster's endpoints. Clusters are known by where they are in memory, which is theirs while they are kept here.
 #[derive(Debug, Default)]
-pub(crate) struct RoundRobin(RefCell<HashMap<(*const Cluster, usize), (Arc<Cluster>, Turns)>>);
+pub(crate) struct RoundRobin(RefCell<HashMap<Among, (Arc<Cluster>, Turns)>>);
 
 /// One of a cluster's endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +159,7 @@ mod tests {
             idle_timeout: None,
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            trailers: false,
             limits: ClusterLimits::default(),
             in_use: InUse::default(),
             counts: Default::default(),

@@ -19,8 +19,9 @@ use crate::account::Account;
 use crate::admission::{Refused, admit_arriving, admit_leaving, recognise};
 use crate::connect::ConnectError;
 use crate::gateway::{self, Connection, OnePass, Place};
+use crate::listener::Closing;
 use crate::origin::{Dial, Dialled, Origin};
-use crate::relay::{Rules, Shortcut, relay};
+use crate::relay::{Early, Rules, Shortcut, relay};
 use crate::rendezvous::Tuple;
 use crate::worker::Local;
 
@@ -30,7 +31,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     listener: Rc<ListenerSpec>,
     client: TcpStream,
     from: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 ) {
     let snapshot = local.context.snapshot.load_full();
     let Some(workload) = snapshot.workloads.get(&listener.workload).map(Arc::clone) else {
@@ -158,7 +159,7 @@ struct Flow<'a, S: SocketSupply, O: OriginalDstSource> {
     listener: &'a ListenerSpec,
     client: SocketAddr,
     original: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 }
 
 impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
@@ -277,7 +278,16 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
             Shortcut::begin(kernel.as_ref(), &client, &upstream, may_leave, counting)
         });
         let pools = &self.local.pools;
-        let end = relay(client, upstream, pools, &rules, shortcut, account).await;
+        let end = relay(
+            client,
+            upstream,
+            Early::default(),
+            pools,
+            &rules,
+            shortcut,
+            account,
+        )
+        .await;
         (end.reason, end.error.map(|error| error.to_string()))
     }
 

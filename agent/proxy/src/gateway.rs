@@ -27,6 +27,7 @@ use crate::account::Account;
 use crate::admission::{Refused, choose_endpoint, refuse_over_limit};
 use crate::flow::prepare;
 use crate::inspect::{Findings, inspect};
+use crate::listener::Closing;
 use crate::origin::{Origin, is_captured};
 use crate::worker::Local;
 use crate::{http, tcp_proxy};
@@ -51,7 +52,7 @@ pub(crate) struct Connection {
     pub(crate) tables: Arc<Tables>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener is going away.
-    pub(crate) closing: watch::Receiver<bool>,
+    pub(crate) closing: watch::Receiver<Closing>,
 }
 
 /// By what the listener of a connection is found, also in the next configuration.
@@ -91,7 +92,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     addr: SocketAddr,
     client: TcpStream,
     from: SocketAddr,
-    closing: watch::Receiver<bool>,
+    closing: watch::Receiver<Closing>,
 ) {
     let snapshot = local.context.snapshot.load_full();
     let Some(served) = snapshot.proxy.listener(addr).map(Arc::clone) else {
@@ -236,6 +237,10 @@ impl OnePass {
 
     /// The filter chain, where nothing can be asked of first bytes: they are plain HTTP/1.1.
     pub(crate) fn chain(&self) -> Option<&Arc<Chain>> {
+        let header = self.served.listener.proxy_protocol;
+        if header.is_some_and(|header| !header.is_optional) {
+            return None; // There is none, and elsewhere such a connection is closed.
+        }
         let protocols = match self.served.listener.inspect.http {
             true => vec!["http/1.1".to_owned()],
             false => Vec::new(),

@@ -4,6 +4,7 @@
 //!  Wire (counts bytes) -> hyper server -> exchange: received -> filters -> routed -> prepared -> sent -> answered
 //!                                                               |            '-> redirect, direct response, local reply
 //!                                                               '-> a filter's own reply
+//!  A response that makes a tunnel of the connection ends HTTP on it: see [`tunnel`].
 //! ```
 
 mod body;
@@ -11,6 +12,8 @@ mod books;
 mod exchange;
 mod failure;
 mod filters;
+mod gauge;
+mod interim;
 mod link;
 mod local_reply;
 mod pool;
@@ -18,6 +21,7 @@ mod received;
 mod reply;
 mod sent;
 mod talk;
+mod tunnel;
 mod wire;
 
 use std::cell::{Cell, RefCell};
@@ -32,19 +36,21 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use shunt_core::bootstrap::{Chain, HttpChain, Tables};
-use shunt_core::flow::CloseReason;
+use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
 
 use self::books::Books;
 use self::exchange::Exchange;
+use self::gauge::Gauge;
 pub(crate) use self::pool::Upstreams;
 use self::talk::{Clock, Rung, Talk};
 use self::wire::{Answering, Wire};
 use crate::account::Account;
 use crate::admission::Refused;
 use crate::gateway::{Connection, Place};
+use crate::listener::Closing;
 use crate::origin::Origin;
 use crate::worker::Local;
 
@@ -140,7 +146,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         from,
         listener,
     );
-    let talk = Talk::new(manager.timeouts);
+    let buffer = manager.limits.header_bytes.max(LEAST_BUFFER);
+    let talk = Talk::new(manager.timeouts, Gauge::new(buffer));
     let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
@@ -154,7 +161,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             chain,
             is_replaced,
         } = current.clone();
-        let (number, is_last) = (carried.get(), is_replaced || *told_to_close.borrow());
+        let (number, is_last) = (
+            carried.get(),
+            is_replaced || *told_to_close.borrow() != Closing::No,
+        );
         let entry = books.begin();
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
@@ -184,7 +194,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .header_read_timeout(None)
         .max_headers(manager.limits.headers)
         .max_header_size(manager.limits.header_bytes)
-        .max_buf_size(manager.limits.header_bytes.max(LEAST_BUFFER))
+        .max_buf_size(buffer)
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();
@@ -200,10 +210,14 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             served = served => break Ended::Served(served),
             () = until_closing(&mut closing), if !is_closing => {
                 is_closing = true;
-                Pin::new(&mut serving).graceful_shutdown();
+                // Hyper would say `close` in a `101`, or not flush it.
+                if !talk.may_be_tunnel() {
+                    Pin::new(&mut serving).graceful_shutdown();
+                }
             }
             rung = poll_fn(|cx| clock.poll(cx, &talk)) => match rung {
                 Rung::Told => {}
+                Rung::Drained if talk.may_be_tunnel() => {}
                 Rung::Drained => Pin::new(&mut serving).graceful_shutdown(),
                 rung => {
                     if rung == Rung::Stuck {
@@ -215,7 +229,33 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
     };
     // Whoever is told what is wrong with a request is told it in order too.
-    let wire = serving.into_parts().io.into_inner();
+    let parts = serving.into_parts();
+    let wire = parts.io.into_inner();
+    if let Ended::Served(Ok(())) = &ended
+        && let Some(tunnel) = talk.tunnel()
+    {
+        books.moved(talk.tell(account));
+        let (client, unread) = wire.into_stream();
+        account.received(DataPath::Copy, unread.len() as u64);
+        books.moved((unread.len() as u64, 0));
+        let Current {
+            snapshot, tables, ..
+        } = current.borrow().clone();
+        let connection = Connection {
+            client,
+            read: [&parts.read_buf[..], &unread].concat(),
+            from,
+            direct_from,
+            listener,
+            original,
+            origin,
+            place,
+            tables,
+            snapshot,
+            closing,
+        };
+        return tunnel.carry(local, connection, account).await;
+    }
     match &ended {
         Ended::Served(Ok(())) | Ended::Late(Rung::Idle) => wire.close().await,
         Ended::Served(Err(error)) if error.is_parse() => wire.close().await,
@@ -254,7 +294,10 @@ enum Ended {
     Late(Rung),
 }
 
-async fn until_closing(closing: &mut watch::Receiver<bool>) {
-    // An error means that the listener is gone.
-    let _ = closing.wait_for(|closing| *closing).await;
+async fn until_closing(closing: &mut watch::Receiver<Closing>) {
+    let told = closing.wait_for(|closing| *closing == Closing::WhenQuiet);
+    // An error means that the listener is gone. Handed over, the next request is still answered: it may be on its way.
+    if told.await.is_err() && *closing.borrow() == Closing::HandedOver {
+        std::future::pending::<()>().await;
+    }
 }

@@ -13,6 +13,7 @@
 //! | [`sniff`], [`proxy_protocol`], [`inspect`] | what the first bytes say |
 //! | [`tcp_proxy`], [`http`] | what a filter chain ends in |
 //! | [`balance`] | which endpoint of a cluster |
+//! | [`dns`] | datagrams to port 53, of workloads that want it |
 //! | [`account`] | what is counted and told of a flow |
 //!
 //! Nothing here holds a privilege or knows how connections are steered: sockets come from a
@@ -24,6 +25,7 @@ mod admission;
 mod balance;
 mod buffers;
 mod connect;
+mod dns;
 mod flow;
 mod gateway;
 mod http;

@@ -20,29 +20,40 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// A closing listener whose queue was empty for this long, twice, has nobody left to serve.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Accepts until told to close and the queue is empty.
+/// Is a listener to be closed?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closing {
+    No,
+    /// Once nobody waits in its queue: nobody else takes them.
+    WhenQuiet,
+    /// At once: another process has the same queue.
+    HandedOver,
+}
+
+/// Accepts until told to close and the queue is empty, or somebody else's.
 pub(crate) async fn accept<S: SocketSupply, O: OriginalDstSource>(
     local: Rc<Local<S, O>>,
     entrance: Rc<Entrance>,
     listener: TcpListener,
-    mut closing: watch::Receiver<bool>,
+    mut closing: watch::Receiver<Closing>,
 ) {
     let mut pause = FIRST_PAUSE;
     let mut quiet = 0;
     while quiet < 2 {
-        let accepted = if *closing.borrow() {
-            match timeout(QUIET, listener.accept()).await {
+        let state = *closing.borrow_and_update();
+        let accepted = match state {
+            Closing::HandedOver => break,
+            Closing::WhenQuiet => match timeout(QUIET, listener.accept()).await {
                 Ok(accepted) => accepted,
                 Err(_) => {
                     quiet += 1;
                     continue;
                 }
-            }
-        } else {
-            tokio::select! {
+            },
+            Closing::No => tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = closing.changed() => continue,
-            }
+            },
         };
         quiet = 0;
         match accepted {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use shunt_core::config::Timeouts;
 use shunt_core::flow::CloseReason;
 use socket2::SockRef;
@@ -52,11 +53,20 @@ pub(crate) struct Rules {
     pub(crate) splice_after: Option<u64>,
 }
 
+/// Bytes that were read, and counted, before the relay begins. They go first.
+#[derive(Debug, Default)]
+pub(crate) struct Early {
+    pub(crate) to_upstream: Bytes,
+    pub(crate) to_client: Bytes,
+}
+
 /// How a relay ended, and the error behind it.
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) reason: CloseReason,
     pub(crate) error: Option<io::Error>,
+    /// The client's direction was the first to end in order.
+    pub(crate) client_first: bool,
 }
 
 /// Which side an operation failed on.
@@ -71,6 +81,7 @@ enum Failure {
 pub(crate) async fn relay(
     mut client: TcpStream,
     mut upstream: TcpStream,
+    early: Early,
     pools: &Pools,
     rules: &Rules,
     mut shortcut: Option<Shortcut<'_>>,
@@ -83,9 +94,10 @@ pub(crate) async fn relay(
             splice_after: rules.splice_after,
         };
         let [up, down] = shortcut.as_ref().map_or([by_tcp; 2], Shortcut::ways);
-        let half = |read, write, way| Half::new(read, write, &pools.turns, way);
-        let mut to_upstream = half(client_read, upstream_write, up);
-        let mut to_client = half(upstream_read, client_write, down);
+        let half = |read, write, way, early| Half::new(read, write, &pools.turns, way, early);
+        let mut to_upstream = half(client_read, upstream_write, up, early.to_upstream);
+        let mut to_client = half(upstream_read, client_write, down, early.to_client);
+        let mut client_first = None;
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {
@@ -105,10 +117,14 @@ pub(crate) async fn relay(
                     Side::Write(error) => Failure::Client(error),
                 }));
             }
+            if up.is_ready() || down.is_ready() {
+                client_first.get_or_insert(up.is_ready());
+            }
             if up.is_ready() && down.is_ready() {
                 return Poll::Ready(End {
                     reason: CloseReason::Finished,
                     error: None,
+                    client_first: client_first == Some(true),
                 });
             }
             if let Some(shortcut) = &mut shortcut {
@@ -151,10 +167,12 @@ fn failed(failure: Failure) -> End {
         Failure::Client(error) => End {
             reason: CloseReason::ClientReset,
             error: Some(error),
+            client_first: false,
         },
         Failure::Upstream(error) => End {
             reason: CloseReason::UpstreamReset,
             error: Some(error),
+            client_first: false,
         },
     }
 }
@@ -226,6 +244,7 @@ impl Clock {
                 return Poll::Ready(End {
                     reason,
                     error: None,
+                    client_first: false,
                 });
             }
             sleep.as_mut().reset(deadline);

@@ -7,7 +7,6 @@ use shunt_core::config::Timeouts;
 use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::listener::TcpProxy;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
-use tokio::io::AsyncWriteExt;
 
 use crate::account::Account;
 use crate::admission::Refused;
@@ -15,7 +14,7 @@ use crate::balance::ANY;
 use crate::flow::connect_failed;
 use crate::gateway::{Connection, OnePass, pass_on};
 use crate::origin::{Dial, Dialled, Origin};
-use crate::relay::{Rules, relay};
+use crate::relay::{Early, Rules, relay};
 use crate::worker::Local;
 
 /// How the connection ended.
@@ -77,19 +76,18 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         }
     }
     let Some(Dialled {
-        stream: mut upstream,
+        stream: upstream,
         held: _held,
     }) = upstream
     else {
         return refused;
     };
     let Connection { client, read, .. } = connection;
-    if !read.is_empty() {
-        if let Err(error) = upstream.write_all(&read).await {
-            return (CloseReason::UpstreamReset, Some(error.to_string()));
-        }
-        account.received(DataPath::Copy, read.len() as u64);
-    }
+    account.received(DataPath::Copy, read.len() as u64);
+    let early = Early {
+        to_upstream: read.into(),
+        ..Early::default()
+    };
     let rules = Rules {
         timeouts: Timeouts {
             idle: tcp.idle_timeout,
@@ -97,6 +95,6 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         },
         splice_after: snapshot.splice_after,
     };
-    let end = relay(client, upstream, &local.pools, &rules, None, account).await;
+    let end = relay(client, upstream, early, &local.pools, &rules, None, account).await;
     (end.reason, end.error.map(|error| error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! One worker: a thread with a runtime of its own. A connection never leaves it.
 
+mod queries;
 mod tally;
 
 use std::cell::RefCell;
@@ -13,10 +14,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use shunt_core::counters::AgentCounters;
 use shunt_core::snapshot::Snapshot;
-use shunt_core::sockets::{Accelerator, ListenerSpec, OriginalDstSource, SocketSupply};
+use shunt_core::sockets::{
+    Accelerator, DnsListenerSpec, ListenerSpec, OriginalDstSource, ResolverSource, SocketSupply,
+};
 use shunt_core::statistics;
 use shunt_core::workload::WorkloadId;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -25,7 +29,7 @@ pub(crate) use self::tally::{Counted, Tally};
 use crate::account::FlowSink;
 use crate::balance::RoundRobin;
 use crate::http::Upstreams;
-use crate::listener;
+use crate::listener::{self, Closing};
 use crate::relay::{COUNT, Pools};
 use crate::rendezvous::Rendezvous;
 use crate::scarcity::{Reserve, Seldom};
@@ -51,6 +55,7 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     pub shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
+    pub resolvers: Arc<dyn ResolverSource>,
     /// Called every 100 ms.
     pub heartbeat: Arc<dyn Fn() + Send + Sync>,
 }
@@ -68,8 +73,10 @@ enum Command {
     Listen(ListenerSpec, std::net::TcpListener),
     Serve(SocketAddr, std::net::TcpListener),
     Unserve(SocketAddr),
+    TakeQueries(DnsListenerSpec, std::net::UdpSocket),
     CloseListeners(WorkloadId),
     Stop { grace: Duration },
+    Retire { grace: Duration },
 }
 
 /// Starts the thread.
@@ -107,6 +114,8 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
                 accept_warnings: Seldom::default(),
                 tally,
                 listeners: RefCell::default(),
+                queries: RefCell::default(),
+                datagram: RefCell::new(Vec::new()),
             });
             tasks.block_on(&runtime, run(local, orders));
             // What is left of flows is dropped here: resets, each with its record.
@@ -122,6 +131,13 @@ impl Worker {
         self.tally
             .change(spec.workload, |counts| counts.listeners += 1);
         self.send(Command::Listen(spec, socket));
+    }
+
+    /// Takes a workload's DNS queries from this socket from now on.
+    pub fn take_queries(&self, spec: DnsListenerSpec, socket: std::net::UdpSocket) {
+        self.tally
+            .change(spec.workload, |counts| counts.listeners += 1);
+        self.send(Command::TakeQueries(spec, socket));
     }
 
     /// Serves this socket as the proxy's listener of that address from now on.
@@ -156,10 +172,20 @@ impl Worker {
         self.send(Command::Stop { grace });
     }
 
+    /// As [`Worker::stop`], but leaves at once to another process what listens there too: all but what was told to close.
+    pub fn retire(&self, grace: Duration) {
+        self.send(Command::Retire { grace });
+    }
+
     /// Waits for the thread's end.
     pub async fn ended(self) {
         // An error means that it ended without saying so.
         let _ = self.ended.await;
+    }
+
+    /// Has its thread ended?
+    pub fn has_ended(&mut self) -> bool {
+        self.ended.try_recv() != Err(TryRecvError::Empty)
     }
 
     fn send(&self, command: Command) {
@@ -179,11 +205,15 @@ pub(crate) struct Local<S: SocketSupply, O: OriginalDstSource> {
     pub(crate) accept_warnings: Seldom,
     tally: Tally,
     listeners: RefCell<Vec<Open>>,
+    /// Where DNS queries are taken, and what ends it.
+    queries: RefCell<Vec<(WorkloadId, watch::Sender<bool>)>>,
+    /// Holds one datagram between two calls of the kernel. Empty until the first socket for queries comes.
+    pub(crate) datagram: RefCell<Vec<u8>>,
 }
 
 struct Open {
     entrance: Rc<Entrance>,
-    close: watch::Sender<bool>,
+    close: watch::Sender<Closing>,
 }
 
 /// What connections come in by.
@@ -239,8 +269,8 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
     let mut deadline = None;
     tokio::task::spawn_local(count(Rc::clone(&local)));
     loop {
-        let alive = tokio::select! {
-            order = orders.recv(), if deadline.is_none() => order,
+        let order = tokio::select! {
+            order = orders.recv() => order,
             () = sleep(LOOK), if deadline.is_some() => {
                 if local.is_idle() || deadline.flatten().is_some_and(|at| Instant::now() >= at) {
                     return;
@@ -248,22 +278,36 @@ async fn run<S: SocketSupply, O: OriginalDstSource>(
                 continue;
             }
         };
-        match alive {
+        match order {
             Some(Command::Listen(spec, socket)) => {
                 local.listen(Entrance::Steered(Rc::new(spec)), socket);
             }
+            Some(Command::TakeQueries(spec, socket)) => local.take_queries(spec, socket),
             Some(Command::Serve(addr, socket)) => local.listen(Entrance::Bound(addr), socket),
             Some(Command::CloseListeners(workload)) => {
                 local.upstreams.forget(workload);
-                local.close(|entrance| entrance.workload() == workload);
+                local.close(Closing::WhenQuiet, |entrance| {
+                    entrance.workload() == workload
+                });
+                local.close_queries(|of| of == workload);
             }
             Some(Command::Unserve(addr)) => {
-                local.close(|entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr))
+                local.close(
+                    Closing::WhenQuiet,
+                    |entrance| matches!(entrance, Entrance::Bound(bound) if *bound == addr),
+                );
             }
+            // Too far away to be said: never.
             Some(Command::Stop { grace }) => {
-                local.close(|_| true);
+                local.close(Closing::WhenQuiet, |_| true);
+                local.close_queries(|_| true);
                 local.upstreams.close();
-                // Too far away to be said: never.
+                deadline = Some(Instant::now().checked_add(grace));
+            }
+            Some(Command::Retire { grace }) => {
+                local.close(Closing::HandedOver, |_| true);
+                local.close_queries(|_| true);
+                local.upstreams.close();
                 deadline = Some(Instant::now().checked_add(grace));
             }
             None => return,
@@ -286,7 +330,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
             }
         };
         let entrance = Rc::new(entrance);
-        let (close, closing) = watch::channel(false);
+        let (close, closing) = watch::channel(Closing::No);
         self.listeners.borrow_mut().push(Open {
             entrance: Rc::clone(&entrance),
             close,
@@ -302,10 +346,16 @@ impl<S: SocketSupply, O: OriginalDstSource> Local<S, O> {
         }
     }
 
-    fn close(&self, which: impl Fn(&Entrance) -> bool) {
+    /// What is closing already goes on with that.
+    fn close(&self, how: Closing, which: impl Fn(&Entrance) -> bool) {
         for open in self.listeners.borrow().iter() {
             if which(&open.entrance) {
-                let _ = open.close.send(true);
+                open.close.send_if_modified(|closing| {
+                    *closing == Closing::No && {
+                        *closing = how;
+                        true
+                    }
+                });
             }
         }
     }

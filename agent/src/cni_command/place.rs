@@ -1,8 +1,8 @@
 //! The files: put in place whole or not at all, and taken away.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
 use super::conflist::{self, Entry, PLUGIN, Plan};
+use crate::replace::{Outlives, replace, sync_directory};
 
 /// Bytes of a configuration that is read.
 const MAX_CONFIGURATION: u64 = 1 << 20;
@@ -63,7 +64,7 @@ impl Place {
         let wanted = fs::read(&self.binary)
             .with_context(|| format!("cannot read {}", self.binary.display()))?;
         if !holds(&plugin, &wanted, 0o755) {
-            replace(&plugin, &wanted, 0o755)?;
+            put(&plugin, &wanted, 0o755)?;
             done.push(format!("put {}", plugin.display()));
         }
         let path = self.conf_dir.join(name);
@@ -75,7 +76,7 @@ impl Place {
             if others {
                 bail!("{} is somebody else's", path.display());
             }
-            replace(&path, text.as_bytes(), 0o644)?;
+            put(&path, text.as_bytes(), 0o644)?;
             done.push(format!("put {} (after {primary})", path.display()));
         }
         done.extend(self.take_lists(name)?);
@@ -185,38 +186,13 @@ fn holds(path: &Path, wanted: &[u8], mode: u32) -> bool {
     fs::symlink_metadata(path).is_ok_and(is_so) && fs::read(path).is_ok_and(|held| held == wanted)
 }
 
-/// Whoever looks, also after a crash, sees what was there before or all of it. The name in between is no configuration's.
-fn replace(path: &Path, wanted: &[u8], mode: u32) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let write = || -> io::Result<()> {
-        let _ = fs::remove_file(&new);
-        let mut file = File::options()
-            .create_new(true)
-            .write(true)
-            .mode(mode)
-            .open(&new)?;
-        file.write_all(wanted)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        sync_directory(path)
-    };
-    write().with_context(|| {
-        let _ = fs::remove_file(&new);
-        format!("cannot put {}; it is as it was", path.display())
-    })
+fn put(path: &Path, wanted: &[u8], mode: u32) -> Result<()> {
+    replace(path, wanted, mode, Outlives::Host)
+        .with_context(|| format!("cannot put {}; it is as it was", path.display()))
 }
 
 fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path)
         .and_then(|()| sync_directory(path))
         .with_context(|| format!("cannot remove {}", path.display()))
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -97,6 +97,22 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
         })
     }
 
+    /// One that another supervisor has used; its next message has this number.
+    ///
+    /// # Errors
+    /// As [`Channel::new`].
+    pub fn go_on(socket: OwnedFd, next_number: u64) -> io::Result<Self> {
+        Ok(Self {
+            next_number,
+            ..Self::new(socket)?
+        })
+    }
+
+    /// For [`Channel::go_on`].
+    pub fn parts(&self) -> (BorrowedFd<'_>, u64) {
+        (self.socket.get_ref().as_fd(), self.next_number)
+    }
+
     /// Queues a message; [`Channel::receive`] and this push the queue on. Returns the message's number.
     ///
     /// # Errors

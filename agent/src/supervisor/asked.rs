@@ -2,10 +2,12 @@
 //! whoever was told "done" may rely on it with the next connection.
 
 use shunt_cni_protocol::Reply;
+use shunt_core::config::file::conflict;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use tokio::sync::oneshot;
 
 use super::Supervisor;
+use super::data_plane::PlaneId;
 use super::lifecycle::Phase;
 use crate::ipc::{Outcome, ToWorker};
 
@@ -18,14 +20,26 @@ pub(super) struct Asked {
 
 #[derive(Debug)]
 pub(super) enum Asker {
-    /// Over the admin API: the data plane, by this ticket.
-    Admin(u64),
+    /// Over the admin API: this data plane, by this ticket.
+    Admin(PlaneId, u64),
     Plugin(oneshot::Sender<Reply>),
+}
+
+impl Asker {
+    fn has_left(&self) -> bool {
+        match self {
+            Self::Admin(..) => false,
+            Self::Plugin(reply) => reply.is_closed(),
+        }
+    }
 }
 
 impl Supervisor {
     /// Notes the wish. The error says why it cannot be one.
     pub(super) fn put(&mut self, spec: WorkloadSpec) -> Result<WorkloadName, String> {
+        if let Some(reason) = self.pod_refuses(&spec.name) {
+            return Err(format!("{}: {reason}", spec.name));
+        }
         self.may_put(&spec)?;
         let name = spec.name.clone();
         self.desire(spec);
@@ -36,6 +50,9 @@ impl Supervisor {
     /// The error says who else is there.
     pub(super) fn may_put(&self, spec: &WorkloadSpec) -> Result<(), String> {
         let mut others = self.workloads.values().map(|workload| &workload.spec);
+        if spec.shares_netns() {
+            return conflict(others, spec).map_or(Ok(()), Err);
+        }
         let taken = others.find(|other| other.netns == spec.netns && other.name != spec.name);
         if let Some(other) = taken {
             let (netns, name) = (spec.netns.display(), &other.name);
@@ -66,6 +83,9 @@ impl Supervisor {
 
     /// Answers those whose wish came true, or failed once.
     pub(super) fn answer_asked(&mut self) {
+        // Whoever has left has left his place to others, too.
+        self.unconfirmed.retain(|(_, reply, _)| !reply.is_closed());
+        self.asked.retain(|asked| !asked.asker.has_left());
         for asked in std::mem::take(&mut self.asked) {
             match self.outcome(&asked.name) {
                 Some(outcome) => self.answer(asked.asker, Ok(outcome)),
@@ -76,9 +96,9 @@ impl Supervisor {
 
     pub(super) fn answer(&mut self, asker: Asker, result: Result<Outcome, String>) {
         match asker {
-            Asker::Admin(ticket) => {
+            Asker::Admin(plane, ticket) => {
                 let answer = ToWorker::Changed { ticket, result };
-                self.data_plane.tell(&answer, Vec::new());
+                self.data_plane.tell_one(plane, answer);
             }
             Asker::Plugin(reply) => {
                 let told = match result {
@@ -93,31 +113,36 @@ impl Supervisor {
 
     /// The data plane shall know it before the plugin does: the next connection may be one that it serves.
     pub(super) fn reply_once_known(&mut self, reply: oneshot::Sender<Reply>, told: Reply) {
-        let number = self.data_plane.told().unwrap_or(0);
-        self.unconfirmed.push((number, reply, told));
-        if !self.data_plane.is_running() {
-            self.known(u64::MAX);
+        match self.data_plane.awaited() {
+            Some(number) => self.unconfirmed.push((number, reply, told)),
+            // Who does not wait any more is not told. A data plane to come is told everything before it does anything.
+            None => drop(reply.send(told)),
         }
     }
 
-    /// The data plane has carried out everything up to the message of this number.
-    pub(super) fn known(&mut self, number: u64) {
-        for (waits_for, reply, told) in std::mem::take(&mut self.unconfirmed) {
-            if waits_for <= number {
+    pub(super) fn acknowledged(&mut self, plane: PlaneId, number: u64) {
+        self.data_plane.acknowledged(plane, number);
+        self.known(plane, number);
+    }
+
+    /// This data plane has carried out everything up to the message of this number.
+    pub(super) fn known(&mut self, plane: PlaneId, number: u64) {
+        for ((of, waits_for), reply, told) in std::mem::take(&mut self.unconfirmed) {
+            if of == plane && waits_for <= number {
                 // Who does not wait any more is not told.
                 let _ = reply.send(told);
             } else {
-                self.unconfirmed.push((waits_for, reply, told));
+                self.unconfirmed.push(((of, waits_for), reply, told));
             }
         }
     }
 
-    /// The data plane is dead, and with it whoever asked over the admin API.
-    pub(super) fn forget_admins(&mut self) {
+    /// This data plane is dead, and with it whoever asked over the admin API.
+    pub(super) fn forget_admins(&mut self, plane: PlaneId) {
         // The next one is told everything before it does anything.
-        self.known(u64::MAX);
+        self.known(plane, u64::MAX);
         self.asked
-            .retain(|asked| matches!(asked.asker, Asker::Plugin(_)));
+            .retain(|asked| !matches!(asked.asker, Asker::Admin(of, _) if of == plane));
     }
 
     /// `None`: nobody knows yet. As long as the gates are open, whoever is served connects directly.

@@ -17,6 +17,8 @@ use shunt_intercept::iptables::IptablesBackend;
 use shunt_intercept::{Backend, Enrolment, InterceptError, Marks};
 
 use super::home::OwnCgroup;
+use super::inherited::Inherited;
+use crate::will::{Leaving, Steering, Will};
 
 #[derive(Debug)]
 pub(super) struct Backends {
@@ -31,6 +33,8 @@ pub(super) struct Backends {
     state_dir: PathBuf,
     /// What this kernel does to accelerated connections, once somebody wanted to have one. Or why it is not known.
     behaviour: Option<Result<Behaviour, String>>,
+    /// From the supervisor before this one.
+    pub(super) inherited: Inherited,
 }
 
 #[derive(Debug)]
@@ -54,6 +58,7 @@ impl Backends {
             cgroup: None,
             state_dir: config.state_dir.clone(),
             behaviour: None,
+            inherited: Inherited::default(),
             services: config.services.clone(),
             policy: Arc::new(Policy::new(config.policy.clone())),
         }
@@ -135,7 +140,12 @@ impl Backends {
             }
             Mode::Iptables => {
                 if matches!(self.iptables, Slot::Untried) {
-                    self.iptables = Slot::from(IptablesBackend::new(self.marks));
+                    let tables = std::mem::take(&mut self.inherited.tables);
+                    let backend = IptablesBackend::new(self.marks).map(|mut backend| {
+                        backend.inherit(tables);
+                        backend
+                    });
+                    self.iptables = Slot::from(backend);
                 }
                 match &mut self.iptables {
                     Slot::Ready(backend) => Ok(backend),
@@ -180,17 +190,28 @@ impl Backends {
         }
     }
 
-    /// The map of destinations for the data plane, once the programs are loaded.
-    pub(super) fn destinations(&self) -> Option<OwnedFd> {
-        match &self.ebpf {
-            Slot::Ready(backend) => backend
-                .destinations_fd()
-                .inspect_err(
-                    |error| tracing::error!(%error, "cannot share the map of destinations"),
-                )
-                .ok(),
+    /// The maps of destinations for the data plane, once the programs are loaded.
+    pub(super) fn destinations(&self) -> Vec<OwnedFd> {
+        let own = match &self.ebpf {
+            Slot::Ready(backend) => Some(backend.destinations_fd()),
             _ => None,
-        }
+        };
+        let before = self.inherited.destinations.as_ref();
+        let before = before.map(OwnedFd::try_clone);
+        let maps = own.into_iter().chain(before);
+        let maps: std::io::Result<Vec<OwnedFd>> = maps.collect();
+        maps.inspect_err(|error| tracing::error!(%error, "cannot share the map of destinations"))
+            .unwrap_or_default()
+    }
+
+    /// The map of resolvers for the data plane, once the programs are loaded.
+    pub(super) fn resolvers(&self) -> Option<OwnedFd> {
+        let Slot::Ready(backend) = &self.ebpf else {
+            return None;
+        };
+        let map = backend.resolvers_fd();
+        map.inspect_err(|error| tracing::error!(%error, "cannot share the map of resolvers"))
+            .ok()
     }
 
     /// What the hooks tell of direct connections, for the data plane, once the programs are loaded.
@@ -263,6 +284,40 @@ impl Backends {
             Slot::Ready(backend) => backend.has_learned(),
             _ => false,
         }
+    }
+
+    /// What nobody has taken over of the supervisor before this one. `connections_are_gone` as in [`Inherited::let_go`].
+    pub(super) fn let_go(&mut self, connections_are_gone: bool) -> bool {
+        let gone = self.inherited.let_go(connections_are_gone);
+        if gone && let Slot::Ready(backend) = &mut self.iptables {
+            backend.disinherit();
+        }
+        gone
+    }
+
+    /// For the next supervisor: what steers now.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub(super) fn bequeath(&self, leaving: &mut Leaving, will: &mut Will) -> std::io::Result<()> {
+        if let Slot::Ready(backend) = &self.ebpf {
+            let estate = backend.estate()?;
+            will.steering = Some(Steering {
+                gate: leaving.leave(&estate.gate)?,
+                destinations: leaving.leave(&estate.destinations)?,
+                capturing: leaving.leave_all(&estate.capturing)?,
+                attending: leaving.leave_all(&estate.attending)?,
+            });
+        }
+        if let Slot::Ready(backend) = &self.iptables {
+            for (inode, socket) in backend.tables()? {
+                will.tables.push((inode, leaving.leave(&socket)?));
+            }
+            for (family, switch) in backend.switches()? {
+                will.switches.push((family, leaving.leave(&switch)?));
+            }
+        }
+        Ok(())
     }
 
     /// Detaches and forgets everything.

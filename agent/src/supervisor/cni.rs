@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use shunt_cni_protocol::{Attachment, Reply, Request};
+use shunt_cni_protocol::{Attachment, MAX_ATTACHMENTS, Reply, Request};
 use shunt_core::status::WorkloadState;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
@@ -41,10 +41,13 @@ impl Supervisor {
             Request::Check { attachment } => Err(self.check(&attachment, netns)),
             Request::Gc { network, valid } => {
                 self.detach_others(&network, &valid);
+                self.attachments.catch_up();
                 return self.reply_once_known(reply, Reply::Done);
             }
             Request::Status => Err(self.readiness()),
         };
+        // Whoever is told that it is done finds it written down.
+        self.attachments.catch_up();
         match noted {
             Ok(name) => self.promise(Asker::Plugin(reply), Ok(name)),
             // Who does not wait any more is not told.
@@ -63,6 +66,10 @@ impl Supervisor {
         let spec = attachments::spec(&attachment, path, &workload, self.config.mode)
             .map_err(Reply::Refused)?;
         let name = spec.name.clone();
+        if self.pod_refuses(&name).is_some() {
+            tracing::info!(workload = %name, "left alone: the pod itself refuses");
+            return Err(Reply::Done);
+        }
         let same = |other: &Attached| other.netns.cookie() == netns.cookie();
         let taken = self
             .attachments
@@ -76,8 +83,8 @@ impl Supervisor {
         match self.attachments.get(&name) {
             // The pod's new sandbox, under its old one's path.
             Some(old) if !same(old) => self.withdraw(&name),
-            None if self.attachments.len() >= attachments::MAX => {
-                let text = format!("there are {} already", attachments::MAX);
+            None if self.attachments.len() >= MAX_ATTACHMENTS => {
+                let text = format!("there are {MAX_ATTACHMENTS} already");
                 return Err(Reply::Refused(text));
             }
             _ => {}
@@ -88,7 +95,14 @@ impl Supervisor {
             workload,
         };
         self.attachments.insert(name.clone(), attached);
-        self.desire(spec);
+        // Again is the same as once: also what is tried later, slower and slower, goes on so.
+        let is_wished = |known: &WorkloadSpec| {
+            *known == spec || self.wished_of(&name).and_then(Result::ok).as_ref() == Some(known)
+        };
+        let known = self.workloads.get(&name);
+        if !known.is_some_and(|workload| is_wished(&workload.spec)) {
+            self.desire(spec);
+        }
         self.pod_put_in(&name);
         Ok(name)
     }
@@ -97,12 +111,24 @@ impl Supervisor {
     fn detach(&mut self, attachment: &Attachment) -> Result<WorkloadName, Reply> {
         match self.attached(attachment) {
             Some((name, _)) => {
+                self.attachments.forget_deletion(&attachment.container);
                 self.withdraw(&name);
                 self.pod_taken_out(&name);
                 Ok(name)
             }
             None => Err(Reply::Done),
         }
+    }
+
+    /// A pod may have been deleted while the agent was starting: from now on the plugin finds somebody to tell.
+    pub(super) fn heed_notes(&mut self) {
+        for name in self.attachments.deleted_meanwhile() {
+            tracing::info!(workload = %name, "deleted while the agent was starting");
+            self.withdraw(&name);
+            self.pod_taken_out(&name);
+            self.changed = true;
+        }
+        self.attachments.catch_up();
     }
 
     fn detach_others(&mut self, network: &str, valid: &[String]) {
@@ -120,10 +146,12 @@ impl Supervisor {
 
     fn check(&self, attachment: &Attachment, netns: Option<OwnedFd>) -> Reply {
         let Some((name, attached)) = self.attached(attachment) else {
-            let Attachment {
-                namespace, name, ..
-            } = attachment;
-            let text = format!("{namespace}/{name} is not enrolled for this container");
+            let name = name(attachment);
+            // As it was added.
+            if self.pod_refuses(&name).is_some() {
+                return Reply::Done;
+            }
+            let text = format!("{name} is not enrolled for this container");
             return Reply::NotEnrolled(text);
         };
         let asked = match opened(netns, attached.netns.path()) {
@@ -164,10 +192,7 @@ impl Supervisor {
     }
 
     fn attached(&self, attachment: &Attachment) -> Option<(WorkloadName, &Attached)> {
-        let name = WorkloadName {
-            namespace: attachment.namespace.clone(),
-            name: attachment.name.clone(),
-        };
+        let name = name(attachment);
         let attached = self.attachments.get(&name)?;
         let same = attached.attachment.container == attachment.container;
         same.then_some((name, attached))
@@ -177,8 +202,16 @@ impl Supervisor {
     pub(super) fn open_netns(&self, spec: &WorkloadSpec) -> Result<Arc<Netns>, InterceptError> {
         match self.attachments.netns_of(spec) {
             Some(netns) => Ok(netns),
+            None if spec.shares_netns() => Netns::own().map(Arc::new),
             None => Netns::open(&spec.netns).map(Arc::new),
         }
+    }
+}
+
+fn name(attachment: &Attachment) -> WorkloadName {
+    WorkloadName {
+        namespace: attachment.namespace.clone(),
+        name: attachment.name.clone(),
     }
 }
 

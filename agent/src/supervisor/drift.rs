@@ -76,6 +76,13 @@ impl Health {
         self.repair.map(|retry| retry.at)
     }
 
+    /// What waits to be repaired is tried at once. False: nothing does.
+    pub(super) fn hurry(&mut self) -> bool {
+        let waits = self.repair.is_some();
+        self.repair = waits.then(Retry::now);
+        waits
+    }
+
     fn heard(&mut self, news: Announced) {
         self.announced.addresses |= news.addresses;
         self.announced.rules |= news.rules;
@@ -186,7 +193,7 @@ impl Supervisor {
         }
     }
 
-    fn look_at(&mut self, name: &WorkloadName) {
+    pub(super) fn look_at(&mut self, name: &WorkloadName) {
         if self.attachments.is_gone(name) {
             tracing::warn!(workload = %name, "its network namespace is gone, though nobody said so to the CNI plugin");
             self.withdraw(name);
@@ -251,7 +258,10 @@ impl Supervisor {
         match left {
             Ok(()) => {
                 tracing::info!(workload = %spec.name, found = describe(&found), "repaired");
-                health.repaired.push_back(Instant::now());
+                // A cgroup that is made anew is nobody's undoing.
+                if !parts.iter().all(|part| *part == Part::Cgroup) {
+                    health.repaired.push_back(Instant::now());
+                }
                 health.reason.clear();
                 self.count_repairs(&parts);
                 if self.data_plane.alive() {
@@ -259,8 +269,15 @@ impl Supervisor {
                 }
             }
             Err(reason) => {
-                let reason = format!("cannot be repaired yet: {reason}");
-                if health.reason != reason {
+                let stopped = spec.shares_netns() && parts.contains(&Part::Cgroup);
+                let reason = match stopped {
+                    true => format!("its service does not run: {reason}"),
+                    false => format!("cannot be repaired yet: {reason}"),
+                };
+                if health.reason != reason && stopped {
+                    tracing::info!(workload = %spec.name, reason, "nothing of it connects");
+                    health.reason = reason;
+                } else if health.reason != reason {
                     tracing::error!(workload = %spec.name, reason, "this is retried; until then connections may go directly");
                     health.reason = reason;
                 }
@@ -354,7 +371,7 @@ fn inspect(
     let mut found: Vec<Drift> = serving
         .ears
         .iter()
-        .filter_map(|ears| ears.deaf(&serving.enrolment.listeners))
+        .filter_map(|ears| ears.deaf(&serving.enrolment.listeners, &serving.enrolment.dns))
         .collect();
     let enrolment = &serving.enrolment;
     let backend = backends.get(serving.mode)?;

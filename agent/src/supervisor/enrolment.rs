@@ -10,16 +10,19 @@ use std::sync::Arc;
 use shunt_core::config::Config;
 use shunt_core::flow::{Direction, direction};
 use shunt_core::listener::Captured;
-use shunt_core::sockets::{ListenerSpec, Steering};
+use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
 use shunt_intercept::netns::Netns;
 use shunt_intercept::return_path::{self, Watched};
-use shunt_intercept::{Enrolment, InterceptError, Listener, outbound_listeners};
+use shunt_intercept::{
+    DnsListener, Enrolment, InterceptError, Listener, dns_listeners, outbound_listeners,
+};
 
 use super::backends::Backends;
 use super::drift::Health;
 use super::ears::Ears;
+use super::inherited::Heirloom;
 use crate::ipc::EnrolledView;
 
 /// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
@@ -56,12 +59,18 @@ impl Serving {
         captured: &Arc<Captured<String>>,
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
-        let claim = hold(&netns, CLAIM)?;
-        let flows = hold(&netns, &format!("{FLOWS}/{}/{}", std::process::id(), id.0))?;
+        let mut heirloom = backends.inherited.of(&spec.name, &netns);
+        let held = |inherited: Option<UnixDatagram>, name: &str| match inherited {
+            Some(held) => Ok(held),
+            None => hold(&netns, name),
+        };
+        let claim = held(heirloom.claim.take(), &claim(spec))?;
+        let name = format!("{FLOWS}/{}/{}", std::process::id(), id.0);
+        let flows = held(heirloom.flows.take(), &name)?;
         let addresses = netns.addresses()?;
         backends.prepare(spec);
         let mut reasons = Vec::new();
-        for &mode in Backends::candidates(spec.mode) {
+        for &mode in candidates(spec)? {
             let backend = match backends.get(mode) {
                 Ok(backend) => backend,
                 Err(reason) => {
@@ -72,8 +81,12 @@ impl Serving {
                     continue;
                 }
             };
-            let (listeners, elsewhere) = listen(&netns, id, mode, (config, ports))?;
-            let ears = Ears::of(&listeners)
+            let shared = spec.shares_netns();
+            let ports = if shared { Ports::Free } else { ports };
+            let settings = (config, ports, &mut heirloom);
+            let (listeners, elsewhere) = listen(&netns, id, mode, settings)?;
+            let dns = dns_sockets(&netns, spec, id, mode, config.mark)?;
+            let ears = Ears::of(&listeners, &dns)
                 .inspect_err(|error| {
                     tracing::warn!(workload = %spec.name, %error, "listeners that are closed by others are not noticed");
                 })
@@ -84,6 +97,7 @@ impl Serving {
                 netns: Arc::clone(&netns),
                 addresses: addresses.clone(),
                 listeners,
+                dns,
                 needs_proxy: needs_proxy(config),
                 captured: Arc::clone(captured),
             };
@@ -92,16 +106,21 @@ impl Serving {
                 continue;
             }
             let mark = config.delivery_mark();
-            let path =
-                return_path::ensure(&netns, mark, mode).and_then(|()| Watched::open(&netns, mark));
-            let return_path = path
-                .map_err(|error| {
-                    let reason = error.chain();
-                    tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
-                    reasons.push(format!("clients' addresses are not kept: {reason}"));
-                })
-                .ok();
+            let path = || {
+                return_path::ensure(&netns, mark, mode).and_then(|()| Watched::open(&netns, mark))
+            };
+            // Nothing is delivered to one that shares its namespace.
+            let path = (!shared).then(path).transpose();
+            let return_path = path.unwrap_or_else(|error| {
+                let reason = error.chain();
+                tracing::warn!(workload = %spec.name, reason, "clients' addresses cannot be kept");
+                reasons.push(format!("clients' addresses are not kept: {reason}"));
+                None
+            });
             reasons.push(backend.describe(&enrolment));
+            if !enrolment.dns.is_empty() {
+                reasons.push("DNS queries are captured".into());
+            }
             reasons.extend(elsewhere);
             let mode_reason = reasons.join("; ");
             return Ok(Self {
@@ -125,6 +144,7 @@ impl Serving {
             labels: self.enrolment.spec.labels.clone(),
             mode: self.mode,
             addresses: self.enrolment.addresses.clone(),
+            owns_addresses: !self.enrolment.spec.shares_netns(),
             inbound: self.enrolment.spec.inbound.clone(),
             transparent: self.return_path.is_some(),
             handoff: self.enrolment.spec.acceleration.handoff,
@@ -174,6 +194,37 @@ pub(super) fn needs_proxy(config: &Config) -> Option<&'static str> {
     (!config.timeouts.idle.is_zero()).then_some("timeouts.idle is set")
 }
 
+/// How whoever serves this workload says so. Of a namespace that workloads share, each is served for itself.
+fn claim(spec: &WorkloadSpec) -> String {
+    /// An abstract name has 107 bytes.
+    const LONGEST: usize = 80;
+    match spec.cgroup.as_ref().filter(|_| spec.shares_netns()) {
+        None => CLAIM.to_owned(),
+        Some(cgroup) => {
+            let path = cgroup.display().to_string();
+            let end: Vec<char> = path.chars().rev().take(LONGEST / 4).collect();
+            let end: String = end.into_iter().rev().collect();
+            format!("{CLAIM}/{end}")
+        }
+    }
+}
+
+/// The modes to try, best first.
+fn candidates(spec: &WorkloadSpec) -> Result<&'static [Mode], InterceptError> {
+    let all = Backends::candidates(spec.mode);
+    if !spec.shares_netns() {
+        return Ok(all);
+    }
+    match all.split_first() {
+        Some((Mode::Ebpf, _)) => Ok(&[Mode::Ebpf]),
+        _ => Err(InterceptError::Unsupported(
+            "a workload in the agent's own namespace needs eBPF mode: rules there are everybody's; \
+             say `mode: ebpf`, or give it a namespace of its own"
+                .into(),
+        )),
+    }
+}
+
 fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
     let bind =
         || UnixAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
@@ -206,6 +257,8 @@ pub(super) enum Ports {
     Configured,
     /// Any free one where the configured one is taken.
     Any,
+    /// Outbound listeners alone, on any free ports: others are in the namespace too.
+    Free,
 }
 
 /// The agent's listeners, by direction and family, and for people where they are not as configured. IPv6 is left out
@@ -214,7 +267,7 @@ fn listen(
     netns: &Netns,
     id: WorkloadId,
     mode: Mode,
-    (config, ports): (&Config, Ports),
+    (config, ports, heirloom): (&Config, Ports, &mut Heirloom),
 ) -> Result<(Vec<Listener>, Vec<String>), InterceptError> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     // Netfilter redirects to the interface's address; sk_lookup finds a listener wherever it is bound.
@@ -230,22 +283,24 @@ fn listen(
     let mut elsewhere = Vec::new();
     // The configured port first, then any that are free.
     let mut outbound = vec![0; outbound_listeners(mode)];
-    outbound[0] = config.ports.outbound;
+    let mut to_configured = vec![config.ports.inbound];
+    match ports {
+        Ports::Configured | Ports::Any => outbound[0] = config.ports.outbound,
+        Ports::Free => to_configured.clear(),
+    }
     for (direction, steering, addresses, numbers) in [
         (Direction::Outbound, to_outbound, loopback, outbound),
-        (
-            Direction::Inbound,
-            to_inbound,
-            inbound,
-            vec![config.ports.inbound],
-        ),
+        (Direction::Inbound, to_inbound, inbound, to_configured),
     ] {
         let wanted = addresses
             .into_iter()
             .flat_map(|address| numbers.iter().map(move |port| (address, *port)));
         for (address, port) in wanted {
             let wanted = SocketAddr::new(address, port);
-            let at = |addr| netns.listen(addr, config.mark, config.concurrency);
+            let mut at = |addr| match heirloom.listener(direction, addr, config.concurrency) {
+                Some(listening) => Ok(listening),
+                None => netns.listen(addr, config.mark, config.concurrency),
+            };
             let listening = match at(wanted) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && ports == Ports::Any => {
                     at(SocketAddr::new(address, 0)).inspect(|(instead, _)| {
@@ -277,6 +332,48 @@ fn listen(
         }
     }
     Ok((listeners, elsewhere))
+}
+
+/// Where the workload's queries are taken, if it wants them captured. IPv6 is left out where the namespace has none.
+fn dns_sockets(
+    netns: &Netns,
+    spec: &WorkloadSpec,
+    workload: WorkloadId,
+    mode: Mode,
+    mark: u32,
+) -> Result<Vec<DnsListener>, InterceptError> {
+    let mut sockets = Vec::new();
+    if !spec.dns.capture {
+        return Ok(sockets);
+    }
+    let steering = match mode {
+        Mode::Ebpf => Steering::ConnectHook,
+        Mode::Iptables => Steering::Redirect,
+    };
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        for slot in 0..dns_listeners(mode) {
+            match netns.take_datagrams(SocketAddr::new(address, 0), mark) {
+                Ok((addr, socket)) => {
+                    let spec = DnsListenerSpec {
+                        workload,
+                        steering,
+                        addr,
+                        slot,
+                    };
+                    sockets.push(DnsListener { spec, socket });
+                }
+                Err(error) if address.is_ipv6() && no_such_family(&error) => {}
+                Err(error) => {
+                    let object = format!("{address} in {}", netns.path().display());
+                    return Err(InterceptError::io("take queries on", object, error));
+                }
+            }
+        }
+    }
+    Ok(sockets)
 }
 
 fn no_such_family(error: &io::Error) -> bool {

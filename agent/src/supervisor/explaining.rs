@@ -91,7 +91,10 @@ impl Supervisor {
 
     /// The workload that alone has this address, as the data plane finds it.
     fn owner(&self, address: IpAddr) -> Option<&Serving> {
-        let has = |serving: &&Serving| serving.enrolment.addresses.contains(&address);
+        let has = |serving: &&Serving| {
+            let enrolment = &serving.enrolment;
+            !enrolment.spec.shares_netns() && enrolment.addresses.contains(&address)
+        };
         let mut owners = self
             .workloads
             .values()

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -16,6 +17,7 @@ use shunt_core::workload::{OnFailure, WorkloadSpec};
 use shunt_intercept::InterceptError;
 use shunt_intercept::cgroup;
 
+use super::cni::Attachments;
 use crate::cleanup;
 
 /// The prefix of cgroups made by [`OwnCgroup`].
@@ -32,7 +34,9 @@ pub(super) struct Home {
 }
 
 impl Home {
-    pub(super) fn open(config: &Config) -> Result<Self> {
+    /// `admin`: its sockets, of the supervisor before this one, which had run for `uptime`.
+    pub(super) fn open(config: &Config, admin: Vec<OwnedFd>, uptime: Duration) -> Result<Self> {
+        let mut admin = admin.into_iter();
         let dir = &config.state_dir;
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let lock_path = dir.join("lock");
@@ -52,19 +56,27 @@ impl Home {
                 dir.display()
             )
         })?;
+        let (inherited_unix, inherited_tcp) = (admin.next(), admin.next());
         let admin_tcp = config
             .admin
             .address
-            .map(|addr| {
-                TcpListener::bind(addr).with_context(|| format!("cannot bind admin.address {addr}"))
+            .map(|addr| match inherited_tcp {
+                Some(tcp) => Ok(TcpListener::from(tcp)),
+                None => TcpListener::bind(addr)
+                    .with_context(|| format!("cannot bind admin.address {addr}")),
             })
             .transpose()?;
         Ok(Self {
             _lock: lock,
-            admin: bind_private(&config.admin.socket)?,
+            admin: match inherited_unix {
+                Some(unix) => UnixListener::from(unix),
+                None => bind_private(&config.admin.socket)?,
+            },
             admin_path: config.admin.socket.clone(),
             admin_tcp,
-            started: Instant::now(),
+            started: Instant::now()
+                .checked_sub(uptime)
+                .unwrap_or_else(Instant::now),
         })
     }
 
@@ -82,9 +94,15 @@ impl Home {
     pub(super) fn clean_up_after_the_dead<'a>(
         &self,
         workloads: impl Iterator<Item = &'a WorkloadSpec>,
+        attachments: &Attachments,
     ) {
         let closed = workloads.filter(|spec| spec.on_failure == OnFailure::Closed);
-        let spare: Vec<PathBuf> = closed.map(|spec| spec.netns.clone()).collect();
+        // A name that the CNI plugin told may lead nowhere here.
+        let inode = |spec: &WorkloadSpec| match attachments.netns_of(spec) {
+            Some(netns) => Some(netns.inode()),
+            None => fs::metadata(&spec.netns).ok().map(|found| found.ino()),
+        };
+        let spare: Vec<u64> = closed.filter_map(inode).collect();
         for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }
@@ -129,14 +147,15 @@ impl OwnCgroup {
     pub(super) fn find_or_make() -> Result<Self, InterceptError> {
         let root = cgroup::mount_point()?;
         let own = cgroup::of_this_process(&root)?;
+        let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
         if own != root {
+            // Made by the supervisor that this one has succeeded, or somebody else's.
             return Ok(Self {
+                made: own == path,
                 path: own,
-                made: false,
                 root,
             });
         }
-        let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path)
             .and_then(|()| fs::write(path.join("cgroup.procs"), "0"))
             .map_err(|error| {

@@ -5,13 +5,13 @@
 //!    -> drained (its last flow has ended) -> what flows needed is removed
 //! ```
 
-use std::path::Path;
 use std::time::Instant;
 
-use shunt_core::workload::{WorkloadId, WorkloadName};
+use shunt_core::workload::{WorkloadId, WorkloadName, WorkloadSpec};
 use shunt_intercept::return_path;
 
 use super::Supervisor;
+use super::data_plane::PlaneId;
 use super::enrolment::{Serving, is_in_use};
 use super::lifecycle::Retry;
 use crate::ipc::ToWorker;
@@ -27,7 +27,12 @@ pub(super) struct Leaving {
 enum Stage {
     /// Its hooks or rules are still in force.
     Capturing(Retry),
-    Draining,
+    Draining {
+        /// Those that have not said that its listeners are closed.
+        listening: Vec<PlaneId>,
+        /// Those that have not said that its last flow has ended.
+        carrying: Vec<PlaneId>,
+    },
     /// What its flows needed is still there.
     Leftovers(Retry),
 }
@@ -37,7 +42,7 @@ impl Leaving {
     pub(super) fn due(&self) -> Option<Instant> {
         match &self.stage {
             Stage::Capturing(retry) | Stage::Leftovers(retry) => Some(retry.at),
-            Stage::Draining => None,
+            Stage::Draining { .. } => None,
         }
     }
 
@@ -49,13 +54,16 @@ impl Leaving {
     pub(super) fn captures_until(&self) -> Option<Retry> {
         match self.stage {
             Stage::Capturing(retry) => Some(retry),
-            Stage::Draining | Stage::Leftovers(_) => None,
+            Stage::Draining { .. } | Stage::Leftovers(_) => None,
         }
     }
 
-    /// Its listeners in this namespace are still open.
-    pub(super) fn holds(&self, netns: &Path) -> bool {
-        self.serving.claim.is_some() && self.serving.enrolment.netns.path() == netns
+    /// Its listeners are still open where this one wants to be.
+    pub(super) fn holds_place_of(&self, spec: &WorkloadSpec) -> bool {
+        let enrolment = &self.serving.enrolment;
+        let is_there = enrolment.netns.path() == spec.netns
+            && (!spec.shares_netns() || enrolment.spec.cgroup == spec.cgroup);
+        self.serving.claim.is_some() && is_there
     }
 
     pub(super) fn is_of(&self, name: &WorkloadName) -> bool {
@@ -66,9 +74,31 @@ impl Leaving {
         self.serving.enrolment.id == id
     }
 
+    /// A data plane has closed its listeners.
+    fn listens_no_more(&mut self, plane: PlaneId) {
+        if let Stage::Draining { listening, .. } = &mut self.stage {
+            listening.retain(|of| *of != plane);
+            if listening.is_empty() {
+                self.close_listeners();
+            }
+        }
+    }
+
+    /// A data plane has none of its flows any more.
+    fn carries_no_more(&mut self, plane: PlaneId) {
+        self.listens_no_more(plane);
+        if let Stage::Draining { carrying, .. } = &mut self.stage {
+            carrying.retain(|of| *of != plane);
+            if carrying.is_empty() {
+                self.flows_ended();
+            }
+        }
+    }
+
     fn close_listeners(&mut self) {
         self.serving.claim = None;
         self.serving.enrolment.listeners.clear();
+        self.serving.enrolment.dns.clear();
     }
 
     fn flows_ended(&mut self) {
@@ -99,12 +129,19 @@ impl Supervisor {
             Stage::Capturing(retry) => {
                 match self.release(&leaving.serving) {
                     Err(()) => leaving.stage = Stage::Capturing(retry.later()),
-                    Ok(()) if self.data_plane.is_running() => {
+                    Ok(()) => {
                         let id = leaving.serving.enrolment.id;
-                        self.data_plane.tell(&ToWorker::Withdraw { id }, Vec::new());
-                        leaving.stage = Stage::Draining;
+                        self.data_plane.tell_everybody(&ToWorker::Withdraw { id });
+                        let planes = self.data_plane.ids();
+                        if planes.is_empty() {
+                            leaving.flows_ended();
+                        } else {
+                            leaving.stage = Stage::Draining {
+                                listening: planes.clone(),
+                                carrying: planes,
+                            };
+                        }
                     }
-                    Ok(()) => leaving.flows_ended(),
                 }
                 self.leaving.push(leaving);
             }
@@ -114,7 +151,7 @@ impl Supervisor {
                     self.leaving.push(leaving);
                 }
             }
-            Stage::Draining => {}
+            Stage::Draining { .. } => {}
         }
         true
     }
@@ -134,6 +171,10 @@ impl Supervisor {
     /// `None`: nothing is left, or somebody else needs it.
     fn remove_leftovers(&mut self, serving: &Serving, retry: Retry) -> Option<Retry> {
         let enrolment = &serving.enrolment;
+        // There was nothing besides the hooks.
+        if enrolment.spec.shares_netns() {
+            return None;
+        }
         // Served again, or an older data plane has flows there: whoever is last removes.
         if is_in_use(&enrolment.netns) {
             return None;
@@ -146,23 +187,20 @@ impl Supervisor {
         Some(retry.later())
     }
 
-    pub(super) fn listeners_closed(&mut self, id: WorkloadId) {
+    pub(super) fn listeners_closed(&mut self, plane: PlaneId, id: WorkloadId) {
         let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
-        of_id.for_each(Leaving::close_listeners);
+        of_id.for_each(|leaving| leaving.listens_no_more(plane));
     }
 
-    pub(super) fn drained(&mut self, id: WorkloadId) {
+    pub(super) fn drained(&mut self, plane: PlaneId, id: WorkloadId) {
         let of_id = self.leaving.iter_mut().filter(|leaving| leaving.is(id));
-        of_id.for_each(Leaving::flows_ended);
+        of_id.for_each(|leaving| leaving.carries_no_more(plane));
     }
 
-    /// The data plane is dead, and its flows with it. Whoever still captures goes on with the next one.
-    pub(super) fn flows_are_gone(&mut self) {
-        let released = self
-            .leaving
-            .iter_mut()
-            .filter(|leaving| !leaving.still_captures());
-        released.for_each(Leaving::flows_ended);
+    /// This data plane is dead, and its flows with it. Whoever still captures goes on with the next one.
+    pub(super) fn flows_are_gone(&mut self, plane: PlaneId) {
+        let all = self.leaving.iter_mut();
+        all.for_each(|leaving| leaving.carries_no_more(plane));
     }
 
     /// At the end, also those that could not be released.

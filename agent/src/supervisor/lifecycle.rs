@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use shunt_core::status::WorkloadState;
 use shunt_core::workload::{Mode, OnFailure, WorkloadName, WorkloadSpec};
 use shunt_intercept::InterceptError;
+use shunt_intercept::ebpf::workload_key;
 
 use super::Supervisor;
 use super::enrolment::{Ports, Serving, needs_proxy};
@@ -235,7 +236,7 @@ impl Supervisor {
             || !self
                 .leaving
                 .iter()
-                .any(|old| old.holds(&workload.spec.netns))
+                .any(|old| old.holds_place_of(&workload.spec))
     }
 
     /// Enrols a workload, makes what is in force what is wished, or repairs it.
@@ -270,22 +271,28 @@ impl Supervisor {
         let closed = |workload: &&Workload| workload.spec.on_failure == OnFailure::Closed;
         let waiting = self.workloads.values().filter(closed);
         let waiting = waiting.filter(|workload| workload.serving().is_none());
-        let namespaces: Vec<u64> = waiting
-            .filter_map(|workload| self.open_netns(&workload.spec).ok())
-            .map(|netns| netns.cookie())
+        let keys: Vec<u64> = waiting
+            .filter_map(|workload| {
+                let netns = self.open_netns(&workload.spec).ok()?;
+                Some(workload_key(&workload.spec, &netns))
+            })
             .collect();
-        self.remains
-            .retain(|remains| remains.keep_only(&namespaces));
+        self.remains.retain(|remains| remains.keep_only(&keys));
     }
 
     fn enrol(&mut self, spec: &WorkloadSpec, retry: Retry, told: &str) -> Phase {
-        let id = self.next_id();
         let ports = if retry.is_patient() {
             Ports::Any
         } else {
             Ports::Configured
         };
-        let served = self.open_netns(spec).and_then(|netns| {
+        let netns = self.open_netns(spec);
+        let id = match &netns {
+            Ok(netns) => self.backends.inherited.id(&spec.name, netns),
+            Err(_) => None,
+        };
+        let id = id.unwrap_or_else(|| self.next_id());
+        let served = netns.and_then(|netns| {
             let settings = (&self.config, ports);
             let captured = &self.served.captured;
             Serving::start(spec, id, netns, settings, captured, &mut self.backends)
@@ -367,6 +374,7 @@ fn changes_in_place(old: &WorkloadSpec, new: &WorkloadSpec) -> bool {
         && old.cgroup == new.cgroup
         && old.mode == new.mode
         && old.on_failure == new.on_failure
+        && old.dns == new.dns
 }
 
 fn wait_longer(spec: &WorkloadSpec, retry: Retry, told: &str, error: &InterceptError) -> Phase {

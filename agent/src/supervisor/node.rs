@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -31,17 +30,25 @@ pub(super) struct Node {
 
 impl Node {
     /// Binds every listener.
-    pub(super) fn open(config: &Config, loaded: Loaded) -> Result<Self> {
-        let own = Path::new("/proc/self/ns/net");
+    pub(super) fn open(
+        config: &Config,
+        loaded: Loaded,
+        inherited: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+    ) -> Result<Self> {
         let mut node = Self {
-            netns: Netns::open(own).context("cannot open the agent's own namespace")?,
+            netns: Netns::own().context("cannot open the agent's own namespace")?,
             loaded: Loaded::default(),
             refused: None,
             captured: Arc::default(),
             sockets: BTreeMap::new(),
         };
+        node.sockets = inherited;
+        node.sockets.retain(|addr, sockets| {
+            let mut bound = loaded.bootstrap.bound();
+            sockets.len() == config.concurrency && bound.any(|listener| listener.addr == *addr)
+        });
         let sockets = node.bind(config, &loaded.bootstrap)?;
-        node.sockets = sockets;
+        node.sockets.extend(sockets);
         node.captured = Arc::new(loaded.bootstrap.captured());
         node.loaded = loaded;
         Ok(node)
@@ -71,6 +78,11 @@ impl Node {
             bound.insert(listener.addr, sockets);
         }
         Ok(bound)
+    }
+
+    /// Its listeners, for the next supervisor.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&SocketAddr, &Vec<OwnedFd>)> {
+        self.sockets.iter()
     }
 }
 

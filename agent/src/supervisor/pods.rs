@@ -8,6 +8,7 @@
 //! What the API does not say any more because it cannot be had stays as it is.
 
 mod fulfil;
+mod look;
 mod place;
 mod state;
 mod watcher;
@@ -21,24 +22,22 @@ use shunt_core::config::{Config, file};
 use shunt_core::status::PodsStatus;
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_intercept::cgroup;
-use shunt_workload::{Discovered, PodUid, PodWish, Verdict, processes};
+use shunt_workload::processes::{self, Life};
+use shunt_workload::{Discovered, PodUid, PodWish, Verdict};
 
+use self::look::Look;
 use self::place::Place;
-use self::state::StateFile;
 use self::watcher::Watcher;
 use super::Supervisor;
+use super::state_file::StateFile;
 
 /// Whose a workload is: the pod's uid.
 const POD: &str = "shunt.io/pod-uid";
-/// As `shunt-cni` sets it.
-const CNI: &str = "shunt.io/cni-container";
 const CNI_LABELS: &str = "shunt.io/cni-";
 /// More than a node can have.
 const MAX_PODS: usize = 4096;
 /// Names of pods that `status` shows where there may be many.
 const MAX_TOLD: usize = 20;
-/// Between two looks for a pod without processes.
-const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 /// Between two looks whether a pod's oldest process lives.
 const CHECK: Duration = Duration::from_secs(1);
 /// A pod whose processes have all ended for so long has no network any more.
@@ -72,31 +71,6 @@ struct Pod {
     trouble: String,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Look {
-    at: Instant,
-    pause: Duration,
-    since: Instant,
-}
-
-impl Look {
-    fn now() -> Self {
-        Self {
-            at: Instant::now(),
-            pause: LOOKS[0],
-            since: Instant::now(),
-        }
-    }
-
-    fn later(self) -> Self {
-        Self {
-            at: Instant::now() + self.pause,
-            pause: (self.pause * 2).min(LOOKS[1]),
-            ..self
-        }
-    }
-}
-
 impl Pod {
     fn new(wish: PodWish) -> Self {
         Self {
@@ -120,7 +94,7 @@ impl Pods {
     /// # Errors
     /// The configuration does not say what the node is called.
     pub(super) fn open(config: &Config) -> Result<Self> {
-        let state = StateFile::new(&config.state_dir);
+        let state = StateFile::new(&config.state_dir, state::FILE);
         let mut pods = Self {
             watcher: Watcher::new(config)?,
             pods: BTreeMap::new(),
@@ -134,7 +108,7 @@ impl Pods {
             pods.state.remove();
             return Ok(pods);
         }
-        for wish in pods.state.read() {
+        for wish in state::read(&pods.state) {
             if is_sound(&wish) {
                 pods.pods.insert(wish.name.clone(), Pod::new(wish));
             }
@@ -186,22 +160,19 @@ impl Pods {
             .map(|(name, _)| name.clone())
     }
 
-    /// Looks for those whose time has come. Gives those that are elsewhere than before.
+    /// Looks for all, once somebody's time has come. Gives those that are elsewhere than before.
     fn find(&mut self) -> Vec<WorkloadName> {
         let now = Instant::now();
-        let due = |pod: &Pod| pod.enrols() && pod.look.is_some_and(|look| look.at <= now);
-        let wanted: BTreeSet<PodUid> = self
-            .pods
-            .values()
-            .filter(|pod| due(pod))
-            .map(|pod| pod.wish.uid.clone())
-            .collect();
-        if wanted.is_empty() {
+        let sought = |pod: &Pod| pod.enrols() && pod.look.is_some();
+        let due = |pod: &Pod| sought(pod) && pod.look.is_some_and(|look| look.at <= now);
+        if !self.pods.values().any(due) {
             return Vec::new();
         }
+        let wanted = self.pods.values().filter(|pod| sought(pod));
+        let wanted: BTreeSet<PodUid> = wanted.map(|pod| pod.wish.uid.clone()).collect();
         let mut found = processes::find(&wanted);
         let mut moved = Vec::new();
-        for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| due(pod)) {
+        for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| sought(pod)) {
             let leader = found.remove(&pod.wish.uid);
             let place = leader.map(|leader| Place::of(leader, self.cgroups.as_deref()));
             match place {
@@ -237,15 +208,19 @@ impl Pods {
             return Vec::new();
         }
         self.checked = Instant::now();
+        let settled = self.pods.iter().filter(|(_, pod)| pod.look.is_none());
+        let lives =
+            settled.filter_map(|(name, pod)| Some((name.clone(), pod.place.as_ref()?.life())));
+        for name in Life::ended(lives) {
+            if let Some(pod) = self.pods.get_mut(&name) {
+                pod.look = Some(Look::now());
+            }
+        }
         let mut gone = Vec::new();
         for (name, pod) in &mut self.pods {
-            match (&pod.place, pod.look) {
-                (Some(place), None) if !place.is_inhabited() => pod.look = Some(Look::now()),
-                (Some(_), Some(look)) if look.since.elapsed() > DEAD => {
-                    pod.place = None;
-                    gone.push(name.clone());
-                }
-                _ => {}
+            let dead = pod.look.is_some_and(|look| look.since.elapsed() > DEAD);
+            if dead && pod.place.take().is_some() {
+                gone.push(name.clone());
             }
         }
         gone
@@ -255,7 +230,8 @@ impl Pods {
 impl Supervisor {
     /// Those that were enrolled before this agent, wherever the API is.
     pub(super) fn recall_pods(&mut self) {
-        let names: Vec<WorkloadName> = self.pods.pods.keys().cloned().collect();
+        let enrolled = self.pods.pods.iter().filter(|(_, pod)| pod.enrols());
+        let names: Vec<WorkloadName> = enrolled.map(|(name, _)| name.clone()).collect();
         if !names.is_empty() {
             tracing::info!(pods = names.len(), "pods that were enrolled before");
         }
@@ -335,7 +311,7 @@ impl Supervisor {
                 self.pods.pods.insert(name.clone(), Pod::new(wish));
             }
         }
-        self.pods.state.is_old = true;
+        self.pods.state.is_old();
         if refuses && !self.is_in_file(&name) {
             self.withdraw(&name);
         }
@@ -347,12 +323,12 @@ impl Supervisor {
         let Some(pod) = self.pods.pods.remove(name) else {
             return;
         };
-        self.pods.state.is_old = true;
+        self.pods.state.is_old();
         let spec = self.workloads.get(name).map(|workload| &workload.spec);
         let ours = |spec: &WorkloadSpec| {
             spec.labels.get(POD).map(String::as_str) == Some(pod.wish.uid.as_str())
         };
-        if spec.is_some_and(|spec| ours(spec) && !spec.labels.contains_key(CNI)) {
+        if spec.is_some_and(ours) && self.attachments.get(name).is_none() {
             self.withdraw(name);
         }
     }
@@ -360,20 +336,18 @@ impl Supervisor {
     /// A tick's share: where pods are, and what is remembered of them.
     pub(super) fn look_for_pods(&mut self) {
         for name in self.pods.check() {
-            let of_cni = |spec: &WorkloadSpec| spec.labels.contains_key(CNI);
             let workload = self.workloads.get(&name);
-            if workload.is_some_and(|workload| {
-                workload.spec.labels.contains_key(POD) && !of_cni(&workload.spec)
-            }) {
+            let ours = workload.is_some_and(|workload| workload.spec.labels.contains_key(POD));
+            if ours && self.attachments.get(&name).is_none() {
                 self.withdraw(&name);
             }
         }
         for name in self.pods.find() {
             self.fulfil(&name);
         }
-        if self.pods.state.is_old && self.pods.watcher.is_some() {
+        if self.pods.watcher.is_some() {
             let Pods { pods, state, .. } = &mut self.pods;
-            state.write(pods.values().map(|pod| &pod.wish));
+            state.catch_up(|| state::text(pods.values().map(|pod| &pod.wish)));
         }
     }
 }
@@ -392,5 +366,5 @@ fn is_sound(wish: &PodWish) -> bool {
         }
         Verdict::Refuse | Verdict::Wrong(_) => true,
     };
-    named && spec
+    named && spec && shunt_workload::is_sound(&wish.said)
 }

@@ -23,6 +23,8 @@ impl Supervisor {
             let loaded = run::read_bootstrap(&new, before, &texts)?;
             Ok((new, loaded))
         });
+        // Thousands of routes take some tenths of a second.
+        self.keep_gates();
         let (new, loaded) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -35,6 +37,7 @@ impl Supervisor {
         source.follow_sources(&loaded.sources);
         tell_of_refused(&self.served.loaded, &loaded);
         let was_refused = self.served.refused.take().is_some();
+        self.needs_start = needs_restart(&self.config, &new);
         if (&new, &loaded.bootstrap) == (&self.config, &self.served.loaded.bootstrap) {
             if was_refused || loaded.dump != self.served.loaded.dump {
                 self.served.loaded = loaded;
@@ -57,7 +60,7 @@ impl Supervisor {
         }
         self.config.bootstrap.clone_from(&new.bootstrap);
         tracing::info!("the configuration changed");
-        for field in needs_restart(&self.config, &new) {
+        for field in &self.needs_start {
             tracing::warn!(field, "takes effect at the next start");
         }
         let gone: Vec<WorkloadName> = self

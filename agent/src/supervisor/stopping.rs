@@ -17,6 +17,7 @@ impl Supervisor {
         tracing::info!("stopping: new connections go directly, flows may end in order");
         let grace = self.config.timeouts.drain;
         self.manager.stopping(grace + ENDS + 3 * RELEASES);
+        self.give_up_upgrade("the agent stops");
         self.withdraw_everything();
         let released_by = Instant::now() + RELEASES;
         while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {
@@ -33,9 +34,10 @@ impl Supervisor {
         let stop = ToWorker::Stop {
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
         };
-        self.data_plane.tell(&stop, Vec::new());
+        self.data_plane.tell_everybody(&stop);
+        self.data_plane.start_no_more();
         let deadline = Instant::now() + grace + ENDS;
-        while self.data_plane.is_running() {
+        while !self.data_plane.ids().is_empty() {
             tokio::select! {
                 event = self.data_plane.next() => self.heard_while_stopping(event),
                 _ = terminate.recv() => break,
@@ -46,9 +48,9 @@ impl Supervisor {
                 }
             }
         }
-        self.data_plane.kill();
-        // Until it is reaped it holds what says that flows go on.
-        while self.data_plane.is_running() {
+        self.data_plane.kill_everybody();
+        // Until they are reaped they hold what says that flows go on.
+        while !self.data_plane.ids().is_empty() {
             let event = self.data_plane.next().await;
             self.heard_while_stopping(event);
         }
@@ -66,20 +68,28 @@ impl Supervisor {
     /// Flows that are ending still need sockets; nothing is started any more.
     fn heard_while_stopping(&mut self, event: data_plane::Event) {
         match event {
-            data_plane::Event::Said(ToSupervisor::NeedSockets {
-                worker,
-                want,
-                count,
-            }) => {
-                self.supply(worker, want, count);
+            data_plane::Event::Said(
+                plane,
+                ToSupervisor::NeedSockets {
+                    worker,
+                    want,
+                    count,
+                },
+            ) => {
+                self.supply(plane, worker, want, count);
             }
-            data_plane::Event::Said(ToSupervisor::ListenersClosed { id }) => {
-                self.listeners_closed(id)
+            data_plane::Event::Said(plane, ToSupervisor::ListenersClosed { id }) => {
+                self.listeners_closed(plane, id);
             }
-            data_plane::Event::Said(ToSupervisor::Drained { id }) => self.drained(id),
-            data_plane::Event::Said(_) | data_plane::Event::StartDue => {}
-            data_plane::Event::Failed(_) | data_plane::Event::Ended(_) => {
-                tracing::debug!("the data plane ended");
+            data_plane::Event::Said(plane, ToSupervisor::Drained { id }) => {
+                self.drained(plane, id);
+            }
+            data_plane::Event::Said(..)
+            | data_plane::Event::StartDue
+            | data_plane::Event::Failed(..) => {}
+            data_plane::Event::Ended(_, plane, _) => {
+                tracing::debug!("a data plane ended");
+                self.flows_are_gone(plane);
             }
         }
     }

@@ -21,7 +21,7 @@ impl Supervisor {
         // Without a cgroup in the configuration the hooks run for all.
         let all = self.workloads.values().filter_map(Workload::serving);
         let hooked: BTreeMap<_, _> = all
-            .filter(|serving| serving.mode == Mode::Ebpf)
+            .filter(|serving| serving.mode == Mode::Ebpf && !serving.enrolment.spec.shares_netns())
             .filter_map(|serving| {
                 let cgroup = serving.enrolment.spec.cgroup.clone()?;
                 Some((serving.enrolment.netns.inode(), cgroup))

@@ -1,16 +1,19 @@
 //! What the data plane is told: of workloads, sockets, and what `status` shows.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
 use shunt_core::status::{OWNERSHIP, StatusMode, WorkloadState};
 use shunt_core::workload::{Mode, WorkloadId};
 
 use super::Supervisor;
+use super::data_plane::PlaneId;
 use super::enrolment::Serving;
 use super::lifecycle::{Phase, Workload};
-use crate::ipc::{MAX_FDS, States, ToWorker, WorkloadInfo};
+use crate::ipc::{Counted, MAX_FDS, States, ToWorker, WorkloadInfo};
 
 /// Sockets per worker and kind that a fresh workload gets; busy ones ask for more.
 const FIRST_STOCK: usize = 4;
@@ -44,6 +47,14 @@ impl Supervisor {
                 Err(error) => tracing::error!(%error, "cannot share a listener"),
             }
         }
+        for listener in &serving.enrolment.dns {
+            match listener.socket.try_clone() {
+                Ok(fd) => self
+                    .data_plane
+                    .tell(&ToWorker::TakeQueries(listener.spec.clone()), vec![fd]),
+                Err(error) => tracing::error!(%error, "cannot share a socket for queries"),
+            }
+        }
         let families: Vec<Family> = [Family::V4, Family::V6]
             .into_iter()
             .filter(|family| {
@@ -62,55 +73,67 @@ impl Supervisor {
                         role,
                         family,
                     };
-                    self.data_plane.stock(
-                        &serving.enrolment.netns,
-                        self.backends.marks,
-                        worker,
-                        want,
-                        FIRST_STOCK,
-                    );
+                    let (netns, marks) = (&serving.enrolment.netns, self.backends.marks);
+                    self.data_plane
+                        .stock(netns, marks, (worker, want), FIRST_STOCK);
                 }
             }
         }
     }
 
-    /// The data plane's stock of a workload runs low.
-    pub(super) fn supply(&mut self, worker: usize, want: SocketWant, count: usize) {
+    /// A data plane's stock of a workload runs low.
+    pub(super) fn supply(&mut self, plane: PlaneId, worker: usize, want: SocketWant, count: usize) {
         let count = count.min(MAX_FDS);
         let marks = self.backends.marks;
         if want.workload == WorkloadId::NODE {
+            let netns = &self.served.netns;
             return self
                 .data_plane
-                .stock(&self.served.netns, marks, worker, want, count);
+                .stock_one(plane, netns, marks, (worker, want), count);
         }
-        let serving = self
-            .workloads
-            .values()
-            .filter_map(Workload::serving)
-            .chain(self.leaving.iter().map(|leaving| &leaving.serving))
-            .find(|serving| serving.enrolment.id == want.workload);
-        match serving {
-            Some(serving) => {
-                let netns = &serving.enrolment.netns;
-                self.data_plane.stock(netns, marks, worker, want, count);
+        let serving = self.served(want.workload);
+        let netns = serving.map(|serving| Arc::clone(&serving.enrolment.netns));
+        match netns.or_else(|| self.backends.inherited.netns(want.workload)) {
+            Some(netns) => {
+                self.data_plane
+                    .stock_one(plane, &netns, marks, (worker, want), count);
             }
             None => {
                 let error = "the workload was withdrawn".to_owned();
-                self.data_plane.tell(
-                    &ToWorker::StockFailed {
-                        worker,
-                        want,
-                        error,
-                    },
-                    Vec::new(),
-                );
+                let failed = ToWorker::StockFailed {
+                    worker,
+                    want,
+                    error,
+                };
+                self.data_plane.tell_one(plane, failed);
             }
         }
     }
 
+    /// Whom a query was for that rules led from `client` to `listener`; the error is for people.
+    pub(super) fn resolver(
+        &mut self,
+        workload: WorkloadId,
+        listener: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<SocketAddr, String> {
+        let serving = self.served(workload).ok_or("the workload was withdrawn")?;
+        let (mode, netns) = (serving.mode, Arc::clone(&serving.enrolment.netns));
+        let backend = self.backends.get(mode)?;
+        let resolver = backend.resolver(&netns, listener, client);
+        resolver.map_err(|error| error.chain())
+    }
+
+    fn served(&self, id: WorkloadId) -> Option<&Serving> {
+        let served = self.workloads.values().filter_map(Workload::serving);
+        let leaving = self.leaving.iter().map(|leaving| &leaving.serving);
+        served
+            .chain(leaving)
+            .find(|serving| serving.enrolment.id == id)
+    }
+
     /// A new data plane knows nothing.
     pub(super) fn tell_everything(&mut self) {
-        self.backends.forget_flows();
         self.tell_destinations();
         self.tell_traffic();
         self.tell_node();
@@ -130,14 +153,17 @@ impl Supervisor {
         }
         self.workloads = workloads;
         self.leaving = leaving;
-        self.data_plane.forget_published();
         self.tell_settings();
         self.publish();
     }
 
     pub(super) fn tell_destinations(&mut self) {
-        if let Some(map) = self.backends.destinations() {
-            self.data_plane.tell(&ToWorker::Destinations, vec![map]);
+        let maps = self.backends.destinations();
+        if !maps.is_empty() {
+            self.data_plane.tell(&ToWorker::Destinations, maps);
+        }
+        if let Some(map) = self.backends.resolvers() {
+            self.data_plane.tell(&ToWorker::Resolvers, vec![map]);
         }
         if let Some(events) = self.backends.direct_events() {
             self.data_plane.tell(&ToWorker::DirectEvents, vec![events]);
@@ -158,7 +184,12 @@ impl Supervisor {
         let workloads = workloads.map(|workload| self.info(workload));
         let workloads = workloads.chain(self.pods_not_enrolled()).collect();
         let pods = self.pods.status();
-        self.data_plane.publish_states(States { workloads, pods });
+        let retired = self.data_plane.retired();
+        self.data_plane.publish_states(&States {
+            workloads,
+            pods,
+            retired,
+        });
         self.publish_counters();
     }
 
@@ -172,8 +203,11 @@ impl Supervisor {
     }
 
     pub(super) fn publish_counters(&mut self) {
-        self.data_plane
-            .publish_counters(self.backends.events(), self.repairs.clone());
+        self.data_plane.publish_counters(&Counted {
+            kernel: self.backends.events(),
+            repairs: self.repairs.clone(),
+            upgrades: self.upgrades.clone(),
+        });
     }
 }
 

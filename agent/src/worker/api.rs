@@ -101,6 +101,8 @@ impl AdminApi for Api {
             Call::Explain(inquiry) => self.explain(inquiry).await,
             Call::Tap(request) => self.tap(&request),
             Call::Drain => self.change(Change::Drain).await,
+            Call::UpgradeAgent => self.change(Change::UpgradeAgent).await,
+            Call::UpgradeDataPlane => self.change(Change::UpgradeDataPlane).await,
             Call::DeleteWorkload(name) => self.change(Change::Delete(name)).await,
             Call::PutWorkload { name, body } => {
                 let mode = self.view.borrow().config.mode;
@@ -249,8 +251,10 @@ fn prometheus(view: &View) -> String {
         snapshot: &view.snapshot.load(),
         agent: &view.counters,
         workloads: &view.report().workloads,
-        repairs: &list(&view.repairs),
-        kernel_events: &list(&view.kernel_events),
+        repairs: &list(&view.counted.repairs),
+        kernel_events: &list(&view.counted.kernel),
+        upgrades: &list(&view.counted.upgrades),
+        retired: view.retired.len(),
         version: env!("CARGO_PKG_VERSION"),
     })
 }

@@ -1,5 +1,6 @@
 //! The control thread: carries out what the supervisor says and passes on what the workers need.
 
+mod books;
 mod ending;
 mod pieces;
 
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 use shunt_core::explain::{Explanation, Inquiry};
 use shunt_core::sockets::Accelerator;
 use shunt_core::workload::WorkloadId;
-use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Shortcuts};
+use shunt_intercept::ebpf::{Destinations, DirectEvents, MessageTap, Resolvers, Shortcuts};
 use shunt_intercept::memory;
 use shunt_intercept::original_dst::KernelOriginalDst;
 use shunt_proxy::{FlowSink, Rendezvous, Worker, WorkerContext};
@@ -26,7 +27,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use self::books::pause;
 use self::pieces::Pieces;
+use super::resolvers::KernelResolvers;
 use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
@@ -55,12 +58,14 @@ pub(super) struct Control {
     workers: Vec<Worker>,
     stocks: Vec<Stock>,
     requests: mpsc::UnboundedReceiver<ToSupervisor>,
+    wish: mpsc::UnboundedSender<Wish>,
     wishes: mpsc::UnboundedReceiver<Wish>,
     asked: HashMap<u64, oneshot::Sender<Result<Outcome, String>>>,
     inquired: HashMap<u64, oneshot::Sender<Explained>>,
     next_ticket: u64,
     view: Rc<RefCell<View>>,
     originals: KernelOriginalDst,
+    resolvers: KernelResolvers,
     shortcuts: Arc<OnceLock<Box<dyn Accelerator>>>,
     level: LogLevel,
     traffic: Pieces,
@@ -82,6 +87,7 @@ struct Leaving {
 /// What ends [`Control::serve`].
 enum End {
     Stop { grace: Duration },
+    Retire { grace: Duration },
     SupervisorGone,
 }
 
@@ -91,15 +97,17 @@ impl Control {
             config,
             supervisor_pid,
             uptime_ms,
+            supervisor_version,
             heartbeats,
-            admin,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
-        let view = View::new(config, supervisor_pid, Duration::from_millis(uptime_ms));
+        let uptime = Duration::from_millis(uptime_ms);
+        let view = View::new(config, supervisor_pid, supervisor_version, uptime);
         let access_log = AccessLogger::open(&view.config.log, Arc::clone(&view.counters))
             .context("cannot open the access log")?;
         let (ask, requests) = mpsc::unbounded_channel();
         let originals = KernelOriginalDst::default();
+        let resolvers = KernelResolvers::new(ask.clone());
         let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
         let mut workers = Vec::new();
@@ -120,6 +128,7 @@ impl Control {
                 counters: Arc::clone(&view.counters),
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
+                resolvers: Arc::new(resolvers.clone()),
                 heartbeat: Arc::new(move || {
                     // Whatever this thread looks up from now on, it finds in this one or in a newer one.
                     seen[index].store(snapshot.load().generation, Ordering::Relaxed);
@@ -134,18 +143,19 @@ impl Control {
         }
         let (wish, wishes) = mpsc::unbounded_channel();
         let view = Rc::new(RefCell::new(view));
-        let servers = api::serve(admin, Rc::clone(&view), level.clone(), wish)?;
         Ok(Self {
             channel,
             workers,
             stocks,
             requests,
+            wish,
             wishes,
             asked: HashMap::new(),
             inquired: HashMap::new(),
             next_ticket: 1,
             view,
             originals,
+            resolvers,
             shortcuts,
             level,
             traffic: Pieces::default(),
@@ -153,7 +163,7 @@ impl Control {
             dump: Pieces::default(),
             leaving: Vec::new(),
             held: HashMap::new(),
-            servers,
+            servers: Vec::new(),
             access_log,
         })
     }
@@ -167,8 +177,16 @@ impl Control {
             tokio::select! {
                 message = self.channel.receive() => match message {
                     Ok((number, message, fds)) => {
-                        if let ToWorker::Stop { grace_ms } = message {
-                            break End::Stop { grace: Duration::from_millis(grace_ms) };
+                        match message {
+                            ToWorker::Stop { grace_ms } => {
+                                break End::Stop { grace: Duration::from_millis(grace_ms) };
+                            }
+                            ToWorker::Retire { grace_ms } => {
+                                self.retire();
+                                self.say(&ToSupervisor::Ack { number, error: None });
+                                break End::Retire { grace: Duration::from_millis(grace_ms) };
+                            }
+                            _ => {}
                         }
                         let error = self.carry_out(message, fds).err().map(|error| format!("{error:#}"));
                         self.say(&ToSupervisor::Ack { number, error });
@@ -186,9 +204,12 @@ impl Control {
                 }
             }
         };
-        self.view.borrow_mut().let_go(|_| true);
+        if !matches!(end, End::Retire { .. }) {
+            self.view.borrow_mut().let_go(|_| true);
+        }
         match end {
             End::Stop { grace } => self.stop(grace).await,
+            End::Retire { grace } => self.be_succeeded(grace).await,
             End::SupervisorGone => self.outlive_supervisor().await,
         }
         Ok(())
@@ -220,11 +241,9 @@ impl Control {
         match message {
             ToWorker::Hello { .. } => anyhow::bail!("greeted twice"),
             ToWorker::Destinations => {
-                let map = fds
-                    .into_iter()
-                    .next()
-                    .context("no map came with the message")?;
-                self.originals.set_destinations(Destinations::from_fd(map));
+                anyhow::ensure!(!fds.is_empty(), "no map came with the message");
+                let maps = fds.into_iter().map(Destinations::from_fd);
+                self.originals.set_destinations(maps.collect());
             }
             ToWorker::DirectEvents => {
                 let map = fds.into_iter().next();
@@ -245,6 +264,10 @@ impl Control {
                 // A second time is ignored: the supervisor loads the programs once in its life.
                 let _ = self.shortcuts.set(Box::new(maps));
             }
+            ToWorker::Admin => {
+                let (view, level) = (Rc::clone(&self.view), self.level.clone());
+                self.servers = api::serve(fds, view, level, self.wish.clone())?;
+            }
             ToWorker::Enrol(view) => {
                 if let Some(held) = fds.into_iter().next() {
                     self.held.insert(view.id, held);
@@ -256,6 +279,19 @@ impl Control {
                     worker.listen(spec.clone(), socket.into());
                 }
             }
+            ToWorker::Resolvers => {
+                let map = fds.into_iter().next();
+                let map = map.context("no map came with the message")?;
+                self.resolvers.set(Resolvers::from_fd(map));
+            }
+            ToWorker::TakeQueries(spec) => {
+                let socket = fds.into_iter().next();
+                let socket = socket.context("no socket came with the message")?;
+                // Each resolver's queries stay on one thread.
+                let worker = &self.workers[spec.slot % self.workers.len()];
+                worker.take_queries(spec, socket.into());
+            }
+            ToWorker::Resolver { ticket, resolver } => self.resolvers.told(ticket, resolver),
             ToWorker::Stock { worker, want } => {
                 self.stocks
                     .get(worker)
@@ -327,10 +363,7 @@ impl Control {
                     worker.unserve(addr);
                 }
             }
-            ToWorker::Counters { kernel, repairs } => {
-                let mut view = self.view.borrow_mut();
-                (view.kernel_events, view.repairs) = (kernel, repairs);
-            }
+            ToWorker::Counters(counted) => self.view.borrow_mut().counted = counted,
             ToWorker::Changed { ticket, result } => {
                 if let Some(asker) = self.asked.remove(&ticket) {
                     // Whoever asked may have gone away.
@@ -342,7 +375,7 @@ impl Control {
                     let _ = asker.send(result);
                 }
             }
-            ToWorker::Stop { .. } => {}
+            ToWorker::Retire { .. } | ToWorker::Stop { .. } => {}
         }
         Ok(())
     }
@@ -362,13 +395,4 @@ fn witness(log: &AccessLogger, taps: &Arc<Taps>) -> FlowSink {
         log: log.clone(),
         taps: Arc::clone(taps),
     })
-}
-
-/// Until the books are looked at again, after so many events.
-fn pause(told: usize) -> Duration {
-    match told {
-        0 => BOOKS * 5,
-        1..2_000 => BOOKS,
-        _ => BOOKS / 10,
-    }
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use shunt_core::dns::QueryRecord;
 use shunt_core::flow::FlowRecord;
 use shunt_core::http::record::RequestRecord;
 use shunt_core::tap::{FlowSeen, TapEvent, TapRequest};
@@ -88,6 +89,10 @@ impl FlowWitness for Witness {
 
     fn answered(&self, record: &RequestRecord) {
         self.log.write_request(record);
+    }
+
+    fn resolved(&self, record: &QueryRecord) {
+        self.log.write_query(record);
     }
 
     fn is_attentive(&self) -> bool {

@@ -23,13 +23,16 @@ use shunt_proxy::FlowSink;
 use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
-use crate::ipc::{EnrolledView, States, Traffic, WorkloadInfo};
+use crate::ipc::{Counted, EnrolledView, States, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) config: Config,
     pub(super) supervisor_pid: u32,
+    supervisor_version: String,
+    /// Of earlier data planes.
+    pub(super) retired: Vec<u32>,
     /// The supervisor's age, and when that was.
     uptime: (Duration, Instant),
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -42,8 +45,8 @@ pub(super) struct View {
     pub(super) told: bool,
     /// It has also closed the gates.
     pub(super) captures: bool,
-    pub(super) kernel_events: BTreeMap<String, u64>,
-    pub(super) repairs: BTreeMap<String, u64>,
+    /// What others count.
+    pub(super) counted: Counted,
     /// Once the programs are loaded.
     direct: Option<DirectFlows>,
     pub(super) taps: Arc<Taps>,
@@ -61,12 +64,19 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(config: Config, supervisor_pid: u32, uptime: Duration) -> Self {
+    pub(super) fn new(
+        config: Config,
+        supervisor_pid: u32,
+        supervisor_version: String,
+        uptime: Duration,
+    ) -> Self {
         let generations = (0..config.concurrency).map(|_| AtomicU64::new(0));
         let view = Self {
             generations: generations.collect(),
             config,
             supervisor_pid,
+            supervisor_version,
+            retired: Vec::new(),
             uptime: (uptime, Instant::now()),
             snapshot: Arc::default(),
             counters: Arc::default(),
@@ -74,8 +84,7 @@ impl View {
             pods: None,
             told: false,
             captures: false,
-            kernel_events: BTreeMap::new(),
-            repairs: BTreeMap::new(),
+            counted: Counted::default(),
             direct: None,
             taps: Arc::default(),
             kernel_tap: None,
@@ -135,6 +144,7 @@ impl View {
             labels: view.labels,
             mode: view.mode,
             addresses: view.addresses,
+            owns_addresses: view.owns_addresses,
             inbound: view.inbound,
             transparent: view.transparent,
             handoff: view.handoff,
@@ -152,6 +162,13 @@ impl View {
         let counters = &self.counters;
         self.direct
             .get_or_insert_with(|| DirectFlows::new(events, sink, Arc::clone(counters)));
+    }
+
+    /// Somebody else keeps the books of direct connections from now on.
+    pub(super) fn leave_the_books(&mut self) {
+        self.catch_up();
+        self.direct = None;
+        self.kernel_tap = None;
     }
 
     /// Reads what the kernel has told of direct connections. Says how much.
@@ -193,6 +210,7 @@ impl View {
     /// Who is enrolled, as the supervisor sees it.
     pub(super) fn told(&mut self, states: States) {
         (self.infos, self.pods, self.told) = (states.workloads, states.pods, true);
+        self.retired = states.retired;
         self.forget_numbers();
     }
 
@@ -229,10 +247,12 @@ impl View {
         let (uptime, then) = self.uptime;
         StatusReport {
             agent: AgentStatus {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: self.supervisor_version.clone(),
+                worker_version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_seconds: (uptime + then.elapsed()).as_secs(),
                 pid: self.supervisor_pid,
                 worker_pid: std::process::id(),
+                retired_pids: self.retired.clone(),
                 generation: self.snapshot.load().generation,
                 worker_generations: self
                     .generations
@@ -318,6 +338,7 @@ mod tests {
             labels: BTreeMap::new(),
             mode: Mode::Ebpf,
             addresses: Vec::new(),
+            owns_addresses: true,
             inbound: CapturePolicy::default(),
             transparent: true,
             handoff: true,
@@ -328,12 +349,13 @@ mod tests {
         States {
             workloads,
             pods: None,
+            retired: Vec::new(),
         }
     }
 
     #[test]
     fn numbers_survive_a_new_enrolment_and_go_with_the_name() {
-        let mut view = View::new(Config::default(), 1, Duration::ZERO);
+        let mut view = View::new(Config::default(), 1, String::new(), Duration::ZERO);
         view.told(states(vec![info("pod")]));
         view.enrol(enrolled(1, "pod"));
         let first = Arc::clone(&view.enrolled[&WorkloadId(1)].counters);

@@ -1,4 +1,5 @@
-//! One line for each application connection that has ended, and for each HTTP request on one that the agent served itself.
+//! One line for each application connection that has ended, for each HTTP request on one that the agent served itself, and
+//! for each DNS query of a workload whose DNS is captured.
 //!
 //! A worker hands its line to a thread of the log's own and goes on; where that thread does not keep up, lines are
 //! dropped and counted, connections never wait.
@@ -12,11 +13,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use shunt_core::config::{AccessLog, Log, LogFormat};
 use shunt_core::counters::AgentCounters;
+use shunt_core::dns::QueryRecord;
 use shunt_core::flow::FlowRecord;
 use shunt_core::http::record::RequestRecord;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 mod line;
+mod query;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -132,6 +135,16 @@ impl AccessLogger {
             self.hand_over(match self.format {
                 LogFormat::Text => request::text(record),
                 LogFormat::Json => request::json(record),
+            });
+        }
+    }
+
+    /// The same with a DNS query's line.
+    pub fn write_query(&self, record: &QueryRecord) {
+        if self.is_on() {
+            self.hand_over(match self.format {
+                LogFormat::Text => query::text(record),
+                LogFormat::Json => query::json(record),
             });
         }
     }

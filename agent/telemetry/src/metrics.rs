@@ -3,7 +3,7 @@
 //! They are gathered anew for each scrape: the counters live where they are counted, and what is withdrawn is gone.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use shunt_core::counters::{AgentCounters, FlowCounters};
+use shunt_core::dns::{QueryOutcome, Rcode};
 use shunt_core::flow::{CloseReason, DataPath, Direction, direction};
 use shunt_core::snapshot::{Enrolled, Snapshot};
 use shunt_core::status::{StatusMode, WorkloadState, WorkloadStatus};
@@ -40,6 +41,10 @@ pub struct Sources<'a> {
     pub repairs: &'a [(String, u64)],
     /// The kernel programs' own counters, by name.
     pub kernel_events: &'a [(String, u64)],
+    /// Upgrades of the data plane, by what became of them.
+    pub upgrades: &'a [(String, u64)],
+    /// Data planes that an upgrade has replaced, and whose flows go on.
+    pub retired: usize,
     pub version: &'a str,
 }
 
@@ -54,6 +59,7 @@ type Gauges = Family<Labels, Gauge>;
 pub fn render(sources: &Sources<'_>) -> String {
     let mut registry = Registry::with_prefix("shunt");
     register_connections(&mut registry, sources.snapshot);
+    register_queries(&mut registry, sources.snapshot);
     register_agent(&mut registry, sources);
     let named = |label, values: &[(String, u64)]| {
         let family = Counters::default();
@@ -67,6 +73,12 @@ pub fn render(sources: &Sources<'_>) -> String {
     let repairs = named("what", sources.repairs);
     let help = "Interceptions found damaged and set up again";
     registry.register("interception_repairs", help, repairs);
+    let upgrades = named("result", sources.upgrades);
+    registry.register("upgrades", "Upgrades of the data plane", upgrades);
+    let retired = Gauge::<i64, AtomicI64>::default();
+    retired.set(i64::try_from(sources.retired).unwrap_or(i64::MAX));
+    let help = "Earlier data planes that let their connections end";
+    registry.register("data_planes_retired", help, retired);
     let kernel_events = named("event", &others(sources.kernel_events));
     registry.register(
         "kernel_events",
@@ -137,6 +149,52 @@ fn register_connections(registry: &mut Registry, snapshot: &Snapshot) {
     let help =
         "Messages among those bytes that went from application to application past the TCP stack";
     registry.register("messages", help, messages);
+}
+
+/// Of workloads whose DNS is captured.
+fn register_queries(registry: &mut Registry, snapshot: &Snapshot) {
+    let (queries, answers) = (Counters::default(), Counters::default());
+    let (odd, active) = (Counters::default(), Gauges::default());
+    for workload in snapshot.workloads.values() {
+        let dns = &workload.counters.dns;
+        if !dns.is_used() {
+            continue;
+        }
+        let labels = |more: Option<(&'static str, &str)>| {
+            let mut labels = vec![
+                ("workload", workload.name.name.clone()),
+                ("namespace", workload.name.namespace.clone()),
+            ];
+            labels.extend(more.map(|(label, value)| (label, value.to_owned())));
+            Labels(labels)
+        };
+        let count = |family: &Counters, label: (&'static str, &str), number: &AtomicU64| {
+            let number = number.load(Relaxed);
+            family.get_or_create(&labels(Some(label))).inc_by(number);
+        };
+        for outcome in QueryOutcome::ALL {
+            let label = ("outcome", outcome.as_str());
+            count(&queries, label, dns.outcome(outcome));
+        }
+        for rcode in Rcode::all() {
+            let number = dns.answers(rcode);
+            if number.load(Relaxed) > 0 {
+                count(&answers, ("rcode", rcode.as_str()), number);
+            }
+        }
+        count(&odd, ("what", "malformed_query"), &dns.malformed);
+        count(&odd, ("what", "mismatched_answer"), &dns.mismatched);
+        let now = i64::try_from(dns.active.load(Relaxed)).unwrap_or(i64::MAX);
+        active.get_or_create(&labels(None)).set(now);
+    }
+    let help = "DNS queries that were captured, by what became of them";
+    registry.register("dns_queries", help, queries);
+    let help = "Resolvers' answers that were passed on, by response code";
+    registry.register("dns_answers", help, answers);
+    let help = "Queries that are no DNS, which are passed on; datagrams of resolvers that answer another question";
+    registry.register("dns_odd", help, odd);
+    let help = "DNS queries that wait for an answer";
+    registry.register("dns_queries_active", help, active);
 }
 
 fn flow_labels(workload: &Enrolled, direction: Direction, path: DataPath) -> Labels {

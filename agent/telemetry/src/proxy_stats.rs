@@ -16,7 +16,7 @@ enum Kind {
     Gauge,
 }
 
-const MANAGER: [Row<ManagerCounts>; 8] = [
+const MANAGER: [Row<ManagerCounts>; 11] = [
     ("downstream_cx_total", Kind::Counter, |counts| {
         &counts.cx_total
     }),
@@ -41,6 +41,17 @@ const MANAGER: [Row<ManagerCounts>; 8] = [
     ("downstream_rq_timeout", Kind::Counter, |counts| {
         &counts.rq_timeout
     }),
+    ("downstream_cx_upgrades_total", Kind::Counter, |counts| {
+        &counts.upgrades_total
+    }),
+    ("downstream_cx_upgrades_active", Kind::Gauge, |counts| {
+        &counts.upgrades_active
+    }),
+    (
+        "downstream_rq_ws_on_non_ws_route",
+        Kind::Counter,
+        |counts| &counts.upgrades_refused,
+    ),
 ];
 
 const CLUSTER: [Row<ClusterCounts>; 10] = [
@@ -321,70 +332,4 @@ fn quantiles(found: &Distribution) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use shunt_core::bootstrap::Bootstrap;
-    use shunt_core::cluster::{Balance, Cluster, ClusterLimits, InUse};
-
-    use super::*;
-
-    fn tables() -> Tables {
-        let cluster = Cluster {
-            name: "a\"b".into(),
-            endpoints: Vec::new(),
-            balance: Balance::RoundRobin,
-            subsets: None,
-            to_original: None,
-            connect_timeout: Duration::from_secs(1),
-            idle_timeout: None,
-            max_requests_per_connection: 0,
-            max_connection_duration: None,
-            limits: ClusterLimits::default(),
-            in_use: InUse::default(),
-            counts: PerWorker::default(),
-        };
-        let counts = cluster.counts.clone();
-        let bootstrap = Bootstrap {
-            listeners: Vec::new(),
-            clusters: vec![cluster],
-        };
-        counts.mine().rq_total.add(3);
-        counts.mine().answered(204, Duration::from_millis(7));
-        Tables::new(bootstrap, &Tables::default())
-    }
-
-    #[test]
-    fn numbers_have_envoys_names() {
-        let numbers = numbers(&tables());
-        let of = |name: &str| {
-            let found = numbers.iter().find(|(known, _)| known == name);
-            found.map(|(_, value)| *value)
-        };
-        assert_eq!(of("cluster.a\"b.upstream_rq_total"), Some(3));
-        assert_eq!(of("cluster.a\"b.upstream_rq_2xx"), Some(1));
-        assert_eq!(of("cluster.a\"b.upstream_rq_completed"), Some(1));
-        assert_eq!(of("cluster.a\"b.membership_total"), Some(0));
-        let (name, text) = &percentiles(&tables())[0];
-        assert_eq!(name, "cluster.a\"b.upstream_rq_time");
-        assert!(
-            text.starts_with("P0(5.0) ") && text.ends_with(" P100(10.0)"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn metrics_have_envoys_names_and_labels() {
-        let page = metrics(&tables());
-        for line in [
-            "# TYPE envoy_cluster_upstream_rq counter",
-            "envoy_cluster_upstream_rq_total{envoy_cluster_name=\"a\\\"b\"} 3",
-            "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"2\",envoy_cluster_name=\"a\\\"b\"} 1",
-            "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\\\"b\",le=\"5.0\"} 0",
-            "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\\\"b\",le=\"+Inf\"} 1",
-            "envoy_cluster_upstream_rq_time_sum{envoy_cluster_name=\"a\\\"b\"} 7",
-        ] {
-            assert!(page.lines().any(|known| known == line), "{line} in\n{page}");
-        }
-    }
-}
+mod tests;

@@ -10,13 +10,18 @@ const OURS: &str = "shunt.io/";
 const ISTIOS: &str = "traffic.sidecar.istio.io/";
 /// Bytes of one annotation that is looked at.
 const MAX_VALUE: usize = 16 << 10;
+/// Sections of a workload's entry that a pod's annotations may have.
+const SECTIONS: [&str; 5] = ["mode", "acceleration", "on_failure", "outbound", "inbound"];
+/// Bytes of the entry, written down.
+const MAX_SAID: usize = 48 << 10;
 const ALL_PORTS: &str = "1-65535";
 
 /// Ours, and where the value goes in a workload's entry.
-const FIELDS: [(&str, &[&str]); 9] = [
+const FIELDS: [(&str, &[&str]); 10] = [
     ("mode", &["mode"]),
     ("acceleration", &["acceleration"]),
     ("on-failure", &["on_failure"]),
+    ("dns-capture", &["dns", "capture"]),
     ("include-inbound-ports", &["inbound", "include_ports"]),
     ("exclude-inbound-ports", &["inbound", "exclude_ports"]),
     ("include-outbound-ports", &["outbound", "include_ports"]),
@@ -25,7 +30,16 @@ const FIELDS: [(&str, &[&str]); 9] = [
     ("exclude-outbound-cidrs", &["outbound", "exclude_cidrs"]),
 ];
 
-/// What the annotations ask for, all of it or nothing.
+/// The parts of a workload's entry that the annotations say.
+pub type Said = Map<String, Value>;
+
+/// Is it what annotations can say?
+pub fn is_sound(said: &Said) -> bool {
+    let known = said.keys().all(|key| SECTIONS.contains(&key.as_str()));
+    known && serde_json::to_vec(said).is_ok_and(|text| text.len() <= MAX_SAID)
+}
+
+/// What the annotations ask for, all of it or nothing: as they say it, and the workload where nobody says more.
 ///
 /// # Errors
 /// Every fault, for people.
@@ -33,7 +47,7 @@ pub(crate) fn read(
     name: &WorkloadName,
     annotations: &BTreeMap<String, String>,
     mode: ModeSetting,
-) -> Result<WorkloadSpec, String> {
+) -> Result<(Said, WorkloadSpec), String> {
     let mut body = Map::new();
     let mut faults = Vec::new();
     let long = |value: &str| value.len() > MAX_VALUE;
@@ -64,7 +78,7 @@ pub(crate) fn read(
         for (key, path) in FIELDS {
             if let Some(value) = annotations.get(&format!("{OURS}{key}")) {
                 let value = match path {
-                    [_] => Value::from(value.trim()),
+                    [_] | ["dns", _] => Value::from(value.trim()),
                     _ => list(value),
                 };
                 put(&mut body, path, value);
@@ -74,14 +88,19 @@ pub(crate) fn read(
     if !faults.is_empty() {
         return Err(faults.join("; "));
     }
+    if !is_sound(&body) {
+        return Err(format!("annotations: more than {} KiB", MAX_SAID >> 10));
+    }
+    let mut entry = body.clone();
     // Where it is, the node knows.
-    body.insert("netns".into(), "unknown".into());
-    let spec = file::parse_workload(&Value::Object(body).to_string(), name, mode);
-    spec.map_err(|error| {
+    entry.insert("netns".into(), "unknown".into());
+    let spec = file::parse_workload(&Value::Object(entry).to_string(), name, mode);
+    let spec = spec.map_err(|error| {
         let fault = |fault: &file::Fault| format!("{}: {}", fault.field, fault.message);
         let faults: Vec<String> = error.faults().iter().map(fault).collect();
         format!("annotations: {}", faults.join("; "))
-    })
+    })?;
+    Ok((body, spec))
 }
 
 const ISTIO_KEYS: [&str; 6] = [
@@ -172,7 +191,7 @@ mod tests {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        read(&name, &annotations, ModeSetting::Auto)
+        read(&name, &annotations, ModeSetting::Auto).map(|(_, spec)| spec)
     }
 
     fn ports(of: &[shunt_core::workload::PortRange]) -> Vec<String> {
@@ -185,6 +204,7 @@ mod tests {
             ("shunt.io/mode", "iptables"),
             ("shunt.io/acceleration", "off"),
             ("shunt.io/on-failure", "closed"),
+            ("shunt.io/dns-capture", "true"),
             ("shunt.io/exclude-outbound-ports", "22, 8000-8100"),
             ("shunt.io/include-outbound-cidrs", "10.0.0.0/8,fd00::/8"),
             ("shunt.io/exclude-inbound-ports", "9100"),
@@ -197,6 +217,7 @@ mod tests {
         assert_eq!(spec.outbound.include_cidrs.len(), 2);
         assert_eq!(ports(&spec.inbound.exclude_ports), ["9100"]);
         assert!(!spec.acceleration.is_any());
+        assert!(spec.dns.capture);
     }
 
     #[test]

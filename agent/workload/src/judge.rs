@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use shunt_core::config::Kubernetes;
-use shunt_core::workload::{ModeSetting, WorkloadName};
+use shunt_core::workload::{ModeSetting, WorkloadName, WorkloadSpec};
 
-use crate::annotations;
+use crate::annotations::{self, Said};
 use crate::object::Pod;
 use crate::wish::{PodUid, PodWish, Verdict};
 
@@ -57,13 +57,26 @@ impl Rules {
         let labels = meta.labels.as_ref().unwrap_or(&none);
         let annotations = meta.annotations.as_ref().unwrap_or(&empty);
         let verdict = match self.wanted(labels, namespace) {
-            Ok(Some(false)) if self.said(labels) == Ok(Some(false)) => Verdict::Refuse,
-            Ok(Some(true)) => self.enrol(&name, labels, annotations),
-            Ok(None) if self.kubernetes.default_on => self.enrol(&name, labels, annotations),
+            Ok(Some(false)) if self.said(labels) == Ok(Some(false)) => Err(Verdict::Refuse),
+            Ok(Some(true)) => self
+                .enrol(&name, labels, annotations)
+                .map_err(Verdict::Wrong),
+            Ok(None) if self.kubernetes.default_on => self
+                .enrol(&name, labels, annotations)
+                .map_err(Verdict::Wrong),
             Ok(_) => return None,
-            Err(wrong) => Verdict::Wrong(wrong),
+            Err(wrong) => Err(Verdict::Wrong(wrong)),
         };
-        Some(PodWish { uid, name, verdict })
+        let (verdict, said) = match verdict {
+            Ok((said, spec)) => (Verdict::Enrol(Box::new(spec)), said),
+            Err(verdict) => (verdict, Said::new()),
+        };
+        Some(PodWish {
+            uid,
+            name,
+            verdict,
+            said,
+        })
     }
 
     fn enrol(
@@ -71,30 +84,26 @@ impl Rules {
         name: &WorkloadName,
         labels: &BTreeMap<String, String>,
         annotations: &BTreeMap<String, String>,
-    ) -> Verdict {
+    ) -> Result<(Said, WorkloadSpec), String> {
         let other = |(key, _): &&(&str, &str)| {
             annotations
                 .get(*key)
                 .is_some_and(|value| !matches!(value.as_str(), "" | "disabled" | "false"))
         };
         if let Some((_, other)) = OTHERS.iter().find(other) {
-            return Verdict::Wrong(format!("{other} carries its connections already"));
+            return Err(format!("{other} carries its connections already"));
         }
         if labels.len() > MAX_LABELS {
-            return Verdict::Wrong(format!("it has more than {MAX_LABELS} labels"));
+            return Err(format!("it has more than {MAX_LABELS} labels"));
         }
-        match annotations::read(name, annotations, self.mode) {
-            Ok(mut spec) => {
-                spec.netns.clear();
-                spec.labels = labels
-                    .iter()
-                    .filter(|(key, _)| !RESERVED.iter().any(|start| key.starts_with(start)))
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect();
-                Verdict::Enrol(Box::new(spec))
-            }
-            Err(wrong) => Verdict::Wrong(wrong),
-        }
+        let (said, mut spec) = annotations::read(name, annotations, self.mode)?;
+        spec.netns.clear();
+        spec.labels = labels
+            .iter()
+            .filter(|(key, _)| !RESERVED.iter().any(|start| key.starts_with(start)))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        Ok((said, spec))
     }
 
     /// The pod's word, else its namespace's.

@@ -14,6 +14,7 @@ pub mod processes;
 pub mod watch;
 mod wish;
 
+pub use self::annotations::{Said, is_sound};
 pub use self::judge::Rules;
 pub use self::object::{Namespace, Pod};
 pub use self::wish::{Discovered, PodUid, PodWish, Verdict};

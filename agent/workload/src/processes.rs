@@ -6,7 +6,9 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::wish::PodUid;
 
@@ -18,11 +20,39 @@ const MAX_DEPTH: usize = 6;
 pub struct Leader {
     /// Of this very process: when its number is another's, reading through this fails.
     process: OwnedFd,
+    life: Life,
     pid: u32,
     /// Clock ticks since the boot.
     started: u64,
     /// The pod's in the cgroup2 hierarchy, as /proc shows it.
     cgroup: Option<PathBuf>,
+}
+
+/// Of one process: tells when it has ended, and costs nothing until then.
+#[derive(Debug)]
+pub struct Life(OwnedFd);
+
+impl Life {
+    fn of(pid: u32) -> io::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    /// Those of `lives` that have ended, asked all at once. Where that cannot be told, none.
+    pub fn ended<'a, Key>(lives: impl Iterator<Item = (Key, &'a Self)>) -> Vec<Key> {
+        let (keys, mut asked): (Vec<Key>, Vec<PollFd<'a>>) = lives
+            .map(|(key, life)| (key, PollFd::new(&life.0, PollFlags::IN)))
+            .unzip();
+        if let Err(error) = poll(&mut asked, Some(&Timespec::default())) {
+            tracing::debug!(%error, "cannot ask which processes live");
+            return Vec::new();
+        }
+        let both = keys.into_iter().zip(asked);
+        both.filter(|(_, asked)| !asked.revents().is_empty())
+            .map(|(key, _)| key)
+            .collect()
+    }
 }
 
 /// Who of `wanted` runs here, found in one walk through /proc.
@@ -61,9 +91,12 @@ impl Leader {
         let process = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
         // Asked again: the number may have become another's since.
         let of = membership(&read(&process, "cgroup").ok()?).filter(|of| of.uid == *uid)?;
+        let life = Life::of(pid).ok()?;
+        // Asked last: it lives, so its number was its own all the time.
         let started = started(&read(&process, "stat").ok()?)?;
         Some(Self {
             process,
+            life,
             pid,
             started,
             cgroup: of.cgroup,
@@ -74,9 +107,8 @@ impl Leader {
         self.pid
     }
 
-    /// Does it still run?
-    pub fn is_alive(&self) -> bool {
-        read(&self.process, "stat").is_ok_and(|stat| started(&stat) == Some(self.started))
+    pub fn into_life(self) -> Life {
+        self.life
     }
 
     /// Its network namespace, open.
@@ -245,6 +277,21 @@ mod tests {
             let (uid, shown) = pod_of(&path).expect(&path);
             assert_eq!((uid.as_str(), shown), (UID, pods.as_str()));
         }
+    }
+
+    #[test]
+    fn an_ended_process_is_told_from_those_that_live() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("it starts");
+        let lives = [std::process::id(), child.id()].map(|pid| Life::of(pid).expect("it lives"));
+        let ended = || Life::ended(lives.iter().enumerate());
+        assert_eq!(ended(), [0; 0]);
+        child.kill().expect("killed");
+        child.wait().expect("it ended");
+        assert_eq!(ended(), [1]);
+        assert!(Life::of(0).is_err());
     }
 
     #[test]

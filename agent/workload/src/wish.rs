@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 
+use crate::annotations::Said;
+
 /// A pod's uid as its cgroup's name has it: 8 to 64 of `0-9 a-f A-F -`. A static pod's is a hash without dashes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
@@ -47,6 +49,9 @@ pub struct PodWish {
     pub uid: PodUid,
     pub name: WorkloadName,
     pub verdict: Verdict,
+    /// What its annotations say of an entry of `workloads`, and nothing else: for whoever knows the rest.
+    #[serde(default)]
+    pub said: Said,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -220,6 +220,46 @@ fn no_transport_but_the_plain_one_is_taken_for_it() {
 }
 
 #[test]
+fn upgrades_are_read_and_what_is_none_is_refused() {
+    let connect = "{upgrade_type: CONNECT, connect_config: {}}";
+    let text = PROXY.replace(
+        "prefix_rewrite: /b",
+        &format!("upgrade_configs: [{connect}]"),
+    );
+    let loaded = read(&text).unwrap_or_else(|faults| panic!("{faults}"));
+    let NetworkFilter::Http(http) = &loaded.bootstrap.listeners[0].chains[0].filter else {
+        panic!("HTTP")
+    };
+    let Action::Forward(forward) = &http.routes.virtual_hosts[0].routes[0].action else {
+        panic!("a cluster")
+    };
+    assert!(forward.terminates_connect);
+    assert_eq!(forward.upgrades[0].name, "CONNECT");
+    for (config, fault) in [
+        (
+            "{upgrade_type: CONNECT-UDP}",
+            "CONNECT-UDP is not supported",
+        ),
+        (
+            "{enabled: true}",
+            "upgrade_configs[0].upgrade_type: is required",
+        ),
+        ("{upgrade_type: a}, {upgrade_type: A}", "A is said twice"),
+        (
+            "{upgrade_type: a, connect_config: {}}",
+            "is for upgrades of type CONNECT",
+        ),
+        (
+            "{upgrade_type: CONNECT, connect_config: {allow_post: true}}",
+            "connect_config.allow_post: not supported",
+        ),
+    ] {
+        let faults = read(&text.replace(connect, config)).expect_err("a fault");
+        assert!(faults.contains(fault), "{fault} in\n{faults}");
+    }
+}
+
+#[test]
 fn a_bootstrap_is_told_from_the_agents_own_file() {
     assert!(is_bootstrap(PROXY));
     assert!(is_bootstrap("{\"staticResources\": {}}"));

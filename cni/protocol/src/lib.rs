@@ -19,6 +19,14 @@ pub const VERSION: u32 = 1;
 pub const MAX_PACKET: usize = 1 << 20;
 /// Bytes of a workload as the plugin describes it.
 pub const MAX_WORKLOAD: usize = 64 << 10;
+/// Workloads that an agent enrols for the plugin: more than a node has pods.
+pub const MAX_ATTACHMENTS: usize = 4096;
+/// In the agent's `state_dir`: whom it enrolled for the plugin.
+pub const REMEMBERED: &str = "cni.json";
+/// Bytes of it: every workload as it was described, with names and a path.
+pub const MAX_REMEMBERED: u64 = (MAX_ATTACHMENTS * (MAX_WORKLOAD + MAX_NAMES)) as u64;
+/// Bytes of an attachment's names and its namespace's path, which is not longer than the kernel takes.
+const MAX_NAMES: usize = 8 << 10;
 /// The socket's name in the agent's `state_dir`.
 pub const SOCKET: &str = "cni.sock";
 /// Beside the socket, a directory: an empty file for each container that was deleted while no agent was there to be told,

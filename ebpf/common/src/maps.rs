@@ -3,8 +3,9 @@
 pub mod capacity;
 
 use crate::decision::{Address, Restricts};
+use crate::scope::WorkloadKey;
 
-/// Key of `WORKLOADS`: the network namespace's cookie (`SO_NETNS_COOKIE`), never reused while the host runs.
+/// A network namespace (`SO_NETNS_COOKIE`), never reused while the host runs.
 pub type NetnsCookie = u64;
 
 /// Value of `WORKLOADS`: what the hooks must know of one enrolled workload.
@@ -177,14 +178,14 @@ pub struct OwnFlow {
 pub struct FlowOwner {
     /// Of the workload whose application goes directly; 0: the agent made it. It counts only as long as that workload is
     /// enrolled: afterwards nobody tells of the connection's end.
-    pub netns: NetnsCookie,
+    pub key: WorkloadKey,
     pub workload: u32,
     pub reserved: u32,
 }
 
 impl FlowOwner {
     pub const AGENT: Self = Self {
-        netns: 0,
+        key: 0,
         workload: 0,
         reserved: 0,
     };
@@ -319,11 +320,15 @@ pub enum Event {
     /// Something was copied for a tap, or was to be.
     TapCopied,
     TapLost,
+    /// A query to a resolver, or a socket's connect(2) to one, was led to the agent; or was not, as the workload asks
+    /// more resolvers than there are slots.
+    DnsCaptured,
+    ResolversFull,
 }
 
 impl Event {
     pub const COUNT: u32 = 32;
-    pub const NAMES: [&'static str; 25] = [
+    pub const NAMES: [&'static str; 27] = [
         "outbound_captured",
         "outbound_bypassed",
         "inbound_captured",
@@ -349,6 +354,8 @@ impl Event {
         "own_buffer",
         "tap_copied",
         "tap_lost",
+        "dns_captured",
+        "resolvers_full",
     ];
 }
 
@@ -360,44 +367,4 @@ impl Event {
 mod pod;
 
 #[cfg(test)]
-mod tests {
-    use core::mem::size_of;
-
-    use super::*;
-
-    #[test]
-    fn no_map_type_has_padding() {
-        assert_eq!(size_of::<Workload>(), 4 + 4 + 8 + 8 + 8 + 4 + 16 + 4 + 8);
-        assert_eq!(size_of::<RuleKey>(), 4 + 4 + 16);
-        assert_eq!(size_of::<Handshake>(), 8 + 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<Destination>(), 16 + 2 + 6);
-        assert_eq!(size_of::<OwnFlow>(), 16 + 16 + 2 + 2);
-        assert_eq!(size_of::<FlowOwner>(), 8 + 4 + 4);
-        assert_eq!(size_of::<ListeningPort>(), 8);
-        assert_eq!(size_of::<Meeting>(), 4 + 4 + 2 + 2 + 4);
-        assert_eq!(size_of::<End>(), 8 + 8 + 8 + 4 + 4);
-        assert_eq!(size_of::<Handoff>(), 8 + 8 + 8 + 8 + 4 + 4);
-    }
-
-    #[test]
-    fn neighbours_are_spread_over_all_listeners() {
-        let mut counts = [0; Workload::OUTBOUND_PORTS];
-        for host in 0..16_u8 {
-            for port in 8000..8016 {
-                let address = Address::v4(u32::from_ne_bytes([10, 0, 0, host]));
-                counts[Workload::spread(&address, port)] += 1;
-            }
-        }
-        let even = 256 / Workload::OUTBOUND_PORTS;
-        let close = counts
-            .iter()
-            .all(|count| (even / 2..=even * 2).contains(count));
-        assert!(close, "{counts:?}");
-    }
-
-    #[test]
-    fn a_port_is_keyed_by_its_big_endian_bytes() {
-        let key = RuleKey::port(1, 0, 0x1234);
-        assert_eq!(key.data[0].to_ne_bytes(), [0x12, 0x34, 0, 0]);
-    }
-}
+mod tests;

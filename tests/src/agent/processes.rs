@@ -35,13 +35,24 @@ impl Agent {
         self.child_called("pods")
     }
 
+    /// All data planes: while one is being replaced there are several.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.children_called("worker")
+    }
+
     fn child_called(&self, verb: &str) -> Option<u32> {
+        self.children_called(verb).first().copied()
+    }
+
+    fn children_called(&self, verb: &str) -> Vec<u32> {
         let pid = self.pid();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
         let is = |child: &&str| {
             let line = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).nth(1) == Some(verb.as_bytes())
         };
-        children.split_whitespace().find(is)?.parse().ok()
+        let called = children.split_whitespace().filter(is);
+        called.filter_map(|child| child.parse().ok()).collect()
     }
 }

@@ -150,3 +150,20 @@ fn a_pod_is_not_added_while_its_connections_go_directly(mode: &str) {
     assert_eq!(agent.lines(1)[0]["workload"], "shop/client");
     network.del(&pod).expect("deleted");
 }
+
+/// The plugin asks again all the time; what the agent does after it has tried for long, it does all the same.
+#[test]
+fn a_port_that_the_pod_has_itself_is_given_up_in_time() {
+    require::everything();
+    let world = World::new();
+    let agent = AgentBuilder::new(&world, "ebpf").start();
+    let closed = json!({"on_failure": "closed", "timeout_ms": 10_000});
+    let network = Network::new(&world, "1.0.0", asking(&agent, &closed));
+    let mut pod = network.container("shop", "client");
+    let listen = "TCP-LISTEN:15001,bind=127.0.0.1,fork,reuseaddr";
+    let _application = pod.pod.spawn("socat", &[listen, "PIPE"]);
+    pod.pod.wait_for_listener(15001);
+    network.add(&mut pod).expect("added");
+    assert_eq!(enrolled(&agent), ["shop/client"]);
+    network.del(&pod).expect("deleted");
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use shunt_cni_protocol::{Attachment, Reply, Request, decode, encode, socket};
+use shunt_tests::agent::signal;
 use shunt_tests::cni::{Network, binary};
 use shunt_tests::{Agent, AgentBuilder, World, in_both_modes, require};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -120,6 +121,43 @@ fn what_is_said_over_the_socket_is_not_believed() {
     let reply = say(&agent, &right, Some(netns.as_fd()));
     assert_eq!(reply, Some(Reply::Done));
     assert_eq!(enrolled(&agent), ["shop/client"]);
+}
+
+/// Who asks and goes away leaves his place to others, however many they are.
+#[test]
+fn visitors_that_left_hold_no_place() {
+    require::everything();
+    let world = World::new();
+    let agent = AgentBuilder::new(&world, "ebpf").start();
+    let network = Network::new(&world, "1.0.0", asking(&agent, &json!({})));
+    let pod = network.container("shop", "client");
+    let netns = File::open(format!("/run/netns/{}", pod.pod.netns)).expect("a namespace");
+    let worker = agent.worker_pid().expect("a data plane");
+    signal("-STOP", worker);
+    let attachment = Attachment {
+        namespace: "shop".into(),
+        name: "client".into(),
+        container: "c0ffee".into(),
+        network: "pods".into(),
+    };
+    let add = Request::Add {
+        attachment,
+        netns: "/run/netns/x".into(),
+        workload: json!({}),
+    };
+    let add = encode(&add).expect("written");
+    let at = SockAddr::unix(agent.dir.join("state/cni.sock")).expect("an address");
+    for _ in 0..300 {
+        let visitor = Socket::new(Domain::UNIX, Type::SEQPACKET, None).expect("a socket");
+        visitor.connect(&at).expect("the agent is there");
+        socket::send(&visitor, &add, Some(netns.as_fd())).expect("sent");
+    }
+    let status = encode(&Request::Status).expect("written");
+    let reply = say(&agent, &status, None);
+    let same = agent.worker_pid() == Some(worker);
+    signal("-CONT", worker);
+    assert!(matches!(reply, Some(Reply::NotReady(_))), "{reply:?}");
+    assert!(same, "it answered only once there was another data plane");
 }
 
 /// Whoever the refusal is about keeps what he has.

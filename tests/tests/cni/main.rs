@@ -1,6 +1,9 @@
 //! `shunt-cni` after the real plugins of a network: bridge with host-local, portmap.
 
+mod churn;
+mod containerd;
 mod failures;
+mod figures;
 mod handover;
 mod input;
 mod install;

@@ -1,6 +1,5 @@
 //! Many pods: each is intercepted from its first connection, and nothing is left of them. `SHUNT_PODS` says how many.
 
-use std::env;
 use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use shunt_tests::agent::signal;
 use shunt_tests::cni::{Container, Network};
-use shunt_tests::{Agent, AgentBuilder, World, in_both_modes, require, wait};
+use shunt_tests::{Agent, AgentBuilder, World, in_both_modes, number, require, wait};
 
 use crate::life::descriptors;
 use crate::{NOBODY, SHUNT, asking, connects, enrolled, server};
@@ -21,17 +20,18 @@ in_both_modes!(
     pods_that_come_and_go_leave_nothing,
 );
 
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 8;
+/// After many.
+const LATE: usize = 8;
 /// Bytes by which the agent may have grown.
-const GROWTH: u64 = 12 << 20;
+pub(crate) const GROWTH: u64 = 12 << 20;
 
 fn how_many(usual: usize) -> usize {
-    let said = env::var("SHUNT_PODS").ok();
-    said.and_then(|text| text.parse().ok()).unwrap_or(usual)
+    number("SHUNT_PODS", usual)
 }
 
 /// `count` times, [`AT_ONCE`] at a time.
-fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
+pub(crate) fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -49,7 +49,7 @@ fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
 }
 
 #[expect(clippy::print_stderr, reason = "figures for whoever asks for them")]
-fn tell(what: &str, mut times: Vec<Duration>) {
+pub(crate) fn tell(what: &str, mut times: Vec<Duration>) {
     times.sort();
     let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
     let count = times.len();
@@ -57,7 +57,7 @@ fn tell(what: &str, mut times: Vec<Duration>) {
 }
 
 /// Resident bytes of the supervisor and the data plane.
-fn memory(agent: &Agent) -> u64 {
+pub(crate) fn memory(agent: &Agent) -> u64 {
     let of = |pid: u32| -> u64 {
         let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
         let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
@@ -91,7 +91,7 @@ fn every_pod_of_many_is_intercepted_and_leaves_nothing(mode: &str) {
     let network = Network::new(&world, "1.0.0", asking(&agent, &json!({})));
     let (server, _nginx) = server(&world, &network);
     let open = after_the_first(&agent, &network);
-    let count = how_many(24);
+    let count = how_many(70);
     let pods: Mutex<Vec<Container>> = Mutex::default();
     let times: Mutex<Vec<Duration>> = Mutex::default();
     in_parallel(count, |at| {
@@ -106,7 +106,16 @@ fn every_pod_of_many_is_intercepted_and_leaves_nothing(mode: &str) {
     tell(mode, times.into_inner().expect("whole"));
     assert_eq!(agent.lines(count).len(), count);
     assert_eq!(enrolled(&agent).len(), count);
-    let pods = pods.into_inner().expect("whole");
+    let mut pods = pods.into_inner().expect("whole");
+    // One by one: nobody else makes the agent look after those that are there.
+    for at in count..count + LATE {
+        let mut pod = network.container("shop", &format!("pod-{at}"));
+        network.add(&mut pod).expect("added");
+        connects(&pod, &server);
+        pods.push(pod);
+    }
+    let count = count + LATE;
+    assert_eq!(agent.lines(count).len(), count);
     in_parallel(count, |at| network.del(&pods[at]).expect("deleted"));
     nothing_is_left(&agent, open);
 }

@@ -1,6 +1,9 @@
 //! Who was enrolled by CNI is served again by the next agent, before it says that it is ready.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -80,6 +83,78 @@ fn who_was_deleted_meanwhile_is_not_served(mode: &str) {
     for pod in [&kept, &deleted] {
         network.del(pod).expect("deleted");
     }
+}
+
+/// With its data plane: as long as that lives nothing of it is removed.
+fn kill(agent: &mut Agent) {
+    let worker = format!("/proc/{}", agent.worker_pid().expect("a data plane"));
+    agent.kill();
+    wait::until("the data plane has ended", Duration::from_secs(15), || {
+        (!Path::new(&worker).exists()).then_some(())
+    });
+}
+
+/// The plugin finds nobody while an agent starts that has read its notes already.
+#[test]
+fn who_was_deleted_while_the_agent_was_starting_is_not_served() {
+    require::everything();
+    let world = World::new();
+    let mut agent = AgentBuilder::new(&world, "ebpf").start();
+    let network = Network::new(&world, "1.0.0", asking(&agent, &json!({})));
+    // The only one: nothing else makes the agent say what has changed.
+    let mut deleted = network.container("shop", "deleted");
+    network.add(&mut deleted).expect("added");
+    agent.terminate();
+    let log = agent.dir.join("log");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Its programs are loaded next, and then the plugin is let in.
+            wait::until("the next one starts", Duration::from_secs(20), || {
+                let said = fs::read_to_string(&log).expect("a log");
+                (said.matches("data plane started").count() == 2).then_some(())
+            });
+            let said = network.invoke("DEL", SHUNT, &deleted);
+            assert!(said.succeeded && said.stderr.is_empty(), "{said:?}");
+        });
+        agent.restart();
+    });
+    wait::until("it is let go", Duration::from_secs(5), || {
+        (enrolled(&agent) == NOBODY).then_some(())
+    });
+    let notes = fs::read_dir(agent.dir.join("state/cni.deleted"));
+    assert_eq!(notes.map_or(0, Iterator::count), 0);
+}
+
+/// What keeps a pod closed is replaced, not removed, also where its namespace's name leads nowhere.
+#[test]
+fn what_a_killed_agent_left_closed_stays_so() {
+    require::everything();
+    let world = World::new();
+    let mut agent = AgentBuilder::new(&world, "iptables")
+        .without_named_namespaces()
+        .start();
+    let closed = json!({"on_failure": "closed"});
+    let network = Network::new(&world, "1.0.0", asking(&agent, &closed));
+    let mut pod = network.container("shop", "client");
+    network.add(&mut pod).expect("added");
+    let _process = pod.pod.nginx(&world);
+    kill(&mut agent);
+    agent.restart();
+    assert_eq!(enrolled(&agent), ["shop/client"]);
+    let (netns, said) = (pod.pod.netns.clone(), agent.log());
+    let inode = fs::metadata(format!("/run/netns/{netns}")).expect("it is there");
+    let removed = said
+        .lines()
+        .filter(|line| line.contains("removed what an earlier agent left"));
+    // Others' namespaces are looked at too.
+    let of_pod = |line: &&str| {
+        let (_, path) = line.split_once(" in /proc/").unwrap_or_default();
+        let path = path.split('"').next().unwrap_or_default();
+        fs::metadata(format!("/proc/{path}")).is_ok_and(|found| found.ino() == inode.ino())
+    };
+    let removed: Vec<&str> = removed.filter(of_pod).collect();
+    assert!(removed.is_empty(), "{removed:?}");
+    network.del(&pod).expect("deleted");
 }
 
 /// The namespace's name goes, and nobody tells the plugin.

@@ -125,3 +125,29 @@ fn version_needs_no_agent_and_no_right_input() {
         assert!(said.succeeded);
     }
 }
+
+/// Nothing has to be told to the data plane, which has acknowledged everything.
+#[test]
+fn what_is_so_already_is_answered_at_once() {
+    require::everything();
+    let world = World::new();
+    let agent = AgentBuilder::new(&world, "ebpf").start();
+    let patient = json!({"on_failure": "closed", "timeout_ms": 5000});
+    let network = alone(&world, asking(&agent, &patient));
+    let pod = network.container("shop", "client");
+    let result = json!({"prevResult": {"cniVersion": "1.1.0"}});
+    let valid = json!([{"containerID": pod.id, "ifname": "eth0"}]);
+    for _ in 0..3 {
+        let said = ask(&network, "ADD", &pod, &result);
+        assert!(said.succeeded && said.stderr.is_empty(), "{said:?}");
+        let said = ask(
+            &network,
+            "GC",
+            &pod,
+            &json!({"cni.dev/valid-attachments": valid}),
+        );
+        assert!(said.succeeded && said.stderr.is_empty(), "{said:?}");
+        assert_eq!(enrolled(&agent), ["shop/client"]);
+    }
+    assert!(ask(&network, "DEL", &pod, &json!({})).succeeded);
+}

@@ -55,6 +55,13 @@ const HOSTS: &str =
     "RFC 9112, section 3.2, wants it refused; Envoy makes one host of both, with a comma between";
 const SPACES: &str = "hyper takes one space only; RFC 9112, section 3, lets it refuse all else";
 
+const NO_SWITCH: &[&str] = &[
+    "response 1: first line: HTTP/1.1 502 Bad Gateway",
+    "upstream requests: 1",
+];
+const TRAILERS: &str =
+    "hyper writes only trailers that the `trailer` header names; RFC 9110, section 6.5.1, lets it";
+
 pub const ALLOWED: &[Difference] = &[
     in_case(
         "fault: the upstream breaks off in a body",
@@ -171,5 +178,61 @@ pub const ALLOWED: &[Difference] = &[
             "connection: open",
         ],
         "hyper tells a head that breaks off from one that is none: 503 where Envoy says 502",
+    ),
+    another(
+        "upgrade: what connection names stays or goes",
+        &[
+            "upstream request 1: connection: Upgrade",
+            "upstream request 1: te: trailers",
+            "response 2: body: in",
+        ],
+        "Envoy passes on what the client has named as about its own hop",
+    ),
+    another(
+        "upgrade: not heard by the upstream",
+        &[
+            "response 1: first line: HTTP/1.1 200 OK",
+            "response 1: connection: close",
+            "response 1: body: ok",
+        ],
+        "Envoy drops the body of a success that is no 101; RFC 9110, section 7.8, lets servers not hear of an upgrade",
+    ),
+    another(
+        "upgrade: to nothing",
+        NO_SWITCH,
+        "Envoy passes on a 101 that names no protocol",
+    ),
+    another(
+        "upgrade: that nobody asked for",
+        NO_SWITCH,
+        "Envoy takes it for a response as any other, and uses the connection again",
+    ),
+    another(
+        "interim: others",
+        &[
+            "response 1: first line: HTTP/1.1 150 Unknown",
+            "response 2: body: ok",
+        ],
+        "Envoy drops those that it does not know; RFC 9110, section 15.2, has proxies pass them on",
+    ),
+    another(
+        "interim: with a length",
+        &["response 1: first line: HTTP/1.1 100 Continue"],
+        "Envoy refuses it; hyper reads no body there, and the length is not passed on",
+    ),
+    another(
+        "trailers: not announced",
+        &["upstream request 1: body: abc"],
+        TRAILERS,
+    ),
+    another(
+        "trailers: of a response, not announced",
+        &["response 1: body: abc"],
+        TRAILERS,
+    ),
+    another(
+        "trailers: of a response, not asked for",
+        &["response 1: body: abc"],
+        "hyper writes trailers only for who sends `te: trailers`; RFC 9110, section 6.5.1, lets it",
     ),
 ];

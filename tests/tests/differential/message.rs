@@ -28,6 +28,22 @@ impl Reader {
         Self { stream, read }
     }
 
+    /// The next response, to a request that was a HEAD, or a CONNECT.
+    pub fn answer(&mut self, [head, connect]: [bool; 2]) -> io::Result<Option<Message>> {
+        let is_tunnel = connect && self.starts_with_success()?;
+        self.message(head || is_tunnel)
+    }
+
+    fn starts_with_success(&mut self) -> io::Result<bool> {
+        const BEGINNING: &[u8] = b"HTTP/1.1 2";
+        while self.read.len() < BEGINNING.len() {
+            if !self.more()? {
+                return Ok(false);
+            }
+        }
+        Ok(self.read.starts_with(BEGINNING))
+    }
+
     /// The next message; `None` at the end. `answers_head`: a response that has no body whatever it says.
     pub fn message(&mut self, answers_head: bool) -> io::Result<Option<Message>> {
         let end = loop {
@@ -76,8 +92,14 @@ impl Reader {
                 let size = size
                     .map_err(|error| io::Error::other(format!("chunk size {line:?}: {error}")))?;
                 if size == 0 {
-                    while !self.line()?.is_empty() {}
-                    return Ok(());
+                    loop {
+                        let line = self.line()?;
+                        let Some((name, value)) = line.split_once(':') else {
+                            return Ok(());
+                        };
+                        let name = format!("trailer {name}");
+                        message.headers.push((name, value.trim().to_owned()));
+                    }
                 }
                 message.body.extend(self.exactly(size)?);
                 self.line()?;

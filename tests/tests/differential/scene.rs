@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use shunt_tests::world::Running;
@@ -52,8 +52,8 @@ pub struct Outcome {
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 7] = [
-    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "SUBSETS",
+const LISTENERS: [&str; 9] = [
+    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE", "SUBSETS",
 ];
 
 impl Scene {
@@ -152,8 +152,24 @@ impl Scene {
         let mut responses = Vec::new();
         let mut end = "open";
         while responses.len() < case.responses {
-            match reader.message(case.send.starts_with("HEAD ")) {
-                Ok(Some(message)) => responses.push(message),
+            let bodiless = match responses.is_empty() {
+                true => ["HEAD ", "CONNECT "].map(|method| case.send.starts_with(method)),
+                false => [case.send.starts_with("HEAD "), false],
+            };
+            match reader.answer(bodiless) {
+                Ok(Some(message)) => {
+                    responses.push(message);
+                    if responses.len() == 1 && !case.then.is_empty() {
+                        let from = Instant::now();
+                        // Longer than what must not end it.
+                        let late = Duration::from_millis(500 * u64::from(case.is_late));
+                        wait::until("time to pass", PATIENCE, || {
+                            (from.elapsed() >= late).then_some(())
+                        });
+                        let text = case.then.replace('\n', "\r\n");
+                        let _ = reader.stream.write_all(text.as_bytes());
+                    }
+                }
                 Ok(None) => {
                     end = "closed";
                     break;
@@ -225,6 +241,7 @@ fn inside<T: Send>(pod: &Pod, work: impl FnOnce() -> T + Send) -> T {
 fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
     let mut answer = stream.try_clone().expect("a clone");
     let mut reader = Reader::new(stream);
+    let mut turn = 0;
     while let Ok(Some(request)) = reader.message(false) {
         let does = {
             let mut plan = plan.lock().expect("a plan");
@@ -233,6 +250,16 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
         };
         match does {
             Upstream::Says(text) => {
+                if answer
+                    .write_all(text.replace('\n', "\r\n").as_bytes())
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Upstream::InTurn(texts) => {
+                let text = &texts[turn.min(texts.len() - 1)];
+                turn += 1;
                 if answer
                     .write_all(text.replace('\n', "\r\n").as_bytes())
                     .is_err()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use shunt_tests::agent::binary;
 use shunt_tests::attachments::Foreign;
-use shunt_tests::{require, wait};
+use shunt_tests::{World, require, wait};
 
 use crate::scene::{Scene, run};
 
@@ -82,7 +82,7 @@ fn others_are_named_and_left_alone() {
         let before = theirs();
         let notes = wait::until("they are named", Duration::from_secs(10), || {
             let notes = scene.agent.workload("client")["notes"].to_string();
-            notes.contains("sk_msg").then_some(notes)
+            notes.contains("mb_msg_redir").then_some(notes)
         });
         for name in [
             "cil_sock4_conn (id ",
@@ -90,7 +90,8 @@ fn others_are_named_and_left_alone() {
             "cil_sockops (id ",
             "sk_lookup program tubular (id ",
             "ours is nearer to the workload and runs first",
-            "sk_msg program mb_msg_redir (id ",
+            "it translates services of Kubernetes",
+            "program mb_msg_redir (id ",
             "chain ISTIO_OUTPUT of Istio",
         ] {
             assert!(notes.contains(name), "{mode} {variant}: {name}: {notes}");
@@ -114,6 +115,66 @@ fn others_are_named_and_left_alone() {
         assert_eq!(theirs(), before, "{mode} {variant}: while it is steered");
         scene.agent.terminate();
         assert_eq!(theirs(), before, "{mode} {variant}: afterwards");
+    }
+}
+
+#[test]
+fn every_known_mesh_is_named() {
+    require::everything();
+    let world = World::new();
+    let pod = world.pod();
+    let nft = "add table inet istio-proxy-nat; add chain inet istio-proxy-nat istio-inbound; \
+               add table inet consul_tproxy; add chain inet consul_tproxy CONSUL_PROXY_OUTPUT; \
+               add table inet other; add chain inet other inbound";
+    pod.says("nft", &[nft]);
+    for (program, chain) in [
+        ("iptables-nft", "PROXY_INIT_REDIRECT"),
+        ("iptables-legacy", "KUMA_MESH_OUTBOUND"),
+        ("ip6tables-legacy", "MESH_INBOUND"),
+        ("ip6tables-nft", "OSM_PROXY_INBOUND"),
+        ("iptables-nft", "CILIUM_PRE_nat"),
+        ("iptables-nft", "OTHERS"),
+    ] {
+        pod.says(program, &["-t", "nat", "-N", chain]);
+    }
+    let found = |prefix: &[String]| {
+        let output = require::prefixed(prefix, &binary())
+            .args(["check", "-o", "json"])
+            .output();
+        let check: Value = serde_json::from_slice(&output.expect("runs").stdout).expect("JSON");
+        let findings = check["findings"].as_array().expect("a list").clone();
+        let chains = findings
+            .into_iter()
+            .find(|finding| finding["name"] == "others' chains");
+        chains.expect("it is looked for")["found"].to_string()
+    };
+    let all = [
+        "istio-inbound of Istio in table istio-proxy-nat",
+        "CONSUL_PROXY_OUTPUT of Consul in table consul_tproxy",
+        "PROXY_INIT_REDIRECT of Linkerd in table nat",
+        "KUMA_MESH_OUTBOUND of Kuma in table nat (legacy, IPv4)",
+        "MESH_INBOUND of Kuma in table nat (legacy, IPv6)",
+        "OSM_PROXY_INBOUND of Open Service Mesh in table nat",
+        "CILIUM_PRE_nat of Cilium in table nat",
+    ];
+    // Of a workload's namespace, and of one that the agent shares with workloads.
+    let inside = [
+        "nsenter".to_owned(),
+        format!("--net=/run/netns/{}", pod.netns),
+    ];
+    let named = format!("/run/netns/{}: chain ", pod.netns);
+    for (prefix, place) in [
+        (&[][..], named.as_str()),
+        (&inside, "/proc/self/ns/net: chain "),
+    ] {
+        let found = found(prefix);
+        for chain in all {
+            assert!(
+                found.contains(&format!("{place}{chain}")),
+                "{chain}: {found}"
+            );
+        }
+        assert!(!found.contains("OTHERS") && !found.contains("table other"));
     }
 }
 

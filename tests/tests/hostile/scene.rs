@@ -21,8 +21,8 @@ pub const MOST_LINES: usize = 20;
 pub const MOST_BYTES: usize = 8 << 10;
 /// KiB that the data plane may grow by, whatever clients and upstreams do.
 const GROWTH: u64 = 32 << 10;
-/// Descriptors that may be kept: connections of the pools, for the six who mean well.
-const SPARE: usize = 12;
+/// Descriptors that may be kept: connections of the pools, for the six who mean well, and sockets that are ready for more.
+const SPARE: usize = 20;
 
 const BOOTSTRAP: &str = r#"static_resources:
   listeners:

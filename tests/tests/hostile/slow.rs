@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use shunt_tests::wait;
 
 use crate::scene::{PATIENCE, Scene};
-use crate::upstream::Evil;
+use crate::upstream::{DEAF, Evil};
 
 const MANY: usize = 60;
 /// Between two bytes: less than any limit.
@@ -89,6 +89,28 @@ fn answers_that_nobody_reads() {
             wait::until("it is let go of", PATIENCE, || {
                 talk.stream.take_error().expect("a socket")
             });
+        }
+    });
+}
+
+/// An upstream that takes nothing of a request whose client has left is let go of.
+#[test]
+fn uploads_that_nobody_takes() {
+    let scene = Scene::new();
+    let head = format!("POST {DEAF} HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n");
+    scene.unharmed(|| {
+        for _ in 0..MANY {
+            let mut talk = scene.talk();
+            talk.say(head.as_bytes()).expect("it is heard");
+            talk.stream.set_nonblocking(true).expect("a socket");
+            // Until all buffers on the way are full: nothing was taken for a while.
+            let mut taken = Instant::now();
+            while taken.elapsed() < PACE {
+                match std::io::Write::write(&mut talk.stream, &[b'x'; 1 << 16]) {
+                    Ok(_) => taken = Instant::now(),
+                    Err(_) => wait::pause(PACE / 10),
+                }
+            }
         }
     });
 }

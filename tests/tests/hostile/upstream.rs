@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use shunt_tests::Pod;
 
@@ -20,6 +21,9 @@ pub enum Evil {
     /// The first once, the second until nobody takes it any more.
     Endless(Vec<u8>, Vec<u8>),
 }
+
+/// Of this path's requests no body is read.
+pub const DEAF: &str = "/deaf";
 
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -144,6 +148,11 @@ impl Reader {
         };
         if !path.starts_with('/') || path.contains('#') {
             return Err(fault("a target", &head));
+        }
+        if path == DEAF {
+            // Longer than anybody is patient; the socket stays open, and what comes stays in it.
+            std::thread::park_timeout(Duration::from_secs(30));
+            return Ok(None);
         }
         let mut said = HashMap::new();
         for line in headers {

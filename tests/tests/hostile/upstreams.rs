@@ -145,12 +145,18 @@ fn cases() -> Vec<Case> {
             "early hints without end",
             "",
             "HTTP/1.1 103 Early Hints\nlink: a\n\n",
-            Told::Status(504),
+            Told::Status(503),
         ),
         endless(
             "an endless extension of a chunk",
             &ok("transfer-encoding: chunked\n\n2;"),
             &long,
+            Told::BrokenOff,
+        ),
+        endless(
+            "an endless size of a chunk",
+            &ok("transfer-encoding: chunked\n\n"),
+            &"0".repeat(4096),
             Told::BrokenOff,
         ),
         endless(

@@ -1,14 +1,13 @@
 //! What a kubelet and a CNI plugin do with pods that are enrolled.
 
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use serde_json::json;
 use shunt_tests::kubernetes::{Driver, Sandbox};
 use shunt_tests::world::ip;
-use shunt_tests::{World, in_both_modes, require, wait};
+use shunt_tests::{World, in_both_modes, require};
 
-use crate::{is_intercepted, scene, served, shown, two, wait_for};
+use crate::{is_intercepted, scene, shown, two, wait_for};
 
 in_both_modes!(
     the_kubelets_probes_hear_the_truth,
@@ -91,56 +90,6 @@ fn init_containers_are_intercepted(mode: &str) {
     );
     assert_eq!(seen, client.pod.v4);
     assert_eq!(agent.lines(1)[0]["workload"], "shop/client");
-}
-
-#[test]
-fn a_pod_of_the_cni_plugin_is_one_workload() {
-    require::everything();
-    let world = World::new();
-    let (client, server) = two(&world);
-    let _nginx = server.pod.nginx(&world);
-    let (api, agent) = scene(&world, "ebpf", "");
-    let agent = agent.start();
-    // As ADD does, before the API has told of the pod.
-    let labels = json!({"shunt.io/cni-container": "c0ffee", "shunt.io/cni-network": "pods"});
-    let netns = format!("/run/netns/{}", client.pod.netns);
-    let body = json!({"netns": netns, "acceleration": "off", "labels": labels});
-    assert_eq!(
-        agent
-            .admin("PUT", "/workloads/shop/client", &body.to_string())
-            .0,
-        200
-    );
-    api.put(shown("client", &client, Some("enabled")));
-    wait::until("both know it", Duration::from_secs(15), || {
-        let workload = agent.workload("client");
-        (workload["labels"]["shunt.io/pod-uid"] == client.uid.as_str()).then_some(())
-    });
-    let workload = agent.workload("client");
-    assert_eq!(workload["labels"]["shunt.io/cni-container"], "c0ffee");
-    assert_eq!(
-        workload["netns"],
-        netns.as_str(),
-        "the plugin's name for it"
-    );
-    assert_eq!(served(&agent), ["client"]);
-    assert!(is_intercepted(&agent, &client, &server));
-    // As DEL does, while the API still shows the pod and its processes end.
-    assert_eq!(agent.admin("DELETE", "/workloads/shop/client", "").0, 200);
-    wait::pause(Duration::from_secs(1));
-    assert_eq!(served(&agent), [""; 0]);
-    // Its namespace never said anything: who is not wanted by the API is left to the plugin.
-    assert_eq!(
-        agent
-            .admin("PUT", "/workloads/shop/other", &body.to_string())
-            .0,
-        200
-    );
-    api.put(shown("other", &client, None));
-    wait::pause(Duration::from_secs(1));
-    assert_eq!(served(&agent), ["other"]);
-    api.put(shown("other", &client, Some("disabled")));
-    wait_for(&agent, &[]);
 }
 
 /// The container of deploy/kubernetes: /proc/sys is read-only, and made writable for the agent alone.

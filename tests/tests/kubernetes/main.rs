@@ -3,6 +3,7 @@
 mod enrolment;
 mod life;
 mod outage;
+mod plugin;
 
 use std::time::Duration;
 

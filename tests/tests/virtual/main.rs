@@ -5,3 +5,4 @@ mod edges;
 mod inbound;
 mod outbound;
 mod scene;
+mod tunnels;

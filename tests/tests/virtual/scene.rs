@@ -169,9 +169,14 @@ impl Listener {
     }
 
     /// `hosts`: virtual hosts, separated by commas.
-    pub fn http(mut self, matches: &str, hosts: &str) -> Self {
+    pub fn http(self, matches: &str, hosts: &str) -> Self {
+        self.manager(matches, hosts, "")
+    }
+
+    /// `more`: of the connection manager.
+    pub fn manager(mut self, matches: &str, hosts: &str, more: &str) -> Self {
         self.chains += &format!(
-            "{{filter_chain_match: {{{matches}}}, filters: [{{name: http, typed_config: {{\"@type\": {FILTERS}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: {{virtual_hosts: [{hosts}]}}, http_filters: [{{name: router, typed_config: {{\"@type\": {FILTERS}.http.router.v3.Router}}}}]}}}}]}}, "
+            "{{filter_chain_match: {{{matches}}}, filters: [{{name: http, typed_config: {{\"@type\": {FILTERS}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, {more} route_config: {{virtual_hosts: [{hosts}]}}, http_filters: [{{name: router, typed_config: {{\"@type\": {FILTERS}.http.router.v3.Router}}}}]}}}}]}}, "
         );
         self
     }

@@ -33,6 +33,7 @@ fn bootstrap(port: u16) -> Bootstrap {
             idle_timeout: None,
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            trailers: false,
             limits: Default::default(),
             in_use: Default::default(),
             counts: PerWorker::default(),

@@ -107,6 +107,7 @@ impl RouteMatch {
     pub fn matches(&self, request: &dyn RequestView, random: u64) -> bool {
         self.fraction
             .is_none_or(|millionths| random % 1_000_000 < u64::from(millionths))
+            && (self.path == PathMatch::Connect) == (request.method() == "CONNECT")
             && self.path_matches(without_query(request.path()))
             && self.headers.iter().all(|header| header.matches(request))
             && self.query_matches(request.path())
@@ -128,6 +129,7 @@ impl RouteMatch {
             }
             PathMatch::Exact(exact) => path.len() == exact.len() && starts(exact),
             PathMatch::Regex(pattern) => pattern.matches(path.as_bytes()),
+            PathMatch::Connect => true,
         }
     }
 
@@ -135,7 +137,7 @@ impl RouteMatch {
     pub fn matched_length(&self, path: &str) -> usize {
         match &self.path {
             PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
-            PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+            PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Connect => path.len(),
         }
     }
 

@@ -149,6 +149,8 @@ impl EbpfBackend {
         Possible {
             wish,
             classes: match (self.why_not(), &self.acceleration) {
+                // Its addresses, and so its connections' other ends, are not known to be its own.
+                _ if enrolment.spec.shares_netns() => None,
                 (None, Ok(acceleration)) => Some(&acceleration.classes),
                 _ => None,
             },
@@ -173,7 +175,8 @@ impl EbpfBackend {
     pub(super) fn learn(&mut self, enrolment: &Enrolment) {
         if let Ok(acceleration) = &mut self.acceleration {
             let (id, spec) = (enrolment.id.0, &enrolment.spec);
-            let name = spec.acceleration.learns().then_some(&spec.name);
+            let learns = spec.acceleration.learns() && !spec.shares_netns();
+            let name = learns.then_some(&spec.name);
             acceleration.classes.learn(&mut self.object, id, name);
         }
     }

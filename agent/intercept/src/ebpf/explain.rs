@@ -72,8 +72,8 @@ impl EbpfBackend {
         let mut answer = Explanation::begin(&enrolment.spec.name, inquiry, StatusMode::Ebpf);
         answer.configured = Some(case.configured().as_str().to_owned());
         answer.gate = self.gate_condition()?;
-        let cookie = enrolment.netns.cookie();
-        let live = match self.workloads.get(&cookie, 0) {
+        let key = enrolment.key();
+        let live = match self.workloads.get(&key, 0) {
             Ok(workload) => Some(workload),
             Err(MapError::KeyNotFound) => None,
             Err(error) => return Err(object::failed("read the workload", &error)),
@@ -81,8 +81,7 @@ impl EbpfBackend {
         let decided = match live {
             Some(workload) => self.judge(&case, enrolment, workload, &mut answer)?,
             None => {
-                let evidence =
-                    format!("SHUNT_WORKLOADS has no entry for the namespace's cookie {cookie}");
+                let evidence = format!("SHUNT_WORKLOADS has no entry for its key {key}");
                 answer.drift.push(evidence.clone());
                 answer.step(rule::NOT_ENROLLED, true, evidence);
                 rule::NOT_ENROLLED
@@ -250,8 +249,12 @@ impl EbpfBackend {
                 answer.step(rule::TO_ITSELF, itself, evidence)
             })
             .or_else(|| {
+                let why = match enrolment.spec.shares_netns() {
+                    true => ": others are there too, and it cannot tell whose a connection is",
+                    false => "",
+                };
                 let evidence = format!(
-                    "inbound capture is {} in SHUNT_WORKLOADS, sk_lookup is {} the namespace",
+                    "inbound capture is {} in SHUNT_WORKLOADS, sk_lookup is {} the namespace{why}",
                     if wanted { "on" } else { "off" },
                     if attached {
                         "attached to"

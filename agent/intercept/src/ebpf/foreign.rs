@@ -15,13 +15,24 @@ const OURS: &str = "shunt_";
 /// Cgroups that `shunt check` looks at: more than any node has, less than for ever.
 const CGROUPS: usize = 20_000;
 
-const HOOKS: [(Hook, &str); 6] = [
+const HOOKS: [(Hook, &str); 9] = [
     (Hook::Connect4, "connect4"),
     (Hook::Connect6, "connect6"),
     (Hook::Peername4, "getpeername4"),
     (Hook::Peername6, "getpeername6"),
+    (Hook::Sockname4, "getsockname4"),
+    (Hook::Sockname6, "getsockname6"),
     (Hook::SockOps, "sock_ops"),
+    (Hook::GetSockOpt, "getsockopt"),
     (Hook::SetSockOpt, "setsockopt"),
+];
+
+/// Where programs are on a socket map: they see its sockets' messages, or what those receive.
+const ON_MAPS: [Hook; 4] = [
+    Hook::SkMsgVerdict,
+    Hook::SkSkbStreamParser,
+    Hook::SkSkbStreamVerdict,
+    Hook::SkSkbVerdict,
 ];
 
 /// A program attached to a cgroup.
@@ -94,11 +105,9 @@ pub(crate) fn sockmaps() -> Vec<(String, String)> {
         }
         let name = map.name_as_str().unwrap_or_default();
         let name = format!("{name} (id {})", map.id());
-        let programs = map
-            .fd()
-            .ok()
-            .and_then(|fd| attached(fd.as_fd(), Hook::SkMsgVerdict).ok());
-        let foreign = programs.unwrap_or_default().into_iter();
+        let Ok(fd) = map.fd() else { continue };
+        let on_map = |hook| attached(fd.as_fd(), hook).unwrap_or_default();
+        let foreign = ON_MAPS.into_iter().flat_map(on_map);
         found.extend(
             foreign
                 .filter(|program| !program.name.starts_with(OURS))

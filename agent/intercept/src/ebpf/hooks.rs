@@ -15,6 +15,7 @@ use shunt_core::workload::WorkloadId;
 use super::kernel::{self, Hook, Link};
 use super::object::{Object, failed, missing};
 use super::pins::Pins;
+use super::scopes::{Place, Scopes};
 use crate::InterceptError;
 use crate::drift::{Drift, Part};
 
@@ -47,6 +48,7 @@ pub(super) struct Hooks {
     /// In the order of [`AGENT_HOOKS`].
     agent: Vec<Link>,
     agent_cgroup: PathBuf,
+    scopes: Scopes,
     /// When all of those were last seen attached: they are the same for every workload.
     agent_seen: Option<Instant>,
 }
@@ -78,6 +80,7 @@ impl Hooks {
             places: HashMap::new(),
             agent,
             agent_cgroup: agent_cgroup.to_owned(),
+            scopes: Scopes::load(object)?,
             agent_seen: None,
         })
     }
@@ -86,7 +89,7 @@ impl Hooks {
     pub(super) fn attach(
         &mut self,
         id: WorkloadId,
-        cgroup: &Path,
+        Place { cgroup, scope, .. }: Place<'_>,
         pins: Option<&Pins>,
     ) -> Result<(), InterceptError> {
         let cgroup_id = id_of(cgroup)?;
@@ -103,6 +106,10 @@ impl Hooks {
         };
         attached.users.push(id);
         self.places.insert(id, cgroup_id);
+        if let Some(scope) = scope {
+            self.scopes
+                .set(cgroup_id, HOOKS.map(|(_, hook)| hook), scope)?;
+        }
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
             self.pin_agent(pins)?;
@@ -116,6 +123,10 @@ impl Hooks {
         let cgroup_id = id_of(&self.agent_cgroup)?;
         let mut links = self.agent.iter_mut().zip(AGENT_HOOKS);
         links.try_for_each(|(link, (name, _))| pins.pin(link, cgroup_id, name))
+    }
+
+    pub(super) fn agent_cgroup(&self) -> &Path {
+        &self.agent_cgroup
     }
 
     /// Does the kernel run the connect hook of this family for `cgroup`?
@@ -139,7 +150,9 @@ impl Hooks {
 
     /// The last user of a cgroup takes the programs with it.
     pub(super) fn detach(&mut self, id: WorkloadId) {
-        self.places.remove(&id);
+        if let Some(cgroup_id) = self.places.remove(&id) {
+            self.scopes.forget(cgroup_id);
+        }
         self.attached.retain(|_, attached| {
             attached.users.retain(|user| *user != id);
             !attached.users.is_empty()
@@ -170,28 +183,42 @@ impl Hooks {
             ));
             return Ok(found);
         };
+        // With its cgroup every attachment ends, by and by.
+        match fs::metadata(cgroup).map(|now| now.ino()) {
+            Ok(now) if now == cgroup_id => {}
+            Ok(_) => {
+                let what = format!("{at} was removed and made anew");
+                found.push(Drift::new(Part::Cgroup, what));
+                return Ok(found);
+            }
+            Err(error) => {
+                found.push(Drift::new(Part::Cgroup, format!("{at}: {error}")));
+                return Ok(found);
+            }
+        }
         let mut detached = Vec::new();
         for (link, (name, _)) in attached.links.iter().rev().zip(HOOKS) {
             if !is_attached(link)? {
                 detached.push(name);
             }
         }
-        // With its cgroup every attachment ends.
-        if detached.is_empty() {
-            return Ok(found);
-        }
-        match fs::metadata(cgroup).map(|now| now.ino()) {
-            Ok(now) if now == cgroup_id => found.push(Drift::new(
+        if !detached.is_empty() {
+            found.push(Drift::new(
                 Part::Links,
                 format!("detached from {at}: {}", detached.join(", ")),
-            )),
-            Ok(_) => {
-                let what = format!("{at} was removed and made anew");
-                found.push(Drift::new(Part::Cgroup, what));
-            }
-            Err(error) => found.push(Drift::new(Part::Cgroup, format!("{at}: {error}"))),
+            ));
         }
         Ok(found)
+    }
+
+    /// Those that capture connections, or all others.
+    pub(super) fn links(&self, capturing: bool) -> impl Iterator<Item = &Link> {
+        let captures = |hook: Hook| matches!(hook, Hook::Connect4 | Hook::Connect6);
+        let attached = self.attached.values();
+        let attached = attached.flat_map(|attached| attached.links.iter().rev().zip(HOOKS));
+        let all = attached.chain(self.agent.iter().zip(AGENT_HOOKS));
+        all.filter(move |(_, (_, hook))| captures(*hook) == capturing)
+            .map(|(link, _)| link)
     }
 
     /// Those of this workload's cgroup and of the agent's.
@@ -205,9 +232,10 @@ impl Hooks {
     pub(super) fn repair(
         &mut self,
         id: WorkloadId,
-        cgroup: &Path,
+        place: Place<'_>,
         pins: Option<&Pins>,
     ) -> Result<(), InterceptError> {
+        let cgroup = place.cgroup;
         for (link, hook) in self.agent.iter_mut().zip(AGENT_HOOKS) {
             if !is_attached(link)? {
                 *link = attach(&self.programs, hook, &self.agent_cgroup)?;
@@ -219,7 +247,7 @@ impl Hooks {
             .is_none_or(|(attached, _)| attached != cgroup_id)
         {
             self.detach(id);
-            return self.attach(id, cgroup, pins);
+            return self.attach(id, place, pins);
         }
         let Some(attached) = self.attached.get_mut(&cgroup_id) else {
             return Ok(());
@@ -228,6 +256,10 @@ impl Hooks {
             if !is_attached(link)? {
                 *link = attach(&self.programs, hook, cgroup)?;
             }
+        }
+        if let Some(scope) = place.scope {
+            self.scopes
+                .set(cgroup_id, HOOKS.map(|(_, hook)| hook), scope)?;
         }
         if let Some(pins) = pins {
             attached.pin(pins, cgroup_id)?;
@@ -249,19 +281,19 @@ impl Attached {
     }
 }
 
-fn id_of(cgroup: &Path) -> Result<CgroupId, InterceptError> {
+pub(super) fn id_of(cgroup: &Path) -> Result<CgroupId, InterceptError> {
     let stat = fs::metadata(cgroup);
     let stat = stat.map_err(|error| InterceptError::io("stat cgroup", cgroup.display(), error))?;
     Ok(stat.ino())
 }
 
-fn is_attached(link: &Link) -> Result<bool, InterceptError> {
+pub(super) fn is_attached(link: &Link) -> Result<bool, InterceptError> {
     let target = link.target();
     let target = target.map_err(|error| InterceptError::io("ask about", "a link", error))?;
     Ok(target != 0)
 }
 
-fn attach(
+pub(super) fn attach(
     programs: &[(&'static str, OwnedFd)],
     (name, hook): (&'static str, Hook),
     cgroup: &Path,

@@ -2,6 +2,7 @@
 
 use shunt_core::workload::OnFailure;
 
+use super::scopes::Place;
 use super::{EbpfBackend, Inbound, object};
 use crate::drift::{Drift, Look, Part};
 use crate::{Enrolment, InterceptError};
@@ -19,6 +20,7 @@ impl EbpfBackend {
             return Ok(Vec::new());
         };
         let mut found = self.hooks.inspect(enrolment.id, &enrolled.cgroup)?;
+        found.extend(self.dns.inspect(enrolment.id)?);
         if let Some(inbound) = &mut enrolled.inbound {
             if !inbound.is_attached() {
                 let netns = enrolment.netns.path().display();
@@ -38,13 +40,14 @@ impl EbpfBackend {
         {
             let inbound = enrolled.inbound.as_ref();
             let lost = usize::from(inbound.is_some_and(Inbound::has_lost_its_pin))
-                + self.hooks.lost_pins(enrolment.id);
+                + self.hooks.lost_pins(enrolment.id)
+                + self.dns.lost_pins(enrolment.id);
             if lost > 0 || !pins.is_whole() {
                 let what = format!("{lost} links are not pinned in {pins} any more");
                 found.push(Drift::new(Part::Pins, what));
             }
         }
-        match self.workloads.get(&enrolled.cookie, 0) {
+        match self.workloads.get(&enrolled.key, 0) {
             Ok(value) if value == enrolled.value => {}
             Ok(_) => found.push(Drift::new(
                 Part::Maps,
@@ -90,12 +93,14 @@ impl EbpfBackend {
                 .map_err(|error| object::failed("write the capture rules", &error))?;
         }
         self.workloads
-            .insert(enrolled.cookie, enrolled.value, 0)
+            .insert(enrolled.key, enrolled.value, 0)
             .map_err(|error| object::failed("write the workload", &error))?;
         if let Some(inbound) = &mut enrolled.inbound {
             inbound.fill(enrolment)?;
             inbound.repair(enrolment, pins)?;
         }
-        self.hooks.repair(enrolment.id, &enrolled.cgroup, pins)
+        let place = Place::of(enrolment, &enrolled.cgroup);
+        self.hooks.repair(enrolment.id, place, pins)?;
+        self.dns.repair(enrolment.id, &enrolled.cgroup, pins)
     }
 }

@@ -19,9 +19,15 @@ const LINK_CREATE: u32 = 28;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
     SockOps = 3,
+    SkSkbStreamParser = 4,
+    SkSkbStreamVerdict = 5,
     SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
     GetSockOpt = 21,
     SetSockOpt = 22,
     Peername4 = 29,
@@ -29,6 +35,7 @@ pub(super) enum Hook {
     Sockname4 = 31,
     Sockname6 = 32,
     SkLookup = 36,
+    SkSkbVerdict = 38,
 }
 
 /// An attachment. Dropping it detaches, pinned or not.
@@ -47,6 +54,11 @@ impl Link {
         let mut attr = [number(program), number(target), hook as u32, 0];
         let fd = bpf_fd(LINK_CREATE, &mut attr)?;
         Ok(Self { fd, pin: None })
+    }
+
+    /// As long as this is open too, it stays attached.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
     }
 
     /// It was pinned, and somebody removed the pin.

@@ -8,6 +8,7 @@ use aya::maps::{HashMap, MapData};
 use shunt_core::address::to_kernel;
 use shunt_ebpf_common::decision::Address;
 use shunt_ebpf_common::maps::{FlowOwner, NetnsCookie, OwnFlow};
+use shunt_ebpf_common::scope::WorkloadKey;
 
 use super::EbpfBackend;
 use super::object::{Object, failed};
@@ -121,8 +122,8 @@ impl Neighbours {
         self.unswept.get_or_insert_with(Instant::now);
     }
 
-    /// `enrolled`: the workloads' ids, by namespace.
-    pub(super) fn sweep(&mut self, enrolled: impl Fn() -> Map<NetnsCookie, u32>) {
+    /// `enrolled`: the workloads' ids, by key.
+    pub(super) fn sweep(&mut self, enrolled: impl Fn() -> Map<WorkloadKey, u32>) {
         if self.unswept.is_none_or(|since| since.elapsed() < SWEEP) {
             return;
         }
@@ -130,7 +131,7 @@ impl Neighbours {
         let enrolled = enrolled();
         let flows = self.own_flows.iter().filter_map(Result::ok);
         let is_gone = |(_, by): &(OwnFlow, FlowOwner)| {
-            *by != FlowOwner::AGENT && enrolled.get(&by.netns) != Some(&by.workload)
+            *by != FlowOwner::AGENT && enrolled.get(&by.key) != Some(&by.workload)
         };
         let gone: Vec<(OwnFlow, FlowOwner)> = flows.filter(is_gone).collect();
         for (flow, _) in gone {

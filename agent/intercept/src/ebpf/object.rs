@@ -28,8 +28,9 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
 ));
 
 /// Maps that every instance shares; only the listeners' socket map is each instance's own.
-const SHARED: [&str; 31] = [
+const SHARED: [&str; 34] = [
     "SHUNT_WORKLOADS",
+    "SHUNT_SCOPES",
     "SHUNT_RULES",
     "SHUNT_HANDSHAKE",
     "SHUNT_OWN_FLOWS",
@@ -59,6 +60,8 @@ const SHARED: [&str; 31] = [
     "SHUNT_VERDICTS",
     "SHUNT_TAP",
     "SHUNT_TAPPED",
+    "SHUNT_DNS",
+    "SHUNT_RESOLVERS",
     "AYA_LOGS",
 ];
 
@@ -72,9 +75,8 @@ pub(super) struct Object {
     pub(super) destinations: MapData,
     /// Is it known where the kernel keeps what the programs read of sockets?
     pub(super) offsets: Result<(), InterceptError>,
-    /// The same, of what the observer reads.
+    /// The same, of what the observer reads, and of what a tap reads.
     pub(super) observed: Result<(), InterceptError>,
-    /// The same, of what a tap reads.
     pub(super) tapped: Result<(), InterceptError>,
     logger: Logger,
 }
@@ -200,7 +202,7 @@ impl Object {
 
 /// The inbound hook of one workload. Detaches when dropped.
 pub(super) struct Inbound {
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     program: OwnedFd,
     listeners: SockMap<MapData>,
 }

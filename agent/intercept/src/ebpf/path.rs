@@ -166,7 +166,8 @@ impl EbpfBackend {
         let Some(owner) = self.neighbours.owner(address) else {
             return Server::Elsewhere;
         };
-        let is_owner = |enrolled: &&Enrolled| enrolled.cookie == owner;
+        let is_owner =
+            |enrolled: &&Enrolled| enrolled.netns == owner && !enrolled.addresses.is_empty();
         let hooked = self.enrolled.values().find(is_owner);
         hooked.map_or(Server::NotHooked, Server::Hooked)
     }

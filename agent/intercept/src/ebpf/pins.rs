@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use nix::fcntl::{Flock, FlockArg};
-use shunt_ebpf_common::maps::{NetnsCookie, Workload};
+use shunt_ebpf_common::maps::Workload;
+use shunt_ebpf_common::scope::WorkloadKey;
 
 use super::clock;
 use super::kernel::Link;
@@ -113,15 +114,14 @@ impl Remains {
         &self.dir
     }
 
-    /// Goes on refusing for these namespaces only. False: there was nothing left to do, all is removed.
-    pub fn keep_only(&self, namespaces: &[NetnsCookie]) -> bool {
+    /// Goes on refusing for the workloads with these keys only. False: there was nothing left to do, all is removed.
+    pub fn keep_only(&self, wanted: &[WorkloadKey]) -> bool {
         let kept = self.workloads().map(|mut map| {
-            let cookies: Vec<NetnsCookie> = map.keys().flatten().collect();
-            let (keep, gone): (Vec<_>, Vec<_>) = cookies
-                .into_iter()
-                .partition(|cookie| namespaces.contains(cookie));
-            for cookie in &gone {
-                let _ = map.remove(cookie);
+            let keys: Vec<WorkloadKey> = map.keys().flatten().collect();
+            let (keep, gone): (Vec<_>, Vec<_>) =
+                keys.into_iter().partition(|key| wanted.contains(key));
+            for key in &gone {
+                let _ = map.remove(key);
             }
             !keep.is_empty()
         });
@@ -133,7 +133,7 @@ impl Remains {
         kept
     }
 
-    fn workloads(&self) -> Option<BpfHashMap<MapData, NetnsCookie, Workload>> {
+    fn workloads(&self) -> Option<BpfHashMap<MapData, WorkloadKey, Workload>> {
         let map = MapData::from_pin(self.dir.join(WORKLOADS)).ok()?;
         BpfHashMap::try_from(Map::HashMap(map)).ok()
     }

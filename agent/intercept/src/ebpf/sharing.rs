@@ -5,12 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use std::sync::Arc;
 
+use aya::maps::IterableMap;
 use shunt_core::policy::Policy;
 use shunt_core::service::Service;
 use shunt_ebpf_common::maps::Event;
 
 use super::EbpfBackend;
 use super::acceleration::Acceleration;
+use super::estate::Estate;
+use super::kernel::Link;
 use crate::InterceptError;
 
 impl EbpfBackend {
@@ -20,6 +23,32 @@ impl EbpfBackend {
     /// Descriptors ran out.
     pub fn destinations_fd(&self) -> std::io::Result<OwnedFd> {
         self.object.destinations.fd().as_fd().try_clone_to_owned()
+    }
+
+    /// What [`super::Resolvers::from_fd`] takes.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn resolvers_fd(&self) -> std::io::Result<OwnedFd> {
+        self.dns.resolvers_fd()
+    }
+
+    /// What the next supervisor needs for going on to steer until it has attached its own.
+    ///
+    /// # Errors
+    /// Descriptors ran out.
+    pub fn estate(&self) -> std::io::Result<Estate> {
+        let inbound = self.enrolled.values();
+        let inbound = inbound.filter_map(|enrolled| enrolled.inbound.as_ref()?.link.as_ref());
+        let share = |links: &mut dyn Iterator<Item = &Link>| {
+            links.map(Link::share).collect::<std::io::Result<_>>()
+        };
+        Ok(Estate {
+            gate: self.gate.map().fd().as_fd().try_clone_to_owned()?,
+            destinations: self.destinations_fd()?,
+            capturing: share(&mut self.hooks.links(true).chain(inbound))?,
+            attending: share(&mut self.hooks.links(false))?,
+        })
     }
 
     /// What [`super::DirectEvents::from_fd`] takes.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use shunt_core::explain::Condition;
@@ -61,6 +62,7 @@ pub(super) struct Switch {
     kind: DeadMan,
     /// `None`: to be opened again, its list had vanished with the rules.
     handle: Option<Handle>,
+    is_new: bool,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl Switch {
             family,
             kind,
             handle: None,
+            is_new: true,
         };
         switch.reopen().map_err(|error| {
             InterceptError::io("open the dead-man switch of", netns.path().display(), error)
@@ -88,14 +91,28 @@ impl Switch {
         Ok(switch)
     }
 
+    /// Nobody has kept it yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// False: what it writes to had vanished.
     pub(super) fn works(&self) -> bool {
         self.handle.is_some()
     }
 
+    /// What [`keep_switch`] takes. `None`: it is of the other kind, and is refreshed again only by its next owner.
+    pub(super) fn share(&self) -> io::Result<Option<(Family, OwnedFd)>> {
+        match &self.handle {
+            Some(Handle::Recent(file)) => Ok(Some((self.family, file.try_clone()?.into()))),
+            Some(Handle::Set(_)) | None => Ok(None),
+        }
+    }
+
     /// Says so once when it begins to fail and once when it works again, though it is called four times a second.
     pub(super) fn keep_alive(&mut self) {
         let worked = self.handle.is_some();
+        self.is_new = false;
         let done = self
             .refresh()
             .or_else(|_| self.reopen().and_then(|()| self.refresh()));
@@ -127,19 +144,28 @@ impl Switch {
 
     fn refresh(&mut self) -> io::Result<()> {
         match &mut self.handle {
-            Some(Handle::Recent(file)) => {
-                // From the start of the file each time: the kernel takes nothing at a later offset, and knows no
-                // pwrite here.
-                file.rewind()?;
-                file.write_all(match self.family {
-                    Family::V4 => b"+0.0.0.0\n",
-                    Family::V6 => b"+::\n",
-                })
-            }
+            Some(Handle::Recent(file)) => touch(file, self.family),
             Some(Handle::Set(netfilter)) => netfilter.refresh_set(self.family, list(self.family)),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
+}
+
+fn touch(file: &mut File, family: Family) -> io::Result<()> {
+    // From the start of the file each time: the kernel takes nothing at a later offset, and knows no pwrite here.
+    file.rewind()?;
+    file.write_all(match family {
+        Family::V4 => b"+0.0.0.0\n",
+        Family::V6 => b"+::\n",
+    })
+}
+
+/// Rules of the supervisor before this one stay closed for a second more. `switch` as it was left.
+///
+/// # Errors
+/// The rules have gone.
+pub fn keep_switch(family: Family, switch: &OwnedFd) -> io::Result<()> {
+    touch(&mut File::from(switch.try_clone()?), family)
 }
 
 /// The sets must be there before the rules that name them.

@@ -42,12 +42,13 @@ impl Written {
     ) -> Result<Self, InterceptError> {
         let variant = choice.variant;
         let read = |family| {
-            let wanted = Rendered::of(enrolment, marks, choice, family).rules().len();
+            let rendered = Rendered::of(enrolment, marks, choice, family);
+            let wanted = rendered.rules().len();
             let legacy = (variant == Variant::Legacy)
                 .then(|| Legacy::open(family, "nat"))
                 .transpose()?;
             let live = live(variant, family, legacy.as_ref())?;
-            let ours = live.rules() == wanted && live.has_all_jumps();
+            let ours = live.rules() == wanted && live.has_all_jumps(rendered.captures_queries());
             let live = ours.then_some(live);
             Ok(WrittenFamily {
                 family,

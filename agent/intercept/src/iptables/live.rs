@@ -9,7 +9,7 @@ use shunt_core::sockets::Family;
 
 use super::legacy::Legacy;
 use super::netfilter::Netfilter;
-use super::render::{CHAINS, JUMPS};
+use super::render::{JUMPS, all_chains, all_jumps};
 use super::tools::Variant;
 use crate::netlink::attributes;
 
@@ -38,10 +38,7 @@ impl Live {
             (Variant::Nft, _) => {
                 Netfilter::open()?.nat_rules(family, |chain, _, expressions| {
                     let rule = without_counters(expressions);
-                    let to = JUMPS
-                        .iter()
-                        .map(|(_, to)| *to)
-                        .find(|to| contains(&rule, to));
+                    let to = all_jumps().map(|(_, to)| to).find(|to| contains(&rule, to));
                     live.add(chain, &rule, to);
                 })?;
             }
@@ -50,13 +47,12 @@ impl Live {
     }
 
     fn add(&mut self, chain: &str, rule: &[u8], to: Option<&str>) {
-        if let Some(ours) = CHAINS.into_iter().find(|ours| *ours == chain) {
+        if let Some(ours) = all_chains().find(|ours| *ours == chain) {
             let mut hasher = DefaultHasher::new();
             rule.hash(&mut hasher);
             self.chains.entry(ours).or_default().push(hasher.finish());
-        } else if let Some((_, ours)) = JUMPS
-            .into_iter()
-            .find(|jump| (jump.0, Some(jump.1)) == (chain, to))
+        } else if let Some((_, ours)) =
+            all_jumps().find(|jump| (jump.0, Some(jump.1)) == (chain, to))
         {
             *self.jumps.entry(ours).or_default() += 1;
         }
@@ -67,8 +63,9 @@ impl Live {
         self.chains.values().map(Vec::len).sum()
     }
 
-    pub(super) fn has_all_jumps(&self) -> bool {
-        self.jumps.len() == JUMPS.len()
+    /// `queries`: those are led away too.
+    pub(super) fn has_all_jumps(&self, queries: bool) -> bool {
+        self.jumps.len() == JUMPS.len() + usize::from(queries)
     }
 
     /// What `now` has less, more or otherwise, for people. `None`: nothing.
@@ -80,7 +77,7 @@ impl Live {
             return Some("none of the rules is left".into());
         }
         let mut found = Vec::new();
-        for (from, to) in JUMPS {
+        for (from, to) in all_jumps() {
             let (wanted, there) = (self.jumps.get(to), now.jumps.get(to));
             match there {
                 _ if wanted == there => {}
@@ -88,7 +85,7 @@ impl Live {
                 Some(count) => found.push(format!("{count} jumps lead from {from} to {to}")),
             }
         }
-        for chain in CHAINS {
+        for chain in all_chains() {
             let of = |live: &Self| live.chains.get(chain).cloned().unwrap_or_default();
             let (wanted, there) = (of(self), of(now));
             if wanted.len() != there.len() {

@@ -1,11 +1,17 @@
 //! Netfilter by netlink, where the programs cannot do it exactly: an ipset refreshed without a process, and a table
 //! deleted only if nothing is in it at that instant.
+#![expect(
+    unsafe_code,
+    reason = "netlink-sys gives and takes its sockets by number"
+)]
 
 pub(super) mod expressions;
 mod reading;
 mod removing;
+mod translation;
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -61,6 +67,24 @@ impl Drop for Netfilter {
 }
 
 impl Netfilter {
+    /// One that was opened elsewhere.
+    pub(super) fn of(socket: OwnedFd) -> Self {
+        // SAFETY: it is a socket of this protocol, and ours alone.
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        Self {
+            socket: Some(socket),
+        }
+    }
+
+    /// The same socket once more.
+    pub(super) fn share(&self) -> io::Result<Option<OwnedFd>> {
+        let share = |socket: &Socket| {
+            // SAFETY: open as long as `socket` lives, which is longer than this call.
+            unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }.try_clone_to_owned()
+        };
+        self.socket.as_ref().map(share).transpose()
+    }
+
     /// In this thread's namespace.
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;

@@ -26,6 +26,22 @@ pub(super) const CHAINS: [&str; 6] = [
     "SHUNT_TO_IN",
 ];
 
+/// What takes queries away, where the workload wants its DNS captured, and what leads there.
+pub(super) const DNS_CHAINS: [&str; 2] = ["SHUNT_DNS", "SHUNT_TO_DNS"];
+pub(super) const DNS_JUMP: (&str, &str) = ("OUTPUT", "SHUNT_DNS");
+const DNS: u16 = 53;
+const QUERIES: &str = "OUTPUT -p udp -m udp --dport 53 -j SHUNT_DNS";
+
+/// All that there may be.
+pub(super) fn all_chains() -> impl Iterator<Item = &'static str> {
+    CHAINS.into_iter().chain(DNS_CHAINS)
+}
+
+/// As [`all_chains`].
+pub(super) fn all_jumps() -> impl Iterator<Item = (&'static str, &'static str)> {
+    JUMPS.into_iter().chain([DNS_JUMP])
+}
+
 /// tcpmux, on which nobody listens: the kernel refuses. If somebody did, the workload would talk to itself, and still
 /// not past the agent. A nat table has no REJECT.
 pub(super) const REFUSING: u16 = 1;
@@ -47,6 +63,8 @@ pub(super) struct Rendered<'a> {
     marks: Marks,
     outbound_port: Option<u16>,
     inbound_port: Option<u16>,
+    /// Where queries go.
+    dns_port: Option<u16>,
     outbound: &'a CapturePolicy,
     inbound: &'a CapturePolicy,
     own: &'a [IpAddr],
@@ -67,6 +85,7 @@ impl<'a> Rendered<'a> {
             marks,
             outbound_port: enrolment.port(Direction::Outbound, family),
             inbound_port: enrolment.port(Direction::Inbound, family),
+            dns_port: dns_port(enrolment, family),
             outbound: &enrolment.spec.outbound,
             inbound: &enrolment.spec.inbound,
             own: &enrolment.addresses,
@@ -86,10 +105,24 @@ impl<'a> Rendered<'a> {
         for chain in CHAINS {
             let _ = writeln!(text, ":{chain} - [0:0]");
         }
+        if self.captures_queries() {
+            for chain in DNS_CHAINS {
+                let _ = writeln!(text, ":{chain} - [0:0]");
+            }
+        }
         for (builtin, chain) in JUMPS {
             if !present.contains(&chain) {
                 let _ = writeln!(text, "-I {builtin} 1 -p tcp -m tcp --syn -j {chain}");
             }
+        }
+        match (self.captures_queries(), present.contains(&DNS_JUMP.1)) {
+            (true, false) => {
+                let _ = writeln!(text, "-I {}", QUERIES.replacen("OUTPUT", "OUTPUT 1", 1));
+            }
+            (false, true) => {
+                let _ = writeln!(text, "-D {QUERIES}");
+            }
+            _ => {}
         }
         for rule in self.rules() {
             let _ = writeln!(text, "-A {rule}");
@@ -107,22 +140,50 @@ impl<'a> Rendered<'a> {
         if let Some(port) = self.inbound_port {
             self.inbound_rules(port, &mut rules);
         }
+        if let Some(port) = self.dns_port.filter(|_| self.captures_queries()) {
+            self.query_rules(port, &mut rules);
+        }
         rules
     }
 
-    fn outbound_rules(&self, port: u16, rules: &mut Vec<String>) {
-        self.never(rules, "SHUNT_OUTPUT", "-d");
-        rules.push("SHUNT_OUTPUT -m addrtype --dst-type LOCAL -j RETURN".into());
-        for own in self.nets(
-            &self
-                .own
-                .iter()
-                .copied()
-                .map(IpNet::from)
-                .collect::<Vec<_>>(),
-        ) {
-            rules.push(format!("SHUNT_OUTPUT -d {own} -j RETURN"));
+    /// Not where the rules for ports leave 53 alone.
+    pub(super) fn captures_queries(&self) -> bool {
+        let holds = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(DNS));
+        let CapturePolicy {
+            include_ports,
+            exclude_ports,
+            ..
+        } = self.outbound;
+        let wanted = include_ports.is_empty() || holds(include_ports);
+        self.dns_port.is_some() && wanted && !holds(exclude_ports)
+    }
+
+    fn query_rules(&self, port: u16, rules: &mut Vec<String>) {
+        self.destinations(rules, "SHUNT_DNS");
+        for net in self.nets(&self.outbound.exclude_cidrs) {
+            rules.push(format!("SHUNT_DNS -d {net} -j RETURN"));
         }
+        if self.outbound.include_cidrs.is_empty() {
+            rules.push("SHUNT_DNS -j SHUNT_TO_DNS".into());
+        }
+        for net in self.nets(&self.outbound.include_cidrs) {
+            rules.push(format!("SHUNT_DNS -d {net} -j SHUNT_TO_DNS"));
+        }
+        self.redirect(rules, "SHUNT_TO_DNS", "udp", port);
+    }
+
+    /// Those that nothing is captured of.
+    fn destinations(&self, rules: &mut Vec<String>, chain: &str) {
+        self.never(rules, chain, "-d");
+        rules.push(format!("{chain} -m addrtype --dst-type LOCAL -j RETURN"));
+        let own: Vec<IpNet> = self.own.iter().copied().map(IpNet::from).collect();
+        for own in self.nets(&own) {
+            rules.push(format!("{chain} -d {own} -j RETURN"));
+        }
+    }
+
+    fn outbound_rules(&self, port: u16, rules: &mut Vec<String>) {
+        self.destinations(rules, "SHUNT_OUTPUT");
         for range in &self.outbound.exclude_ports {
             rules.push(format!(
                 "SHUNT_OUTPUT -p tcp -m tcp {} -j RETURN",
@@ -144,7 +205,7 @@ impl<'a> Rendered<'a> {
         for net in self.nets(&self.outbound.include_cidrs) {
             rules.push(format!("SHUNT_OUT_ADDR -d {net} -j SHUNT_TO_OUT"));
         }
-        self.redirect(rules, "SHUNT_TO_OUT", port);
+        self.redirect(rules, "SHUNT_TO_OUT", "tcp", port);
     }
 
     fn inbound_rules(&self, port: u16, rules: &mut Vec<String>) {
@@ -165,7 +226,7 @@ impl<'a> Rendered<'a> {
         // Where nobody listens the kernel refuses, as without us.
         let listening = if self.asks_sockets { LISTENING } else { "" };
         rules.push(format!("SHUNT_IN_OPEN -p tcp {listening}-j SHUNT_TO_IN"));
-        self.redirect(rules, "SHUNT_TO_IN", port);
+        self.redirect(rules, "SHUNT_TO_IN", "tcp", port);
     }
 
     /// The agent's own sockets, and the addresses that are never captured.
@@ -187,17 +248,21 @@ impl<'a> Rendered<'a> {
         }
     }
 
-    fn redirect(&self, rules: &mut Vec<String>, chain: &str, port: u16) {
+    fn redirect(&self, rules: &mut Vec<String>, chain: &str, protocol: &str, port: u16) {
         let Some(dead_man) = self.dead_man else {
-            rules.push(format!("{chain} -p tcp -j REDIRECT --to-ports {port}"));
+            rules.push(format!(
+                "{chain} -p {protocol} -j REDIRECT --to-ports {port}"
+            ));
             return;
         };
         let alive = dead_man.matching(self.family);
         rules.push(format!(
-            "{chain} -p tcp {alive}-j REDIRECT --to-ports {port}"
+            "{chain} -p {protocol} {alive}-j REDIRECT --to-ports {port}"
         ));
         if self.on_failure == OnFailure::Closed {
-            rules.push(format!("{chain} -p tcp -j REDIRECT --to-ports {REFUSING}"));
+            rules.push(format!(
+                "{chain} -p {protocol} -j REDIRECT --to-ports {REFUSING}"
+            ));
         }
     }
 
@@ -206,6 +271,13 @@ impl<'a> Rendered<'a> {
         nets.iter()
             .filter(move |net| matches!(net, IpNet::V4(_)) == v4)
     }
+}
+
+/// Of the enrolment's socket for the queries of this family.
+fn dns_port(enrolment: &Enrolment, family: Family) -> Option<u16> {
+    let mut addresses = enrolment.dns.iter().map(|listener| listener.spec.addr);
+    let found = addresses.find(|addr| Family::of(*addr) == family);
+    found.map(|addr| addr.port())
 }
 
 fn included(rules: &mut Vec<String>, chain: &str, include: &[PortRange], target: &str) {
@@ -231,9 +303,8 @@ fn ports(range: PortRange) -> String {
 /// Our chains to which a built-in chain of `saved` already jumps.
 pub(super) fn jumps(saved: &str) -> Vec<&'static str> {
     let present = |chain: &str| saved.lines().any(|line| is_jump(line, chain));
-    JUMPS
-        .iter()
-        .map(|(_, chain)| *chain)
+    all_jumps()
+        .map(|(_, chain)| chain)
         .filter(|chain| present(chain))
         .collect()
 }
@@ -253,7 +324,7 @@ pub(super) fn unhooking(saved: &str) -> Option<String> {
 fn jump_deletions(saved: &str) -> String {
     saved
         .lines()
-        .filter(|line| JUMPS.iter().any(|(_, chain)| is_jump(line, chain)))
+        .filter(|line| all_jumps().any(|(_, chain)| is_jump(line, chain)))
         .map(|jump| format!("-D {}\n", jump.trim_start_matches("-A ")))
         .collect()
 }
@@ -286,9 +357,7 @@ pub(super) fn return_to(before: &str, now: &str) -> Option<String> {
         let _ = writeln!(text, ":{chain} - [0:0]");
     }
     for line in before.lines() {
-        if let Some(jump) = JUMPS
-            .iter()
-            .find_map(|(_, chain)| is_jump(line, chain).then_some(line))
+        if let Some(jump) = all_jumps().find_map(|(_, chain)| is_jump(line, chain).then_some(line))
         {
             let rule = jump.trim_start_matches("-A ");
             let (builtin, rest) = rule.split_once(' ').unwrap_or((rule, ""));

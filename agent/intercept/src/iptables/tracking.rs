@@ -8,6 +8,7 @@ mod apart;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use shunt_core::flow::Direction;
 
@@ -73,11 +74,25 @@ impl Tracking {
         Ok(tracking)
     }
 
+    /// The table of the supervisor before this one, of whom these listeners are too: it is its socket.
+    pub(super) fn take_over(socket: OwnedFd, enrolment: &Enrolment) -> Self {
+        let mut tracking = Self {
+            owner: Netfilter::of(socket),
+            apart: listeners(enrolment),
+            refusal: None,
+        };
+        tracking.serve(enrolment);
+        tracking
+    }
+
+    /// Its socket: the table is there as long as that is open.
+    pub(super) fn share(&self) -> io::Result<Option<OwnedFd>> {
+        self.owner.share()
+    }
+
     /// Keeps connections to these listeners apart from now on.
     pub(super) fn serve(&mut self, enrolment: &Enrolment) {
-        let listeners = FAMILIES.map(|family| enrolment.listener(Direction::Outbound, family));
-        let listeners = listeners.into_iter().flatten();
-        let wanted: Vec<SocketAddr> = listeners.map(|listener| listener.spec.addr).collect();
+        let wanted = listeners(enrolment);
         let done = take_syns(enrolment).and_then(|()| {
             if wanted == self.apart {
                 return Ok(());
@@ -104,6 +119,12 @@ impl Tracking {
         let _ = self.owner.transact(vec![table]);
         self.owner
     }
+}
+
+fn listeners(enrolment: &Enrolment) -> Vec<SocketAddr> {
+    let listeners = FAMILIES.map(|family| enrolment.listener(Direction::Outbound, family));
+    let listeners = listeners.into_iter().flatten();
+    listeners.map(|listener| listener.spec.addr).collect()
 }
 
 /// Makes such a table in this thread's namespace, a new one, to see whether it can be made.

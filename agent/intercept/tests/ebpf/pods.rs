@@ -153,6 +153,7 @@ impl Pod {
         };
         let hook = Steering::ConnectHook;
         Enrolment {
+            dns: Vec::new(),
             needs_proxy: None,
             captured: Default::default(),
             id: WorkloadId(id),
@@ -167,6 +168,7 @@ impl Pod {
                 mode: ModeSetting::Ebpf,
                 acceleration: Acceleration::Off.into(),
                 on_failure: OnFailure::Open,
+                dns: shunt_core::workload::DnsPolicy::default(),
                 outbound: CapturePolicy::default(),
                 inbound: CapturePolicy::default(),
             },

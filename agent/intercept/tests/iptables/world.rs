@@ -189,6 +189,7 @@ pub fn enrolment(
         }
     }
     Enrolment {
+        dns: Vec::new(),
         needs_proxy: None,
         captured: Default::default(),
         id,
@@ -202,6 +203,7 @@ pub fn enrolment(
             labels: Default::default(),
             mode: ModeSetting::Iptables,
             acceleration: AccelerationPolicy::default(),
+            dns: shunt_core::workload::DnsPolicy::default(),
             on_failure,
             outbound: CapturePolicy::default(),
             inbound: CapturePolicy::default(),

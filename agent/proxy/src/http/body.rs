@@ -1,29 +1,30 @@
 //! Bodies on their way through: nothing is held but the frame that moves.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::link::Link;
 use super::pool::Upstreams;
 use super::talk::Progress;
 
-/// A request's, from the client to an upstream. Trailers stay behind, as in Envoy without `enable_trailers`.
+/// A request's, from the client to an upstream.
 pub(super) struct RequestBody {
     source: Source,
     progress: Rc<Progress>,
+    /// Both ends have `enable_trailers`; otherwise trailers stay behind.
+    trailers: bool,
 }
 
 enum Source {
     Nothing,
     Client(Incoming),
     /// A filter wanted all of it.
-    Held(VecDeque<Bytes>),
+    Held(Option<Bytes>),
 }
 
 /// Why a body is not held.
@@ -38,22 +39,31 @@ impl RequestBody {
             true => Source::Nothing,
             false => Source::Client(inner),
         };
-        Self { source, progress }
+        Self {
+            source,
+            progress,
+            trailers: false,
+        }
+    }
+
+    pub(super) fn pass_trailers(&mut self) {
+        self.trailers = true;
     }
 
     /// Takes all of it, up to so many bytes. Says how many there are.
     pub(super) async fn hold(&mut self, most: usize) -> Result<usize, NotHeld> {
-        let (mut held, mut bytes) = (VecDeque::new(), 0);
+        // In one piece: of many small ones each would hold a part of the read buffer.
+        let mut held = BytesMut::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
             if let Ok(data) = frame.map_err(|_| NotHeld::BrokenOff)?.into_data() {
-                bytes += data.len();
-                if bytes > most {
+                if held.len() + data.len() > most {
                     return Err(NotHeld::TooLarge);
                 }
-                held.push_back(data);
+                held.extend_from_slice(&data);
             }
         }
-        self.source = Source::Held(held);
+        let bytes = held.len();
+        self.source = Source::Held(Some(held.freeze()).filter(|held| !held.is_empty()));
         Ok(bytes)
     }
 }
@@ -66,17 +76,23 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { source, progress } = &mut *self;
+        let Self {
+            source,
+            progress,
+            trailers,
+        } = &mut *self;
         let inner = match source {
             Source::Nothing => return Poll::Ready(None),
-            Source::Held(held) => return Poll::Ready(held.pop_front().map(Frame::data).map(Ok)),
+            Source::Held(held) => return Poll::Ready(held.take().map(Frame::data).map(Ok)),
             Source::Client(inner) => inner,
         };
         loop {
             let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
-            let is_over = frame.is_none() || inner.is_end_stream();
+            let ends = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+            let is_over = frame.is_none() || ends || inner.is_end_stream();
             let is_data = !matches!(&frame, Some(Ok(frame)) if !frame.is_data());
             progress.talk().touch();
+            progress.talk().gauge().reset();
             if is_over {
                 progress.end_request();
             }
@@ -85,7 +101,7 @@ impl Body for RequestBody {
             {
                 progress.entry().received(data.len());
             }
-            if is_data {
+            if is_data || ends && *trailers {
                 return Poll::Ready(frame);
             }
         }
@@ -95,7 +111,7 @@ impl Body for RequestBody {
         match &self.source {
             Source::Nothing => true,
             Source::Client(inner) => inner.is_end_stream(),
-            Source::Held(held) => held.is_empty(),
+            Source::Held(held) => held.is_none(),
         }
     }
 
@@ -104,7 +120,7 @@ impl Body for RequestBody {
             Source::Nothing => SizeHint::with_exact(0),
             Source::Client(inner) => inner.size_hint(),
             Source::Held(held) => {
-                SizeHint::with_exact(held.iter().map(|data| data.len() as u64).sum())
+                SizeHint::with_exact(held.as_ref().map_or(0, |held| held.len() as u64))
             }
         }
     }
@@ -122,6 +138,8 @@ pub(super) struct Upstream {
     pub(super) link: Option<Link>,
     pub(super) pool: Upstreams,
     pub(super) progress: Rc<Progress>,
+    /// As of a request's.
+    pub(super) trailers: bool,
 }
 
 /// Why a response was broken off: the client sees a reset.
@@ -134,7 +152,7 @@ pub(super) enum BrokenOff {
 impl Upstream {
     fn settle(&mut self) {
         if let Some(link) = self.link.take()
-            && self.progress.has_request_ended()
+            && self.progress.is_whole()
         {
             self.pool.give_back(link);
         }
@@ -156,6 +174,9 @@ impl Body for ResponseBody {
         loop {
             let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
             body.progress.talk().touch();
+            if let Some(link) = &body.link {
+                link.goes_on();
+            }
             match frame {
                 None => {
                     body.settle();
@@ -166,10 +187,10 @@ impl Body for ResponseBody {
                     return Poll::Ready(Some(Err(BrokenOff::Upstream(error))));
                 }
                 Some(Ok(frame)) => {
-                    if body.inner.is_end_stream() {
+                    if frame.is_trailers() || body.inner.is_end_stream() {
                         body.settle();
                     }
-                    if frame.is_data() {
+                    if frame.is_data() || frame.is_trailers() && body.trailers {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }

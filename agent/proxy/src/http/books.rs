@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::header::{self, HeaderName};
 use shunt_core::bootstrap::{HttpChain, Requests};
+use shunt_core::flow::CloseReason;
 use shunt_core::http::record::RequestRecord;
 use shunt_core::statistics::{BYTES, ListenerCounts, MILLIS, ManagerCounts, PerWorker};
 use shunt_core::workload::WorkloadName;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::received::{Head, X_FORWARDED_FOR, X_REQUEST_ID, protocol};
 use super::reply::Told;
-use crate::account::FlowSink;
+use crate::account::{FlowSink, Moved};
 
 /// Of a connection, for all of its requests.
 pub(super) struct Books {
@@ -96,6 +97,7 @@ impl Books {
             end: Cell::default(),
             head_only: Cell::default(),
             closes: Cell::default(),
+            upgrades: Cell::default(),
             place: Cell::new(Requests::NOWHERE),
         })
     }
@@ -120,6 +122,7 @@ pub(super) struct Entry {
     end: Cell<End>,
     head_only: Cell<bool>,
     closes: Cell<bool>,
+    upgrades: Cell<bool>,
     /// Among the listener's requests.
     place: Cell<usize>,
 }
@@ -133,6 +136,8 @@ enum End {
     Whole,
     BrokenOff,
     Stuck,
+    /// The agent has ended it, and had to.
+    Drained,
 }
 
 impl Entry {
@@ -235,6 +240,34 @@ impl Entry {
         self.end.set(End::Stuck);
     }
 
+    /// It is let go on as another protocol, or to be a tunnel.
+    pub(super) fn upgrades(&self) {
+        if !self.upgrades.replace(true) {
+            let manager = self.books.manager.mine();
+            manager.upgrades_total.increase();
+            manager.upgrades_active.increase();
+        }
+    }
+
+    pub(super) fn upgrade_refused(&self) {
+        self.books.manager.mine().upgrades_refused.increase();
+    }
+
+    /// The connection is a tunnel from now on; if nobody else ends it, the agent does.
+    pub(super) fn tunnels(&self) {
+        self.end.set(End::Drained);
+    }
+
+    pub(super) fn tunnelled(&self, reason: CloseReason, client_first: bool) {
+        self.end.set(match reason {
+            CloseReason::Finished if !client_first => End::BrokenOff,
+            CloseReason::UpstreamReset => End::BrokenOff,
+            CloseReason::IdleTimeout | CloseReason::HalfCloseTimeout => End::Stuck,
+            CloseReason::Drained => End::Drained,
+            _ => End::Open,
+        });
+    }
+
     fn write(&self, change: impl FnOnce(&mut RequestRecord)) {
         if let Some(record) = &self.record {
             change(&mut record.borrow_mut());
@@ -242,9 +275,25 @@ impl Entry {
     }
 }
 
+/// Bytes of a tunnel.
+impl Moved for Entry {
+    fn received(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
+        self.books.moved((bytes, 0));
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.sent.set(self.sent.get() + bytes);
+        self.books.moved((0, bytes));
+    }
+}
+
 impl Drop for Entry {
     fn drop(&mut self) {
         let manager = self.books.manager.mine();
+        if self.upgrades.get() {
+            manager.upgrades_active.decrease();
+        }
         let duration = self.begun.elapsed();
         manager.rq_active.decrease();
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -267,6 +316,7 @@ impl Drop for Entry {
             End::Whole => (record.flags, record.details),
             End::Open => ("DC", "downstream_remote_disconnect"),
             End::Stuck => ("SI", "stream_idle_timeout"),
+            End::Drained => ("LR", "drained"),
             End::BrokenOff => (
                 "UC",
                 "upstream_reset_after_response_started{connection_termination}",

@@ -8,6 +8,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, Version};
 use shunt_core::bootstrap::HttpChain;
+use shunt_core::http::may_upgrade;
 use shunt_core::route::{Action, ClusterChoice, Forward, Target};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 
@@ -18,7 +19,7 @@ use super::pool::NoLink;
 use super::received::{Head, Received, Unfit, X_FORWARDED_PROTO};
 use super::reply;
 use super::sent::Matched;
-use super::talk::{Expired, Progress};
+use super::talk::{Expired, Passes, Progress};
 use super::{Client, local_reply};
 use crate::balance::Chosen;
 use crate::worker::Local;
@@ -85,18 +86,28 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             }
         };
         let keeps_alive = head.keeps_alive();
-        if body.is_end_stream() {
+        let received = head.receive(manager, self.client.addr, self.client.listener);
+        if received != Received::Plain {
+            self.progress.is_endless(!body.is_end_stream());
+        } else if body.is_end_stream() {
             self.progress.end_request();
         }
-        let received = head.receive(manager, self.client.addr, self.client.listener);
+        self.progress.pass(Passes {
+            informational: manager.passes_informational,
+            trailers: manager.trailers,
+        });
         entry.asked(&head);
         let body = RequestBody::new(body, Rc::clone(&self.progress));
         let mut response = self.serve(&mut head, received, body).await;
         entry.answered(response.status().as_u16());
         reply::finish(&mut response, manager, Some(&head));
-        let is_upgrade = received == Received::Upgrade;
+        if self.progress.talk().is_tunnel() {
+            return Ok(response);
+        }
+        let is_plain = received == Received::Plain;
         let reads_on = self.progress.has_request_ended() && !entry.closes();
-        if self.is_last || is_upgrade || !keeps_alive || !reads_on {
+        if self.is_last || !is_plain || !keeps_alive || !reads_on {
+            // Behind a request to be a tunnel there may be what only looks like the next one.
             close(&mut response);
         }
         Ok(response)
@@ -118,11 +129,16 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             client: self.client,
             progress: &self.progress,
         };
-        let mut response = match filters.ask(asked).await {
+        let is_refused = received != Received::Plain && !self.lets_upgrade(asked.head, &found);
+        let own = match is_refused {
+            true => Some(reply::because(reply::local(403, ""), "", "upgrade_failed")),
+            false => filters.ask(asked).await,
+        };
+        let mut response = match own {
             Some(mut own) => {
                 // In Envoy such an answer is the connection manager's.
                 if let Some(matched) = found.matched(&self.chain.routes)
-                    && entry.closes()
+                    && (entry.closes() || is_refused && found.forward().is_some())
                 {
                     matched.change_response(own.headers_mut(), 0, head, self.client);
                 }
@@ -135,6 +151,26 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         local_reply::rewrite(&mut response, Some(head), route, self.client, entry);
         filters.answer(&mut response, head, self.client);
         response
+    }
+
+    /// Where there is no route, it is not the upgrade that is wrong.
+    fn lets_upgrade(&self, head: &Head, found: &Found<'_>) -> bool {
+        let route = found.forward().map_or(&[][..], |route| &route.upgrades);
+        let name = match &head.method {
+            &Method::CONNECT => Some(&b"CONNECT"[..]),
+            _ => head.headers.get(header::UPGRADE).map(HeaderValue::as_bytes),
+        };
+        let may = may_upgrade(
+            &self.chain.manager.upgrades,
+            route,
+            name.unwrap_or_default(),
+        );
+        match (may, found.route) {
+            (true, _) => self.progress.entry().upgrades(),
+            (false, Some(_)) => self.progress.entry().upgrade_refused(),
+            (false, None) => {}
+        }
+        may || found.route.is_none()
     }
 
     async fn route(
@@ -162,9 +198,6 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         };
         let route = matched.route;
         let mut response = match &route.action {
-            _ if received == Received::Upgrade => {
-                reply::because(reply::local(403, ""), "", "upgrade_failed")
-            }
             Action::Respond(direct) => {
                 let text = direct.body.clone();
                 // As in Envoy; RFC 9110, section 10.2.2.
@@ -176,6 +209,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                     status => reply::local(status, text),
                 };
                 reply::because(reply, "", "direct_response")
+            }
+            // It has no place that another could take.
+            Action::Redirect(redirect) if received == Received::Connect => {
+                reply::because(reply::local(redirect.status, ""), "", "direct_response")
             }
             Action::Redirect(redirect) => {
                 let location = redirect.location(head, &route.matches, scheme);
@@ -243,7 +280,14 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let asked = matched.adds_to_response().then(|| head.clone());
         matched.prepare(head, forward, (host, hostname), self.client);
         self.progress.limit_response(forward.timeout);
-        match self.go(head, body, (cluster, endpoint)).await {
+        self.progress.limit_idle(forward.idle_timeout);
+        let to = (cluster, endpoint);
+        let terminates = forward.terminates_connect && head.method == Method::CONNECT;
+        let gone = match terminates {
+            true => self.dig(to).await,
+            false => self.go(head, body, to).await,
+        };
+        match gone {
             Ok(response) => {
                 let (mut parts, body) = response.into_parts();
                 // Of a request that has not ended yet nobody can say how long it took.

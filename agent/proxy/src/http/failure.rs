@@ -26,6 +26,8 @@ pub(super) enum Failure {
     Malformed,
     /// The response's head leaves open where its body ends.
     Unframed,
+    /// The upstream has changed to a protocol that nobody asked for, or in the middle of the request.
+    NotAsked,
     /// What a pattern made of the path is none.
     NoPath,
     /// The far end's listener has nobody for it.
@@ -107,7 +109,7 @@ pub(super) fn failed(failure: &Failure, quiet: bool) -> Response<ResponseBody> {
             }
             reply
         }
-        Failure::Unframed => unspoken(),
+        Failure::Unframed | Failure::NotAsked => unspoken(),
         Failure::Reset(error) if error.is_parse() => unspoken(),
         Failure::Reset(_) | Failure::NoChain => reset(
             503,

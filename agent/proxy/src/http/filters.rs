@@ -5,7 +5,7 @@
 use hyper::Response;
 use shunt_core::http::filters::{FilterKind, HttpFilter, PerFilter, RouteFilter};
 use shunt_core::route::matching::RouteTable;
-use shunt_core::route::{Action, Route, Target, VirtualHost};
+use shunt_core::route::{Action, Forward, Route, Target, VirtualHost};
 
 use super::Client;
 use super::body::{RequestBody, ResponseBody};
@@ -92,6 +92,14 @@ impl<'a> Found<'a> {
 }
 
 impl<'a> Found<'a> {
+    /// Of a route that leads to an upstream.
+    pub(super) fn forward(&self) -> Option<&'a Forward> {
+        match self.route.map(|route| &route.action) {
+            Some(Action::Forward(forward)) => Some(forward),
+            _ => None,
+        }
+    }
+
     /// `None`: there is no route.
     pub(super) fn matched(&self, routes: &'a RouteTable) -> Option<Matched<'a>> {
         Some(Matched {
@@ -107,10 +115,7 @@ impl<'a> Found<'a> {
 impl<'a> Filters<'a> {
     pub(super) fn new(chain: &'a [HttpFilter], found: &Found<'a>, random: u64) -> Self {
         let levels = || found.levels.iter().flatten().copied();
-        let forwards = matches!(
-            found.route.map(|route| &route.action),
-            Some(Action::Forward(_))
-        );
+        let forwards = found.forward().is_some();
         let working = chain.iter().filter(|filter| filter.works(levels()));
         Self(
             working

@@ -1,6 +1,7 @@
 //! One connection to an upstream: it lives in a task of its own, and carries one request after the other.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,11 +13,14 @@ use hyper_util::rt::TokioIo;
 use shunt_core::cluster::{Cluster, Held};
 use shunt_core::statistics::{ClusterCounts, PerWorker};
 use socket2::SockRef;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::LEAST_BUFFER;
 use super::body::RequestBody;
+use super::gauge::{Gauge, Gauged};
 use super::pool::{Place, Pool};
+use super::tunnel::Upgraded;
 use crate::connect::ConnectError;
 use crate::origin::Dialled;
 
@@ -25,6 +29,11 @@ const MAX_RESPONSE_HEADERS: usize = 60 << 10;
 const MAX_RESPONSE_HEADER_LINES: usize = 100;
 /// What nobody will wait for.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// An upstream that takes no more is waited for so long, once nobody wants anything of the connection any more.
+const ENDING: Duration = Duration::from_secs(2);
+/// One that was given back is ready as soon as its own task has run.
+const NEARLY: Duration = Duration::from_millis(100);
 
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
@@ -40,6 +49,11 @@ pub(super) struct Link {
     request: Option<Held>,
     /// A request is under way.
     is_busy: bool,
+    gauge: Gauge,
+    /// Dropped: nobody wants anything of the connection any more.
+    _wanted: oneshot::Sender<Infallible>,
+    /// Who gets the socket if the upstream changes its protocol.
+    upgrade: Rc<Cell<Option<oneshot::Sender<Upgraded>>>>,
 }
 
 impl Link {
@@ -50,11 +64,15 @@ impl Link {
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
+        let gauge = Gauge::new(LEAST_BUFFER);
         let (sender, mut connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
             .max_buf_size(LEAST_BUFFER)
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
+            .handshake::<_, RequestBody>(TokioIo::new(Gauged {
+                stream,
+                gauge: gauge.clone(),
+            }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
         let idle_since = Rc::new(Cell::new(None::<Instant>));
@@ -63,15 +81,26 @@ impl Link {
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let pool = place.pool.clone();
+        let upgrade = Rc::<Cell<Option<oneshot::Sender<Upgraded>>>>::default();
+        let wanted = Rc::clone(&upgrade);
         let alive = Alive::new(&cluster.counts);
+        let (_wanted, mut given_up) = oneshot::channel();
         // One task per connection, not per request: it lives as long as the connection.
         tokio::task::spawn_local(async move {
-            let _kept = (alive, held);
+            let alive = (alive, held);
             let mut look = born + longest.min(oldest);
+            let mut is_given_up = false;
             let in_order = loop {
                 tokio::select! {
                     ended = &mut connection => break ended.is_ok(),
+                    _ = &mut given_up, if !is_given_up => {
+                        is_given_up = true;
+                        look = Instant::now() + ENDING;
+                    }
                     () = sleep_until(look) => {
+                        if is_given_up {
+                            break false;
+                        }
                         let since: Option<Instant> = idle.get();
                         look = match since {
                             Some(since) => (since + longest).min(born + oldest),
@@ -83,12 +112,22 @@ impl Link {
                     }
                 }
             };
-            let stream = connection.into_parts().io.into_inner();
-            if in_order {
+            let parts = connection.into_parts();
+            let upgraded = Upgraded {
+                stream: parts.io.into_inner().stream,
+                read: parts.read_buf,
+                alive,
+            };
+            let left = match wanted.take().filter(|_| in_order) {
+                Some(wanted) => wanted.send(upgraded).err(),
+                None => Some(upgraded),
+            };
+            if let Some(left) = left
+                && in_order
+            {
                 // It fails only for a socket that is gone.
-                let _ = SockRef::from(&stream).set_linger(None);
+                let _ = SockRef::from(&left.stream).set_linger(None);
             }
-            drop(stream);
             if let Some(pool) = pool.upgrade() {
                 pool.sweep();
             }
@@ -104,6 +143,9 @@ impl Link {
             is_withdrawn,
             request: None,
             is_busy: false,
+            gauge,
+            _wanted,
+            upgrade,
         })
     }
 
@@ -118,10 +160,16 @@ impl Link {
             || withdrawn.is_some_and(|withdrawn| withdrawn.load(Relaxed))
     }
 
-    /// Takes it out of its idleness. Did it outlive that?
-    pub(super) async fn is_ready(&mut self) -> bool {
+    /// Would it take a request at once?
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
+    pub(super) async fn wakes(&mut self) -> bool {
         self.idle_since.set(None);
-        self.sender.ready().await.is_ok()
+        let ready = timeout(NEARLY, self.sender.ready()).await;
+        matches!(ready, Ok(Ok(())))
     }
 
     pub(super) fn begins_to_wait(&self) {
@@ -151,13 +199,26 @@ impl Link {
         self.carried > 0
     }
 
+    /// The socket, once the upstream has agreed to another protocol. To be asked for before the request is sent.
+    pub(super) fn upgraded(&self) -> oneshot::Receiver<Upgraded> {
+        let (sender, upgraded) = oneshot::channel();
+        self.upgrade.set(Some(sender));
+        upgraded
+    }
+
     /// This end's address.
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.local
     }
 
+    /// Something has come of what the upstream has sent.
+    pub(super) fn goes_on(&self) {
+        self.gauge.reset();
+    }
+
     pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
+        self.goes_on();
         let counts = self.cluster.counts.mine();
         counts.rq_total.increase();
         if !std::mem::replace(&mut self.is_busy, true) {
@@ -174,10 +235,10 @@ impl Drop for Link {
 }
 
 /// Counts a connection as long as it lives.
-struct Alive(PerWorker<ClusterCounts>);
+pub(super) struct Alive(PerWorker<ClusterCounts>);
 
 impl Alive {
-    fn new(counts: &PerWorker<ClusterCounts>) -> Self {
+    pub(super) fn new(counts: &PerWorker<ClusterCounts>) -> Self {
         counts.mine().cx_total.increase();
         counts.mine().cx_active.increase();
         Self(counts.clone())

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::link::Link;
 use crate::connect::ConnectError;
-use crate::origin::{Dial, Origin};
+use crate::origin::{Dial, Dialled, Origin};
 
 /// Ways of a cluster that are kept whether somebody waits there or not.
 const FEW: usize = 64;
@@ -189,6 +189,24 @@ impl Upstreams {
     }
 }
 
+/// A connection outside of any pool, counted when there is none.
+pub(super) async fn connect<S: SocketSupply, O: OriginalDstSource>(
+    dial: &Dial<'_, S, O>,
+    cluster: &Cluster,
+    endpoint: SocketAddr,
+) -> Result<Dialled, NoLink> {
+    let dialled = dial.connect(endpoint, cluster.connect_timeout).await;
+    let dialled = dialled.inspect_err(|error| {
+        let counts = cluster.counts.mine();
+        counts.cx_total.increase();
+        counts.cx_connect_fail.increase();
+        if matches!(error, ConnectError::Timeout(_)) {
+            counts.cx_connect_timeout.increase();
+        }
+    });
+    dialled.map_err(NoLink::Connect)
+}
+
 fn is_in(snapshot: &Snapshot, cluster: &Arc<Cluster>) -> bool {
     let now = snapshot.proxy.cluster(&cluster.name);
     now.is_some_and(|now| Arc::ptr_eq(now, cluster))
@@ -205,8 +223,16 @@ impl Pool {
 
     async fn next(&self) -> Option<Link> {
         loop {
-            let mut link = self.idle.borrow_mut().pop()?;
-            if !link.is_spent() && link.is_ready().await {
+            let mut link = {
+                let mut idle = self.idle.borrow_mut();
+                // Not one whose upstream has not even taken its last request, as long as there are others.
+                let ready = idle.iter().rposition(Link::is_ready);
+                match ready {
+                    Some(at) => idle.remove(at),
+                    None => idle.pop()?,
+                }
+            };
+            if !link.is_spent() && link.wakes().await {
                 return Some(link);
             }
         }
@@ -221,16 +247,7 @@ impl Pool {
         let _pending = cluster.hold(Resource::Pending).ok_or(NoLink::Overflow)?;
         loop {
             if let Some(place) = self.place(cluster) {
-                let dialled = dial.connect(endpoint, cluster.connect_timeout).await;
-                let dialled = dialled.inspect_err(|error| {
-                    let counts = cluster.counts.mine();
-                    counts.cx_total.increase();
-                    counts.cx_connect_fail.increase();
-                    if matches!(error, ConnectError::Timeout(_)) {
-                        counts.cx_connect_timeout.increase();
-                    }
-                });
-                let dialled = dialled.map_err(NoLink::Connect)?;
+                let dialled = connect(dial, cluster, endpoint).await?;
                 let link = Link::begin(dialled, cluster, place, dial.is_withdrawn()).await;
                 return link.map_err(NoLink::Connect);
             }

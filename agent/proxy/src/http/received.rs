@@ -1,5 +1,6 @@
 //! A request as it was received, made one that can be routed: who sent it, by which way, and what is only for this hop.
 
+mod hop;
 mod names;
 
 use std::borrow::Cow;
@@ -11,23 +12,12 @@ use hyper::{Method, Version};
 use shunt_core::http::{HttpConnectionManager, PathRules, RequestView, StripPort};
 use shunt_core::route::matching::without_port;
 
+pub(super) use self::hop::{connection_says, drop_hop_by_hop, is_chunked_at_most};
 use self::names::{EDGE, INTERNAL, ONE_LINE};
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Headers that no client can have taken away, and `te`, of which the rest is seen to.
-const KEPT: [HeaderName; 6] = [
-    X_FORWARDED_FOR,
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-proto"),
-    header::HOST,
-    header::CONTENT_LENGTH,
-    header::TE,
-];
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
 /// A request, taken apart so that each piece can change.
@@ -67,6 +57,8 @@ pub(super) enum Received {
     Plain,
     /// To become another protocol.
     Upgrade,
+    /// To be a tunnel.
+    Connect,
 }
 
 impl Head {
@@ -83,7 +75,10 @@ impl Head {
         if version < Version::HTTP_11 && !manager.accept_http_10 {
             return Err(Unfit::TooOld);
         }
-        if !is_chunked_at_most(&headers) {
+        let is_connect = method == Method::CONNECT;
+        // Bytes behind a CONNECT are the tunnel's, and never its body.
+        let encoding = headers.contains_key(header::TRANSFER_ENCODING);
+        if !is_chunked_at_most(&headers) || is_connect && encoding {
             return Err(Unfit::UnknownEncoding);
         }
         if headers.get_all(header::HOST).iter().nth(1).is_some() {
@@ -100,14 +95,20 @@ impl Head {
             None => return Err(Unfit::NoHost),
         };
         let path = uri.path_and_query().map_or("", |path| path.as_str());
-        if !authority.bytes().all(is_of_authority) || path.is_empty() && method != Method::CONNECT {
+        if !authority.bytes().all(is_of_authority) || path.is_empty() != is_connect {
             return Err(Unfit::NoTarget);
         }
-        if !path.starts_with('/') {
+        if is_connect {
+            let length = headers.get(header::CONTENT_LENGTH);
+            let has_body = length.is_some_and(|length| length.as_bytes() != b"0");
+            if has_body || uri.port_u16().is_none() {
+                return Err(Unfit::NoTarget);
+            }
+        } else if !path.starts_with('/') {
             return Err(Unfit::NoPath);
         }
         Ok(Self {
-            path: match manager.paths == PathRules::default() {
+            path: match manager.paths == PathRules::default() || is_connect {
                 true => path.to_owned(),
                 false => manager.paths.apply(path),
             },
@@ -122,7 +123,7 @@ impl Head {
     /// Sent by one connection manager, and received by the next.
     pub(super) fn pass_on(&mut self, manager: &HttpConnectionManager) {
         self.version = Version::HTTP_11;
-        if manager.paths != PathRules::default() {
+        if manager.paths != PathRules::default() && !self.path.is_empty() {
             self.path = manager.paths.apply(&self.path);
         }
     }
@@ -143,10 +144,22 @@ impl Head {
         listener: SocketAddr,
     ) -> Received {
         self.strip_port(manager.strip_host_port, listener.port());
-        let is_upgrade =
-            self.connection_says("upgrade") && self.headers.contains_key(header::UPGRADE);
+        let wanted = self.wanted();
+        let expected = self.expects().filter(|_| manager.passes_informational);
         self.drop_hop_by_hop();
         self.join_lines();
+        let received = match wanted {
+            _ if self.method == Method::CONNECT => Received::Connect,
+            Some((connection, upgrade)) => {
+                self.headers.insert(header::CONNECTION, connection);
+                self.headers.insert(header::UPGRADE, upgrade);
+                Received::Upgrade
+            }
+            None => Received::Plain,
+        };
+        if let Some(expected) = expected {
+            self.headers.insert(header::EXPECT, expected);
+        }
         self.client = match manager.use_remote_address {
             true => None,
             false => self.last_forwarded_for(),
@@ -179,10 +192,7 @@ impl Head {
         if !manager.via.is_empty() {
             append(&mut self.headers, &header::VIA, &manager.via, ", ");
         }
-        match is_upgrade {
-            true => Received::Upgrade,
-            false => Received::Plain,
-        }
+        received
     }
 
     /// As the proxy before this one has it: without its port, and nobody where that is no address.
@@ -219,7 +229,7 @@ impl Head {
     }
 
     fn connection_says(&self, wanted: &str) -> bool {
-        connection(&self.headers).any(|word| word.eq_ignore_ascii_case(wanted))
+        connection_says(&self.headers, wanted)
     }
 
     /// Headers of which Envoy knows one line only.
@@ -338,41 +348,4 @@ fn without_user(authority: &Authority) -> &str {
 /// What may stand in `host`; RFC 3986, section 3.2.
 fn is_of_authority(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(&byte)
-}
-
-/// Is `transfer-encoding`, where there is any, that of which the framing takes care, and nothing else?
-pub(super) fn is_chunked_at_most(headers: &HeaderMap) -> bool {
-    let mut lines = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (lines.next(), lines.next()) {
-        (None, _) => true,
-        (Some(only), None) => only.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
-    }
-}
-
-/// The words of `connection`.
-fn connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(header::CONNECTION).iter();
-    lines
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(',').map(str::trim))
-}
-
-/// What is about this hop only.
-pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    // What it names is about this hop too (RFC 9110, section 7.6.1), unless others rely on it.
-    let named = connection(headers).filter_map(|word| word.parse().ok());
-    let named: Vec<HeaderName> = named.filter(|name| !KEPT.contains(name)).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [
-        header::CONNECTION,
-        header::UPGRADE,
-        header::TRANSFER_ENCODING,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-    ] {
-        headers.remove(name);
-    }
 }

@@ -9,7 +9,9 @@ use hyper::{Response, StatusCode};
 use shunt_core::http::{HttpConnectionManager, ServerHeader};
 
 use super::body::ResponseBody;
-use super::received::{Head, Unfit, X_REQUEST_ID, append, drop_hop_by_hop, is_chunked_at_most};
+use super::received::{
+    Head, Unfit, X_REQUEST_ID, append, connection_says, drop_hop_by_hop, is_chunked_at_most,
+};
 use super::wire::Signature;
 
 /// Why a reply is the proxy's own; Envoy's words. Without one a response is an upstream's, or a filter's that nobody
@@ -109,6 +111,19 @@ pub(super) fn is_framed(headers: &HeaderMap) -> bool {
     is_clear && is_chunked_at_most(headers)
 }
 
+/// Does the head of a response, by which a connection becomes a tunnel, leave no doubt where the tunnel begins, and which
+/// protocol it is?
+pub(super) fn is_handshake(status: StatusCode, headers: &HeaderMap) -> bool {
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        return true; // Of CONNECT, where lengths say nothing; RFC 9110, section 9.3.6.
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    headers.contains_key(header::UPGRADE)
+        && connection_says(headers, "upgrade")
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+        && lengths.all(|length| length.as_bytes() == b"0")
+}
+
 /// What every response gets, wherever it comes from.
 pub(super) fn finish(
     response: &mut Response<ResponseBody>,
@@ -124,8 +139,14 @@ pub(super) fn finish(
             .extensions_mut()
             .insert(ReasonPhrase::from_static(b"Unknown")),
     };
+    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    let becomes = is_upgrade.then(|| {
+        let named = [header::CONNECTION, header::UPGRADE];
+        named.map(|name| headers.get(&name).cloned().map(|value| (name, value)))
+    });
     drop_hop_by_hop(headers);
+    headers.extend(becomes.into_iter().flatten().flatten());
     let own = HeaderValue::from_str(&manager.server_name);
     match (manager.server_header, own) {
         (ServerHeader::Overwrite, Ok(own)) => {

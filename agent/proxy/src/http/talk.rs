@@ -8,13 +8,13 @@
 //! that does nothing.
 
 mod clock;
+mod progress;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use shunt_core::flow::DataPath;
@@ -23,7 +23,11 @@ use shunt_core::snapshot::Enrolled;
 use tokio::time::Instant;
 
 pub(super) use self::clock::Clock;
+pub(super) use self::progress::{Passes, Progress};
 use super::books::Entry;
+use super::gauge::Gauge;
+use super::interim::Interim;
+use super::tunnel::Tunnel;
 use crate::account::Account;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,7 @@ enum State {
 
 pub(super) struct Talk {
     limits: HttpTimeouts,
+    gauge: Gauge,
     opened: Instant,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
@@ -58,18 +63,13 @@ pub(super) struct Talk {
     told: Cell<(u64, u64)>,
     upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
     peer: RefCell<Option<Arc<Enrolled>>>,
+    /// What the connection becomes after the response under way.
+    tunnel: RefCell<Option<Tunnel>>,
+    /// What an upstream says before its response, and whether it says `100 Continue` in hyper's place.
+    interim: RefCell<Option<Arc<Interim>>>,
+    leaves_continue: Cell<bool>,
     /// Of who looks at the time.
     waker: RefCell<Option<Waker>>,
-}
-
-/// What is known of a request while it is under way.
-pub(super) struct Progress {
-    talk: Rc<Talk>,
-    request_ended: Cell<Option<Instant>>,
-    /// From the request's end to the response's; zero: no limit.
-    route: Cell<Duration>,
-    expired: Cell<Option<Expired>>,
-    entry: Rc<Entry>,
 }
 
 /// A time that was up before a response began.
@@ -107,10 +107,11 @@ enum Due {
 }
 
 impl Talk {
-    pub(super) fn new(limits: HttpTimeouts) -> Rc<Self> {
+    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             limits,
+            gauge,
             opened: now,
             state: Cell::new(State::Idle),
             since: Cell::new(now),
@@ -123,6 +124,9 @@ impl Talk {
             told: Cell::default(),
             upstream: Cell::default(),
             peer: RefCell::default(),
+            tunnel: RefCell::default(),
+            interim: RefCell::default(),
+            leaves_continue: Cell::default(),
             waker: RefCell::default(),
         })
     }
@@ -134,6 +138,11 @@ impl Talk {
             self.state.set(State::Head);
             self.since.set(self.moved.get());
         }
+    }
+
+    /// What the client has sent without anything coming of it.
+    pub(super) fn gauge(&self) -> &Gauge {
+        &self.gauge
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
@@ -149,6 +158,7 @@ impl Talk {
     pub(super) fn flushed(&self) {
         if self.state.get() == State::Flushing {
             self.state.set(State::Idle);
+            self.gauge.reset();
             self.since.set(Instant::now());
         }
     }
@@ -164,16 +174,35 @@ impl Talk {
             self.since.set(Instant::now());
         }
         self.state.set(State::Waiting);
+        self.gauge.reset();
         self.touch();
-        let progress = Rc::new(Progress {
-            talk: Rc::clone(self),
-            request_ended: Cell::default(),
-            route: Cell::default(),
-            expired: Cell::default(),
-            entry,
-        });
+        let progress = Rc::new(Progress::new(Rc::clone(self), entry));
         *self.request.borrow_mut() = Some(Rc::clone(&progress));
+        self.interim.take();
+        self.leaves_continue.set(false);
         progress
+    }
+
+    /// Who hears of what an upstream says before its response. `expected`: the client wants to hear before its body.
+    pub(super) fn interim_of(&self, proper_case: bool, expected: bool) -> Arc<Interim> {
+        self.leaves_continue.set(expected);
+        let interim = Interim::new(proper_case, self.waker.borrow().clone());
+        self.interim.replace(Some(Arc::clone(&interim)));
+        interim
+    }
+
+    /// To be written before anything else.
+    pub(super) fn interim(&self) -> Vec<u8> {
+        let interim = self.interim.borrow();
+        interim
+            .as_ref()
+            .map(|interim| interim.take())
+            .unwrap_or_default()
+    }
+
+    /// To be asked before each write: only what is written first may be `100 Continue`.
+    pub(super) fn leaves_continue(&self) -> bool {
+        self.leaves_continue.replace(false)
     }
 
     /// A response is there.
@@ -192,13 +221,34 @@ impl Talk {
     /// The response does not go on, and nobody waits for it any longer.
     pub(super) fn stuck(&self) {
         if let Some(request) = &*self.request.borrow() {
-            request.entry.stuck();
+            request.entry().stuck();
         }
     }
 
     /// The connection has ended, whatever was under way: the two know each other, and would keep each other alive.
     pub(super) fn over(&self) {
         self.request.borrow_mut().take();
+        self.tunnel.take();
+    }
+
+    /// After the response under way the connection is this.
+    pub(super) fn becomes(&self, tunnel: Tunnel) {
+        self.tunnel.replace(Some(tunnel));
+    }
+
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.take()
+    }
+
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.tunnel.borrow().is_some()
+    }
+
+    /// Is it a tunnel, or about to be one if the upstream likes? Its response is the last in any case.
+    pub(super) fn may_be_tunnel(&self) -> bool {
+        let request = self.request.borrow();
+        let request = request.as_ref();
+        self.is_tunnel() || request.is_some_and(|request| request.may_be_tunnel())
     }
 
     pub(super) fn is_old(&self) -> bool {
@@ -257,8 +307,7 @@ impl Talk {
                 let own = progress.and_then(|progress| progress.due(limits.request, since));
                 let idle = progress.and_then(|progress| {
                     let request_ended = progress.has_request_ended();
-                    after(limits.stream_idle, moved)
-                        .map(|at| (at, Expired::Stream { request_ended }))
+                    after(progress.idle(), moved).map(|at| (at, Expired::Stream { request_ended }))
                 });
                 earliest([own, idle, None]).map(|(at, expired)| match state {
                     State::Waiting => (at, Due::Expired(expired)),
@@ -281,68 +330,6 @@ impl Talk {
     fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
-        }
-    }
-}
-
-impl Progress {
-    pub(super) fn talk(&self) -> &Rc<Talk> {
-        &self.talk
-    }
-
-    pub(super) fn entry(&self) -> &Rc<Entry> {
-        &self.entry
-    }
-
-    /// What `work` gives, unless one of the request's times is up.
-    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Expired> {
-        tokio::pin!(work);
-        // Whoever says that time is up polls the whole connection.
-        poll_fn(|cx| match self.expired() {
-            Some(expired) => Poll::Ready(Err(expired)),
-            None => work.as_mut().poll(cx).map(Ok),
-        })
-        .await
-    }
-
-    pub(super) fn has_request_ended(&self) -> bool {
-        self.request_ended.get().is_some()
-    }
-
-    /// When all of the request had come.
-    pub(super) fn request_ended(&self) -> Option<Instant> {
-        self.request_ended.get()
-    }
-
-    /// All of it has come.
-    pub(super) fn end_request(&self) {
-        if !self.has_request_ended() {
-            self.request_ended.set(Some(Instant::now()));
-            // A limit that counts from now may be the next.
-            self.talk.wake();
-        }
-    }
-
-    /// Zero: none.
-    pub(super) fn limit_response(&self, route: Duration) {
-        // Of one and of the next connection manager: who is the first to lose patience.
-        let known = Some(self.route.get()).filter(|known| !known.is_zero());
-        let route = Some(route).filter(|route| !route.is_zero());
-        self.route
-            .set(known.into_iter().chain(route).min().unwrap_or_default());
-    }
-
-    pub(super) fn expired(&self) -> Option<Expired> {
-        self.expired.get()
-    }
-
-    fn due(&self, request: Duration, since: Instant) -> Option<(Instant, Expired)> {
-        if self.expired.get().is_some() {
-            return None; // It is being answered for that.
-        }
-        match self.request_ended.get() {
-            Some(ended) => after(self.route.get(), ended).map(|at| (at, Expired::Response)),
-            None => after(request, since).map(|at| (at, Expired::Request)),
         }
     }
 }

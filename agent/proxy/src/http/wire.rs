@@ -53,7 +53,7 @@ impl Signature {
             "content-length: {length}\r\ncontent-type: text/plain\r\n{own}{more}\r\nconnection: close\r\n"
         );
         let lines = match self.proper_case {
-            true => lines.split_inclusive('\n').map(properly).collect(),
+            true => lines.split_inclusive('\n').map(properly_all).collect(),
             false => lines,
         };
         format!("{line}\r\n{lines}\r\n{text}").into_bytes()
@@ -61,11 +61,15 @@ impl Signature {
 }
 
 /// `content-length: 1` as `Content-Length: 1`.
-fn properly(line: &str) -> String {
+fn properly_all(line: &str) -> String {
     let (name, value) = line.split_once(':').unwrap_or((line, ""));
+    format!("{}:{value}", properly(name))
+}
+
+/// `content-length` as `Content-Length`.
+pub(super) fn properly(name: &str) -> String {
     let mut begins = true;
-    let name: String = name
-        .chars()
+    name.chars()
         .map(|letter| {
             let proper = if begins {
                 letter.to_ascii_uppercase()
@@ -75,8 +79,7 @@ fn properly(line: &str) -> String {
             begins = letter == '-';
             proper
         })
-        .collect();
-    format!("{name}:{value}")
+        .collect()
 }
 
 /// How hyper's own answers to what is no request begin: they have no body, and nobody is asked about them.
@@ -84,6 +87,8 @@ const HYPERS_OWN: [&[u8]; 2] = [
     b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n",
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n",
 ];
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A response's body, as long as which lives its answer has not ended.
 pub(super) struct Answering<B: Body> {
@@ -119,6 +124,7 @@ impl<B: Body + Unpin> Body for Answering<B> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             None => self.entry.whole(),
+            Some(Ok(frame)) if frame.is_trailers() => self.entry.whole(),
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Buf::remaining);
                 self.entry.sent(bytes);
@@ -180,7 +186,22 @@ impl Wire {
         self.close().await;
     }
 
+    /// The socket, and bytes that were read from it and that nobody took.
+    pub(super) fn into_stream(self) -> (TcpStream, Vec<u8>) {
+        let (mut bytes, taken) = self.before;
+        bytes.drain(..taken);
+        (self.stream, bytes)
+    }
+
+    /// Bytes by which hyper tells the client to go on, where it is the upstream that does.
+    fn swallow(&self, bytes: &[u8]) -> Option<usize> {
+        let is_continue = bytes.starts_with(CONTINUE);
+        (self.talk.leaves_continue() && is_continue).then_some(CONTINUE.len())
+    }
+
+    /// What goes before all that hyper writes.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.instead.extend(self.talk.interim());
         while !self.instead.is_empty() {
             let written =
                 std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.instead))?;
@@ -235,7 +256,7 @@ impl AsyncRead for Wire {
         let read = buffer.filled().len() - had;
         self.at_once += read;
         self.talk.read(read);
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.talk.gauge().read(read))
     }
 }
 
@@ -246,6 +267,9 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_instead(cx))?;
+        if let Some(swallowed) = self.swallow(bytes) {
+            return Poll::Ready(Ok(swallowed));
+        }
         if let Some(instead) = self.reword(bytes) {
             self.instead = instead;
             return Poll::Ready(Ok(bytes.len()));
@@ -261,6 +285,9 @@ impl AsyncWrite for Wire {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_instead(cx))?;
+        if let Some(swallowed) = slices.first().and_then(|first| self.swallow(first)) {
+            return Poll::Ready(Ok(swallowed));
+        }
         if let [only] = slices
             && let Some(instead) = self.reword(only)
         {

@@ -15,6 +15,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use shunt_core::counters::AgentCounters;
 use shunt_core::flow::DataPath;
 use shunt_core::sockets::{Accelerator, SocketCookie};
@@ -95,6 +96,8 @@ enum Load {
         to: usize,
     },
     Pipe(pipes::Lease),
+    /// From before there was a relay; counted already.
+    Early(Bytes),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,7 @@ impl<'a> Half<'a> {
         write: WriteHalf<'a>,
         turns: &Turns,
         way: Way<'a>,
+        early: Bytes,
     ) -> Self {
         let splice_after = match way {
             Way::Tcp { splice_after } => splice_after,
@@ -124,7 +128,10 @@ impl<'a> Half<'a> {
         Self {
             read,
             write,
-            load: Load::Nothing,
+            load: match early.is_empty() {
+                true => Load::Nothing,
+                false => Load::Early(early),
+            },
             size: Size::default(),
             state: State::Moving,
             moved: 0,
@@ -167,7 +174,9 @@ impl<'a> Half<'a> {
             if !matches!(self.load, Load::Nothing) {
                 let (path, written) = ready!(self.poll_write(cx)).map_err(Side::Write)?;
                 self.moved += written;
-                count(path, written);
+                if let Some(path) = path {
+                    count(path, written);
+                }
                 if self.moved >= turn_ends {
                     return Poll::Pending;
                 }
@@ -217,9 +226,9 @@ impl<'a> Half<'a> {
         self.is_stalled() && matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
-    /// Writes some of the load, and how.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(DataPath, u64)>> {
-        let copying = self.way.path();
+    /// Writes some of the load, and says how; `None`: it is counted already.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Option<DataPath>, u64)>> {
+        let copying = Some(self.way.path());
         let (path, written, empty) = match &mut self.load {
             Load::Nothing => (copying, 0, true),
             Load::Buffer { lease, from, to } => {
@@ -242,7 +251,12 @@ impl<'a> Half<'a> {
                         other => break other?,
                     }
                 };
-                (DataPath::Splice, written, pipe.held() == 0)
+                (Some(DataPath::Splice), written, pipe.held() == 0)
+            }
+            Load::Early(bytes) => {
+                let written = ready!(Pin::new(&mut self.write).poll_write(cx, bytes))?;
+                bytes.advance(written);
+                (None, written, bytes.is_empty())
             }
         };
         if empty {

@@ -58,6 +58,7 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
         labels: [].into(),
         mode: Mode::Ebpf,
         addresses: Vec::new(),
+        owns_addresses: true,
         inbound: CapturePolicy::default(),
         transparent: false,
         handoff: true,
@@ -83,7 +84,16 @@ async fn scene_with(rules: Rules, pools: Pools) -> Scene {
     );
     let lent = pools.clone();
     let relay = tokio::task::spawn_local(async move {
-        let end = relay(accepted, upstream, &lent, &rules, None, &mut account).await;
+        let end = relay(
+            accepted,
+            upstream,
+            Early::default(),
+            &lent,
+            &rules,
+            None,
+            &mut account,
+        )
+        .await;
         account.ended(end.reason, None);
         end.reason
     });

@@ -3,42 +3,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use shunt_cni_protocol::{Attachment, DELETED, MAX_WORKLOAD};
+use serde_json::{Map, Value};
+use shunt_cni_protocol::{Attachment, DELETED, MAX_WORKLOAD, REMEMBERED};
 use shunt_core::config::{Config, file};
 use shunt_core::status::{CNI_CONTAINER, CNI_NETWORK};
 use shunt_core::workload::{ModeSetting, WorkloadName, WorkloadSpec};
 use shunt_intercept::netns::Netns;
 
 use crate::cleanup;
+use crate::supervisor::state_file::StateFile;
 
-/// In `state_dir`.
-const FILE: &str = "cni.json";
 const VERSION: u32 = 1;
-/// More than a node has pods.
-pub(super) const MAX: usize = 4096;
-/// Bytes of the file.
-const MAX_FILE: u64 = 64 << 20;
-/// After the file could not be written.
-const PAUSE: Duration = Duration::from_secs(5);
+/// Bytes of a namespace's path: the kernel takes no longer one.
+const MAX_PATH: usize = 4096;
 
 #[derive(Debug)]
 pub(in crate::supervisor) struct Attachments {
     dir: PathBuf,
     all: BTreeMap<WorkloadName, Attached>,
-    /// The file does not say what is known, and is written again then.
-    unwritten: Option<Instant>,
+    file: StateFile,
 }
 
 #[derive(Debug)]
-pub(super) struct Attached {
+pub(in crate::supervisor) struct Attached {
     pub(super) attachment: Attachment,
     pub(super) netns: Arc<Netns>,
     /// As the plugin described it.
@@ -72,13 +64,12 @@ impl Attachments {
         let mut attachments = Self {
             dir: config.state_dir.clone(),
             all: BTreeMap::new(),
-            unwritten: None,
+            file: StateFile::new(&config.state_dir, REMEMBERED),
         };
-        let path = attachments.path();
-        let remembered = match read(&path) {
+        let remembered = match read(&attachments.file) {
             Ok(remembered) => remembered,
             Err(reason) => {
-                let path = path.display();
+                let path = attachments.file.path().display();
                 tracing::error!(reason, %path, "who was enrolled by CNI is not known any more: pods connect directly");
                 Vec::new()
             }
@@ -107,7 +98,8 @@ impl Attachments {
                 remembered = remembered_count,
                 "enrolled by CNI before"
             );
-            attachments.write();
+            attachments.file.is_old();
+            attachments.catch_up();
         }
         for container in deleted {
             attachments.forget_deletion(&container);
@@ -115,7 +107,7 @@ impl Attachments {
         (attachments, specs)
     }
 
-    pub(super) fn get(&self, name: &WorkloadName) -> Option<&Attached> {
+    pub(in crate::supervisor) fn get(&self, name: &WorkloadName) -> Option<&Attached> {
         self.all.get(name)
     }
 
@@ -130,12 +122,12 @@ impl Attachments {
     pub(super) fn insert(&mut self, name: WorkloadName, attached: Attached) {
         self.forget_deletion(&attached.attachment.container);
         self.all.insert(name, attached);
-        self.write();
+        self.file.is_old();
     }
 
     pub(in crate::supervisor) fn forget(&mut self, name: &WorkloadName) {
         if self.all.remove(name).is_some() {
-            self.write();
+            self.file.is_old();
         }
     }
 
@@ -152,44 +144,38 @@ impl Attachments {
             .is_some_and(|attached| !attached.netns.is_current())
     }
 
-    /// Again, if it could not be written.
+    /// The file says what is known, once for all changes since the last time.
     pub(in crate::supervisor) fn catch_up(&mut self) {
-        if self.unwritten.is_some_and(|at| at <= Instant::now()) {
-            self.write();
-        }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.join(FILE)
-    }
-
-    fn write(&mut self) {
-        let remembered = self.all.values().map(|attached| Remembered {
-            attachment: attached.attachment.clone(),
-            netns: Place {
-                path: attached.netns.path().to_owned(),
-                inode: attached.netns.inode(),
-                cookie: attached.netns.cookie(),
-            },
-            workload: attached.workload.clone(),
-        });
-        let attachments = remembered.collect();
-        let written = boot().and_then(|boot| {
+        let Self { all, file, .. } = self;
+        file.catch_up(|| {
+            let remembered = all.values().map(|attached| Remembered {
+                attachment: attached.attachment.clone(),
+                netns: Place {
+                    path: attached.netns.path().to_owned(),
+                    inode: attached.netns.inode(),
+                    cookie: attached.netns.cookie(),
+                },
+                workload: attached.workload.clone(),
+            });
             let state = State {
                 version: VERSION,
-                boot,
-                attachments,
+                boot: boot()?,
+                attachments: remembered.collect(),
             };
-            replace(&self.path(), &serde_json::to_vec(&state)?)
+            Ok(serde_json::to_vec(&state)?)
         });
-        self.unwritten = match written {
-            Ok(()) => None,
-            Err(error) => {
-                let path = self.path();
-                tracing::warn!(%error, path = %path.display(), "an agent started now would not know every pod; this is retried");
-                Some(Instant::now() + PAUSE)
-            }
-        };
+    }
+
+    /// Those whose containers the plugin has left notes of since [`Attachments::restore`].
+    pub(super) fn deleted_meanwhile(&self) -> Vec<WorkloadName> {
+        let deleted = self.deleted();
+        for container in &deleted {
+            self.forget_deletion(container);
+        }
+        let all = self.all.iter();
+        all.filter(|(_, attached)| deleted.contains(&attached.attachment.container))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Containers that the plugin could tell nobody of.
@@ -199,7 +185,7 @@ impl Attachments {
         names.flat_map(|name| name.into_string()).collect()
     }
 
-    fn forget_deletion(&self, container: &str) {
+    pub(super) fn forget_deletion(&self, container: &str) {
         let path = self.dir.join(DELETED).join(container);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -207,6 +193,39 @@ impl Attachments {
             }
             _ => {}
         }
+    }
+}
+
+impl Attached {
+    /// The plugin's workload, with what somebody else says of it over that.
+    ///
+    /// # Errors
+    /// As [`spec`].
+    pub(in crate::supervisor) fn spec_with(
+        &self,
+        said: &Map<String, Value>,
+        mode: ModeSetting,
+    ) -> Result<WorkloadSpec, String> {
+        let mut workload = self.workload.clone();
+        lay_over(&mut workload, &Value::Object(said.clone()));
+        spec(&self.attachment, self.netns.path(), &workload, mode)
+    }
+
+    /// Did this workload come of it?
+    pub(in crate::supervisor) fn made(&self, spec: &WorkloadSpec) -> bool {
+        spec.labels.get(CNI_CONTAINER) == Some(&self.attachment.container)
+    }
+}
+
+/// Objects key by key; of everything else the upper one counts.
+fn lay_over(under: &mut Value, over: &Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                lay_over(under.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over.clone(),
     }
 }
 
@@ -220,16 +239,16 @@ pub(super) fn spec(
     workload: &Value,
     mode: ModeSetting,
 ) -> Result<WorkloadSpec, String> {
-    let name = WorkloadName {
-        namespace: attachment.namespace.clone(),
-        name: attachment.name.clone(),
-    };
+    let name = super::name(attachment);
     file::name(&attachment.container).map_err(|error| format!("container: {error}"))?;
     file::name(&attachment.network).map_err(|error| format!("network: {error}"))?;
     let Value::Object(mut map) = workload.clone() else {
         return Err("the workload is not an object".into());
     };
     let netns = netns.to_str().ok_or("the namespace's path is not UTF-8")?;
+    if netns.len() > MAX_PATH {
+        return Err("the namespace's path is too long".into());
+    }
     map.insert("netns".into(), netns.into());
     let text = Value::Object(map).to_string();
     if text.len() > MAX_WORKLOAD {
@@ -283,16 +302,10 @@ fn found_again(
 }
 
 /// Nobody: there is no file, or the host has booted since. The error is for people.
-fn read(path: &Path) -> Result<Vec<Remembered>, String> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error.to_string()),
+fn read(file: &StateFile) -> Result<Vec<Remembered>, String> {
+    let Some(text) = file.read().map_err(|error| error.to_string())? else {
+        return Ok(Vec::new());
     };
-    let mut text = Vec::new();
-    file.take(MAX_FILE)
-        .read_to_end(&mut text)
-        .map_err(|error| error.to_string())?;
     #[derive(Deserialize)]
     struct Envelope {
         version: u32,
@@ -314,22 +327,4 @@ fn read(path: &Path) -> Result<Vec<Remembered>, String> {
 fn boot() -> io::Result<String> {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(id.trim().to_owned())
-}
-
-/// Whoever reads `path`, also after a crash, reads what was there before or all of `text`.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    let mut file = File::options()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
 }

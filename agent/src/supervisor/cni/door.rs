@@ -141,8 +141,14 @@ async fn receive(visitor: UnixStream, tell: mpsc::Sender<Visit>) -> io::Result<(
             if tell.send(visit).await.is_err() {
                 return Ok(());
             }
+            let left = visitor.async_io(Interest::READABLE, || socket::receive(&visitor));
+            let replied = tokio::select! {
+                replied = replied => replied,
+                // He has nothing more to say: he does not wait any more.
+                _ = left => return Ok(()),
+            };
             // Not told: the agent is stopping, and its end is the reply.
-            let Ok(reply) = replied.await else {
+            let Ok(reply) = replied else {
                 return Ok(());
             };
             reply

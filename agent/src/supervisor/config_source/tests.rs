@@ -11,8 +11,10 @@ fn texts(cds: &str, rds: &str) -> Texts {
 
 #[test]
 fn what_is_still_being_written_is_not_read() {
-    let mut looked = Looked::default();
-    looked.seen = Arc::new(texts("1", "1"));
+    let mut looked = Looked {
+        seen: Arc::new(texts("1", "1")),
+        unsettled: None,
+    };
     let begun = Instant::now();
     let mut look =
         |millis, now: &Texts| looked.look(now.clone(), begun + Duration::from_millis(millis));

@@ -6,8 +6,8 @@ use shunt_core::status::{StatusMode, WorkloadState};
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_workload::Verdict;
 
+use super::POD;
 use super::place::Place;
-use super::{CNI, CNI_LABELS, POD};
 use crate::ipc::WorkloadInfo;
 use crate::supervisor::Supervisor;
 use crate::supervisor::lifecycle::Workload;
@@ -19,31 +19,10 @@ impl Supervisor {
         let Some(pod) = self.pods.pods.get(name) else {
             return;
         };
-        let Verdict::Enrol(wished) = &pod.wish.verdict else {
+        let Some(wished) = self.wished_of(name) else {
             return;
         };
         let existing = self.workloads.get(name).map(|workload| &workload.spec);
-        let of_cni = existing.filter(|spec| spec.labels.contains_key(CNI));
-        let mut spec = match (&pod.place, of_cni) {
-            // The plugin knows the namespace before there is a process in it, and where the hooks are they stay.
-            (_, Some(by_cni)) => {
-                let mut spec = WorkloadSpec {
-                    netns: by_cni.netns.clone(),
-                    cgroup: by_cni.cgroup.clone(),
-                    ..wished.as_ref().clone()
-                };
-                let whose = by_cni
-                    .labels
-                    .iter()
-                    .filter(|(key, _)| key.starts_with(CNI_LABELS));
-                spec.labels
-                    .extend(whose.map(|(key, value)| (key.clone(), value.clone())));
-                spec
-            }
-            (Some(place), None) => place.given(wished),
-            (None, None) => return,
-        };
-        spec.labels.insert(POD.into(), pod.wish.uid.to_string());
         let others = |(other, workload): &(&WorkloadName, &Workload)| {
             let inode = pod.place.as_ref().map(Place::inode);
             *other != name
@@ -53,10 +32,15 @@ impl Supervisor {
                     == inode
                 && inode.is_some()
         };
-        let strange =
-            |spec: &WorkloadSpec| !spec.labels.contains_key(POD) && !spec.labels.contains_key(CNI);
+        let attached = self.attachments.get(name);
+        let strange = |spec: &WorkloadSpec| {
+            let of_cni = attached.is_some_and(|attached| attached.made(spec));
+            !spec.labels.contains_key(POD) && !of_cni
+        };
         let trouble = if in_file {
             "the configuration file says what becomes of it".to_owned()
+        } else if let Err(wrong) = &wished {
+            format!("annotations together with the CNI plugin's settings: {wrong}")
         } else if existing.is_some_and(strange) {
             "somebody enrolled it over the admin API".to_owned()
         } else if let Some((other, _)) = self.workloads.iter().find(others) {
@@ -64,14 +48,38 @@ impl Supervisor {
         } else {
             String::new()
         };
-        let go = trouble.is_empty() && !pod.taken_out && existing != Some(&spec);
+        let may = trouble.is_empty() && !pod.taken_out;
+        let spec = wished.ok().filter(|spec| may && existing != Some(spec));
         if let Some(pod) = self.pods.pods.get_mut(name) {
             pod.trouble = trouble;
         }
-        if go {
+        if let Some(spec) = spec {
             self.desire(spec);
             self.changed = true;
         }
+    }
+
+    /// The workload that the pod's wish makes. `None`: there is no such wish, or no place for it yet. The error is for
+    /// people.
+    pub(in crate::supervisor) fn wished_of(
+        &self,
+        name: &WorkloadName,
+    ) -> Option<Result<WorkloadSpec, String>> {
+        let pod = self.pods.pods.get(name)?;
+        let Verdict::Enrol(wished) = &pod.wish.verdict else {
+            return None;
+        };
+        let made = match (self.attachments.get(name), &pod.place) {
+            // The plugin knows the namespace before there is a process in it, and its settings are under the pod's.
+            (Some(attached), _) => attached.spec_with(&pod.wish.said, self.config.mode),
+            (None, Some(place)) => Ok(place.given(wished)),
+            (None, None) => return None,
+        };
+        Some(made.map(|mut spec| {
+            spec.labels.extend(wished.labels.clone());
+            spec.labels.insert(POD.into(), pod.wish.uid.to_string());
+            spec
+        }))
     }
 
     /// Somebody enrolled it over the admin API: the CNI plugin, for a sandbox that is not known yet.
@@ -87,6 +95,13 @@ impl Supervisor {
         if let Some(pod) = self.pods.pods.get_mut(name) {
             pod.taken_out = true;
         }
+    }
+
+    /// It says itself that it does not want to be enrolled, and the configuration file does not say otherwise; for people.
+    pub(in crate::supervisor) fn pod_refuses(&self, name: &WorkloadName) -> Option<&'static str> {
+        let pod = self.pods.pods.get(name)?;
+        let refuses = pod.wish.verdict == Verdict::Refuse && !self.is_in_file(name);
+        refuses.then_some("its own labels say that it is not to be enrolled")
     }
 
     pub(super) fn is_in_file(&self, name: &WorkloadName) -> bool {

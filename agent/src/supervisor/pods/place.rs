@@ -6,12 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use shunt_core::workload::WorkloadSpec;
-use shunt_workload::processes::Leader;
+use shunt_workload::processes::{Leader, Life};
 
 /// A pod's network namespace is held open: its number is nobody else's while we know it, whoever of the pod ends.
 #[derive(Debug)]
 pub(super) struct Place {
-    leader: Leader,
+    /// Of its oldest process.
+    life: Life,
     netns: File,
     inode: u64,
     /// The pod's, with all its containers.
@@ -37,7 +38,7 @@ impl Place {
         }
         Ok(Self {
             cgroup: cgroups.and_then(|mount| leader.cgroup(mount)),
-            leader,
+            life: leader.into_life(),
             netns,
             inode,
         })
@@ -53,11 +54,11 @@ impl Place {
 
     /// Another process of the same namespace is the oldest now.
     pub(super) fn led_by(&mut self, other: Self) {
-        self.leader = other.leader;
+        self.life = other.life;
     }
 
-    pub(super) fn is_inhabited(&self) -> bool {
-        self.leader.is_alive()
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 
     /// The wish with the place that it left empty. The path leads to the namespace that is held, and to no other.

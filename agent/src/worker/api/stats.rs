@@ -12,7 +12,7 @@ use crate::worker::view::View;
 type Stats = Vec<(String, u64)>;
 
 /// Told in this order.
-const GROUPS: [fn(&View, &mut Stats); 4] = [agent, kernel, repairs, proxy];
+const GROUPS: [fn(&View, &mut Stats); 5] = [agent, kernel, repairs, upgrades, proxy];
 
 pub(super) fn all(view: &View) -> Stats {
     let mut stats = Vec::new();
@@ -53,13 +53,20 @@ fn agent(view: &View, stats: &mut Stats) {
 }
 
 fn kernel(view: &View, stats: &mut Stats) {
-    let events = view.kernel_events.iter();
+    let events = view.counted.kernel.iter();
     stats.extend(events.map(|(name, count)| (format!("kernel.{name}"), *count)));
 }
 
 fn repairs(view: &View, stats: &mut Stats) {
-    let repairs = view.repairs.iter();
+    let repairs = view.counted.repairs.iter();
     stats.extend(repairs.map(|(name, count)| (format!("repairs.{name}"), *count)));
+}
+
+fn upgrades(view: &View, stats: &mut Stats) {
+    let upgrades = view.counted.upgrades.iter();
+    stats.extend(upgrades.map(|(result, count)| (format!("upgrades.{result}"), *count)));
+    let retired = u64::try_from(view.retired.len()).unwrap_or(u64::MAX);
+    stats.push(("data_planes_retired".to_owned(), retired));
 }
 
 fn proxy(view: &View, stats: &mut Stats) {

@@ -1,12 +1,18 @@
-//! The ends of a data plane: told to stop, or left alone.
+//! The ends of a data plane: told to stop, succeeded by another, or left alone.
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use super::Control;
+use shunt_proxy::Worker;
+
+use super::{Control, LOOK};
 use crate::ipc::{ToSupervisor, ToWorker};
 
 /// After the supervisor's death the iptables gates need this long to open: until then clients still come.
 const ORPHAN: Duration = Duration::from_millis(1500);
+
+/// For answers over the admin API that are not read yet, after the last flow.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Tells the supervisor of workloads whose listeners have closed and whose flows have ended.
@@ -46,40 +52,73 @@ impl Control {
         }
     }
 
-    /// In order: the supervisor still supplies sockets while flows end.
+    /// Another data plane answers from now on, and keeps the books of direct connections.
+    pub(super) fn retire(&mut self) {
+        for server in &self.servers {
+            server.abort();
+        }
+        let mut view = self.view.borrow_mut();
+        view.taps.end();
+        view.leave_the_books();
+    }
+
+    /// Nobody else accepts from the listeners.
     pub(super) async fn stop(mut self, grace: Duration) {
         tracing::info!(
             grace_s = grace.as_secs(),
             "the data plane lets its flows end"
         );
-        let workers = std::mem::take(&mut self.workers);
-        let ended = async {
-            for worker in &workers {
-                worker.stop(grace);
-            }
-            for worker in workers {
-                worker.ended().await;
-            }
-        };
-        tokio::pin!(ended);
-        loop {
+        self.workers.iter().for_each(|worker| worker.stop(grace));
+        self.attend_until(Self::flows_have_ended).await;
+    }
+
+    /// Another data plane has the listeners too.
+    pub(super) async fn be_succeeded(mut self, grace: Duration) {
+        tracing::info!(
+            grace_s = grace.as_secs(),
+            "another data plane accepts now; this one lets its flows end"
+        );
+        self.workers.iter().for_each(|worker| worker.retire(grace));
+        self.attend_until(Self::flows_have_ended).await;
+        // Whoever asked for the upgrade over the admin API is still to be answered.
+        let answered = self.attend_until(Self::has_answered);
+        let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
+    }
+
+    fn flows_have_ended(&mut self) -> bool {
+        self.workers.iter_mut().all(Worker::has_ended)
+    }
+
+    fn has_answered(&mut self) -> bool {
+        // Each connection of the admin API holds it.
+        self.asked.is_empty() && Rc::strong_count(&self.view) == 1
+    }
+
+    /// In order: the supervisor still supplies sockets while flows end, withdraws workloads, and answers.
+    async fn attend_until(&mut self, is_over: fn(&mut Self) -> bool) {
+        let mut looks = tokio::time::interval(LOOK);
+        let mut supervised = true;
+        while !is_over(self) {
             tokio::select! {
-                () = &mut ended => return,
                 Some(request) = self.requests.recv() => self.say(&request),
-                message = self.channel.receive() => match message {
-                    Ok((_, ToWorker::Stock { worker, want }, fds)) => {
-                        if let Some(stock) = self.stocks.get(worker) {
-                            stock.put(want, fds);
-                        }
+                Some(wish) = self.wishes.recv() => self.pass_on(wish),
+                message = self.channel.receive(), if supervised => match message {
+                    Ok((number, ToWorker::Stop { grace_ms }, _)) => {
+                        let grace = Duration::from_millis(grace_ms);
+                        self.workers.iter().for_each(|worker| worker.stop(grace));
+                        self.say(&ToSupervisor::Ack { number, error: None });
                     }
-                    Ok((_, ToWorker::StockFailed { worker, want, error }, _)) => {
-                        if let Some(stock) = self.stocks.get(worker) {
-                            stock.fail(want, error);
-                        }
+                    Ok((number, message, fds)) => {
+                        let error = self.carry_out(message, fds).err();
+                        let error = error.map(|error| format!("{error:#}"));
+                        self.say(&ToSupervisor::Ack { number, error });
                     }
-                    Ok(_) => {}
-                    Err(_) => return ended.await,
+                    Err(_) => {
+                        supervised = false;
+                        self.requests.close();
+                    }
                 },
+                _ = looks.tick() => self.look_at_leaving(),
             }
         }
     }

@@ -25,6 +25,7 @@ fn web() -> Enrolled {
         },
         labels: [].into(),
         mode: Mode::Ebpf,
+        owns_addresses: true,
         addresses: Vec::new(),
         inbound: CapturePolicy::default(),
         transparent: true,
@@ -71,6 +72,8 @@ fn rendered() -> String {
             status(StatusMode::Off, WorkloadState::Pending),
         ],
         repairs: &[("iptables".to_owned(), 2)],
+        upgrades: &[("done".to_owned(), 3)],
+        retired: 1,
         kernel_events: &[
             ("own_flows_full".to_owned(), 4),
             ("verdict_proven".to_owned(), 7),
@@ -101,6 +104,8 @@ fn every_metric_has_its_documented_name() {
         "shunt_original_dst_misses_total 0".to_owned(),
         "shunt_loops_refused_total 3".to_owned(),
         "shunt_interception_repairs_total{what=\"iptables\"} 2".to_owned(),
+        "shunt_upgrades_total{result=\"done\"} 3".to_owned(),
+        "shunt_data_planes_retired 1".to_owned(),
         "shunt_connections_refused_total 0".to_owned(),
         "shunt_accept_errors_total 0".to_owned(),
         "shunt_access_log_dropped_total 0".to_owned(),
@@ -134,7 +139,7 @@ fn the_text_is_openmetrics() {
             assert_eq!(name, format!("{}{suffix}", family.0));
         }
     }
-    assert_eq!(seen.len(), 16);
+    assert_eq!(seen.len(), 18);
 }
 
 /// A workload that is withdrawn and one of the same name that replaces it share their labels while both are there.
@@ -154,6 +159,8 @@ fn a_replaced_workload_is_summed() {
         agent: &AgentCounters::default(),
         workloads: &[],
         repairs: &[],
+        upgrades: &[],
+        retired: 0,
         kernel_events: &[],
         version: "0.1.0",
     });

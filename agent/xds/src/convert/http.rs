@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shunt_core::http::{
     HttpConnectionManager, HttpLimits, HttpTimeouts, PathRules, RequestId, ServerHeader, StripPort,
+    Upgrade,
 };
 use shunt_core::route::RouteConfiguration;
 
@@ -97,12 +98,38 @@ pub(super) fn manager(reader: &Reader<'_>) -> Option<HttpConnectionManager> {
             (_, true) => StripPort::Matching,
             _ => StripPort::Never,
         },
+        upgrades: upgrades(reader),
+        passes_informational: reader.is("proxy_100_continue"),
+        trailers: flag("enable_trailers"),
         suppress_envoy_headers,
         filters,
         local_replies: local_reply::replies(reader),
         routes,
         rds: rds.is_some(),
     })
+}
+
+/// Of a connection manager, or of a route.
+pub(super) fn upgrades(reader: &Reader<'_>) -> Vec<Upgrade> {
+    let mut upgrades: Vec<Upgrade> = Vec::new();
+    for config in reader.list("upgrade_configs") {
+        let name = config.text("upgrade_type");
+        let is_known = upgrades
+            .iter()
+            .any(|known| known.name.eq_ignore_ascii_case(&name));
+        if name.is_empty() {
+            config.fault("upgrade_type", "is required");
+        } else if name.eq_ignore_ascii_case("connect-udp") {
+            config.fault("upgrade_type", format!("{name} is not supported"));
+        } else if is_known {
+            config.fault("upgrade_type", format!("{name} is said twice"));
+        }
+        upgrades.push(Upgrade {
+            name,
+            enabled: config.bool("enabled").unwrap_or(true),
+        });
+    }
+    upgrades
 }
 
 /// None, as long as no file with them was right: every request is answered with 404 then.

@@ -56,9 +56,12 @@ fn path(reader: &Reader<'_>) -> Option<PathMatch> {
     if let Some(policy) = reader.message("path_match_policy") {
         return template(&policy).map(|template| PathMatch::Regex(template.pattern));
     }
+    if reader.message("connect_matcher").is_some() {
+        return Some(PathMatch::Connect);
+    }
     reader.fault(
         "",
-        "says no path (prefix, path, safe_regex, path_separated_prefix, path_match_policy)",
+        "says no path (prefix, path, safe_regex, path_separated_prefix, path_match_policy, connect_matcher)",
     );
     None
 }

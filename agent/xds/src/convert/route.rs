@@ -12,6 +12,7 @@ use shunt_core::route::{
 };
 
 use super::filters::per_filter;
+use super::http::upgrades;
 use super::matchers::{route_match, substitution, template};
 use super::subsets::metadata;
 use super::unique;
@@ -159,7 +160,25 @@ fn forward(reader: &Reader<'_>, matched: Option<&Template>) -> Option<Forward> {
         host_of_endpoint: reader.is("auto_host_rewrite"),
         append_x_forwarded_host: reader.is("append_x_forwarded_host"),
         timeout: reader.duration("timeout").unwrap_or(TIMEOUT),
+        idle_timeout: reader.duration("idle_timeout"),
+        upgrades: upgrades(reader),
+        terminates_connect: terminates_connect(reader),
     })
+}
+
+fn terminates_connect(reader: &Reader<'_>) -> bool {
+    let mut terminates = false;
+    for config in reader.list("upgrade_configs") {
+        if config.message("connect_config").is_some() {
+            let name = config.text("upgrade_type");
+            if !name.eq_ignore_ascii_case("connect") {
+                let message = format!("is for upgrades of type CONNECT, and this is {name}");
+                config.fault("connect_config", message);
+            }
+            terminates |= config.bool("enabled").unwrap_or(true);
+        }
+    }
+    terminates
 }
 
 fn target(reader: &Reader<'_>, wanted: &Metadata) -> Option<Target> {

@@ -108,6 +108,12 @@ pub(super) fn addition(option: &Reader<'_>) -> Option<HeaderAddition> {
 pub(super) fn reply_addition(option: &Reader<'_>) -> Option<HeaderAddition> {
     let header = option.required("header", option.message("header"))?;
     let name = header_name(&header, "key")?;
+    if FRAMING.contains(&name.as_str()) {
+        let message = format!(
+            "`{name}` says where the message ends, and is no business of the configuration"
+        );
+        header.fault("key", message);
+    }
     let append = option.bool("append");
     let action = match option.choice("append_action").as_str() {
         "ADD_IF_ABSENT" => AppendAction::AddIfAbsent,
@@ -130,6 +136,9 @@ pub(super) fn reply_addition(option: &Reader<'_>) -> Option<HeaderAddition> {
         keep_empty: option.is("keep_empty_value"),
     })
 }
+
+/// Headers that would cut a body, or make the next message begin elsewhere.
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
 /// Of a header that may be changed.
 pub(super) fn header_name(reader: &Reader<'_>, field: &str) -> Option<String> {

@@ -36,6 +36,11 @@ pub(super) const ROWS: &[Row] = &[
             honoured("always_set_request_id_in_response"),
             honoured("strip_matching_host_port"),
             honoured("strip_any_host_port"),
+            within(
+                "upgrade_configs",
+                "any but CONNECT-UDP; filters of their own are refused",
+            ),
+            honoured("proxy_100_continue"),
             honoured("normalize_path"),
             honoured("merge_slashes"),
             within("xff_num_trusted_hops", "must be 0"),
@@ -50,6 +55,10 @@ pub(super) const ROWS: &[Row] = &[
                 "a connection is closed once its last bytes are taken",
             ),
         ],
+    },
+    Row {
+        message: "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
+        fields: &[honoured("upgrade_type"), honoured("enabled")],
     },
     Row {
         message: "envoy.extensions.filters.network.http_connection_manager.v3.Rds",
@@ -89,6 +98,10 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         message: "envoy.config.core.v3.Http1ProtocolOptions",
         fields: &[
+            within(
+                "enable_trailers",
+                "trailers that the message's `trailer` header names, and of responses for clients that send `te: trailers`",
+            ),
             honoured("accept_http_10"),
             honoured("default_host_for_http_10"),
             within("header_key_format", "proper_case_words"),
@@ -165,11 +178,16 @@ pub(super) const ROWS: &[Row] = &[
             honoured("safe_regex"),
             honoured("path_separated_prefix"),
             within("path_match_policy", "a URI template"),
+            honoured("connect_matcher"),
             honoured("case_sensitive"),
             honoured("runtime_fraction"),
             honoured("headers"),
             honoured("query_parameters"),
         ],
+    },
+    Row {
+        message: "envoy.config.route.v3.RouteMatch.ConnectMatcher",
+        fields: &[],
     },
     Row {
         message: "envoy.config.core.v3.RuntimeFractionalPercent",
@@ -249,8 +267,22 @@ pub(super) const ROWS: &[Row] = &[
             honoured("append_x_forwarded_host"),
             honoured("metadata_match"),
             honoured("timeout"),
+            honoured("idle_timeout"),
+            within("upgrade_configs", "any but CONNECT-UDP"),
             within("priority", "DEFAULT"),
         ],
+    },
+    Row {
+        message: "envoy.config.route.v3.RouteAction.UpgradeConfig",
+        fields: &[
+            honoured("upgrade_type"),
+            honoured("enabled"),
+            honoured("connect_config"),
+        ],
+    },
+    Row {
+        message: "envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig",
+        fields: &[],
     },
     Row {
         message: "envoy.config.route.v3.WeightedCluster",

@@ -22,3 +22,5 @@ pub const SELECTED: u32 = 1 << 18;
 pub const BULK: u32 = 1 << 12;
 /// Two for each port that somebody listens on and others call.
 pub const CLASSES: u32 = 1 << 16;
+/// Resolvers of all workloads whose DNS is captured, a thousand of them with all their slots.
+pub const RESOLVERS: u32 = 1 << 14;

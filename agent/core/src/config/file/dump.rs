@@ -73,16 +73,17 @@ fn write_config(out: &mut String, config: &Config) -> fmt::Result {
     writeln!(out, "}}")?;
     writeln!(out, "state_dir: {}", quoted_path(state_dir))?;
     writeln!(out, "bpffs: {}", quoted_path(bpffs))?;
-    let [connect, idle, half_close, drain] = [
+    let [connect, idle, half_close, drain, upgrade] = [
         timeouts.connect,
         timeouts.idle,
         timeouts.half_close,
         timeouts.drain,
+        timeouts.upgrade,
     ]
     .map(duration);
     writeln!(
         out,
-        "timeouts: {{connect: {connect}, idle: {idle}, half_close: {half_close}, drain: {drain}}}"
+        "timeouts: {{connect: {connect}, idle: {idle}, half_close: {half_close}, drain: {drain}, upgrade: {upgrade}}}"
     )?;
     writeln!(
         out,
@@ -241,6 +242,7 @@ fn write_workload(out: &mut String, workload: &WorkloadSpec) -> fmt::Result {
         OnFailure::Closed => "closed",
     };
     writeln!(out, "    on_failure: {on_failure}")?;
+    writeln!(out, "    dns: {{capture: {}}}", workload.dns.capture)?;
     let CapturePolicy {
         include_cidrs,
         exclude_cidrs,

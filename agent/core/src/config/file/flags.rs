@@ -6,7 +6,8 @@ use super::workloads::DEFAULT_NAMESPACE;
 use super::{ConfigError, Fault, values};
 use crate::config::Config;
 use crate::workload::{
-    AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, WorkloadName, WorkloadSpec,
+    AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OnFailure, WorkloadName,
+    WorkloadSpec,
 };
 
 /// Puts `--mode` and `--workload NAME=NETNS` into a configuration. `mode` replaces the global mode and that of every
@@ -73,6 +74,9 @@ pub(super) fn clash(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<(&'stat
     if other.name == spec.name {
         return Some(("name", format!("workload `{}` is given twice", spec.name)));
     }
+    if other.shares_netns() && spec.shares_netns() {
+        return overlap(other, spec).map(|message| ("cgroup", message));
+    }
     if same_place(&other.netns) == same_place(&spec.netns) {
         let message = format!(
             "`{}` is the network namespace of workload `{}` already (one workload each)",
@@ -82,6 +86,20 @@ pub(super) fn clash(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<(&'stat
         return Some(("netns", message));
     }
     None
+}
+
+/// Of two workloads that share a namespace each socket is one's.
+fn overlap(other: &WorkloadSpec, spec: &WorkloadSpec) -> Option<String> {
+    let (theirs, own) = (other.cgroup.as_ref()?, spec.cgroup.as_ref()?);
+    let overlaps = theirs.starts_with(own) || own.starts_with(theirs);
+    overlaps.then(|| {
+        format!(
+            "`{}` overlaps with `{}` of workload `{}` (each process is one workload's)",
+            own.display(),
+            theirs.display(),
+            other.name
+        )
+    })
 }
 
 /// `/var/run` is `/run` on every current system. Other aliases show only when the namespace is opened.
@@ -106,6 +124,7 @@ fn flag_workload(name: &str, netns: &str, mode: ModeSetting) -> Result<WorkloadS
             mode,
             acceleration: AccelerationPolicy::default(),
             on_failure: OnFailure::default(),
+            dns: DnsPolicy::default(),
             outbound: CapturePolicy::default(),
             inbound: CapturePolicy::default(),
         }),

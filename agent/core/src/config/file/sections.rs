@@ -126,7 +126,7 @@ fn admin(file: &Mapping<'_>, admin: &mut Admin) {
 }
 
 fn timeouts(file: &Mapping<'_>, timeouts: &mut Timeouts) {
-    let known = ["connect", "idle", "half_close", "drain"];
+    let known = ["connect", "idle", "half_close", "drain", "upgrade"];
     let Some(section) = file.mapping("timeouts", &known) else {
         return;
     };
@@ -142,6 +142,10 @@ fn timeouts(file: &Mapping<'_>, timeouts: &mut Timeouts) {
     set(
         &mut timeouts.drain,
         section.value("drain", values::duration),
+    );
+    set(
+        &mut timeouts.upgrade,
+        section.value("upgrade", values::duration),
     );
 }
 

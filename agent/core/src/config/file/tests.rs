@@ -6,7 +6,9 @@ use crate::config::{AccessLog, Admin, Ports};
 use crate::flow::Direction;
 use crate::policy::{Action, Peer, PolicyRule, Selector};
 use crate::service::{Balance, Service};
-use crate::workload::{Acceleration, AccelerationPolicy, CapturePolicy, OnFailure, PortRange};
+use crate::workload::{
+    Acceleration, AccelerationPolicy, CapturePolicy, DnsPolicy, OnFailure, PortRange,
+};
 
 mod faults;
 mod properties;
@@ -35,7 +37,7 @@ log: {level: info, format: text, access: stdout}       # access: stdout | off | 
 admin: {socket: /run/shunt/admin.sock, address: 127.0.0.1:15000}   # address optional; none by default
 state_dir: /run/shunt
 bpffs: /sys/fs/bpf/shunt
-timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s}
+timeouts: {connect: 10s, idle: 0s, half_close: 10m, drain: 30s, upgrade: 15m}
 limits: {connections: 100000, connections_per_workload: 20000}
 splice_after: 1MiB         # bytes a direction copies before it splices; off: always copy
 services:                  # L4 services; Envoy clusters fill the same core types
@@ -52,6 +54,7 @@ workloads:
     mode: ebpf             # optional, overrides the global one
     acceleration: {default: auto, ports: {"5432": off}}    # off | auto | always; a bare word is the default
     on_failure: open       # open | closed: what happens when the agent is dead
+    dns: {capture: true}   # queries to port 53 by UDP go through the agent; default: false
     outbound: {include_ports: [], exclude_ports: ["22", "8000-8100"], include_cidrs: [], exclude_cidrs: ["10.9.0.0/16", "fd00::/8"]}
     inbound:  {include_ports: [], exclude_ports: []}
 "#;
@@ -76,6 +79,7 @@ fn the_documented_format() {
             handoff: true,
         },
         on_failure: OnFailure::Open,
+        dns: DnsPolicy { capture: true },
         outbound: CapturePolicy {
             exclude_ports: vec![port(22, 22), port(8000, 8100)],
             exclude_cidrs: vec!["10.9.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()],

@@ -6,8 +6,8 @@ use super::flags::clash;
 use super::node::{Field, Mapping};
 use super::{sections, values};
 use crate::workload::{
-    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
-    WorkloadName, WorkloadSpec,
+    Acceleration, AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OWN_NETNS, OnFailure,
+    PortRange, WorkloadName, WorkloadSpec,
 };
 
 const KEYS: &[&str] = &[
@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "mode",
     "acceleration",
     "on_failure",
+    "dns",
     "outbound",
     "inbound",
 ];
@@ -91,24 +92,56 @@ pub(super) fn named(
 /// Everything but the name, which stays empty.
 fn settings(map: &Mapping<'_>, default_mode: ModeSetting) -> Option<WorkloadSpec> {
     let on_failure = [("open", OnFailure::Open), ("closed", OnFailure::Closed)];
-    let netns = required(map, "netns", values::netns);
+    let cgroup = map.value("cgroup", values::cgroup);
+    let netns = match map.get("netns") {
+        None if cgroup.is_some() => Some(OWN_NETNS.into()),
+        _ => required(map, "netns", values::netns),
+    };
     let spec = WorkloadSpec {
         name: WorkloadName {
             namespace: String::new(),
             name: String::new(),
         },
         netns: netns.clone().unwrap_or_default(),
-        cgroup: map.value("cgroup", values::cgroup),
+        cgroup,
         labels: labels(map),
         mode: map.value("mode", sections::mode).unwrap_or(default_mode),
         acceleration: acceleration(map),
         on_failure: map
             .value("on_failure", |text| values::choice(text, &on_failure))
             .unwrap_or_default(),
+        dns: dns(map),
         outbound: outbound(map),
         inbound: inbound(map),
     };
+    if spec.shares_netns() {
+        sharing(map, &spec);
+    }
     netns.map(|_| spec)
+}
+
+/// What only a workload with a network namespace of its own can do without, or have.
+fn sharing(map: &Mapping<'_>, spec: &WorkloadSpec) {
+    if spec.cgroup.is_none() {
+        map.fault("cgroup", "missing (others share the agent's own namespace)");
+    }
+    if let Some(field) = map
+        .get("mode")
+        .filter(|_| spec.mode == ModeSetting::Iptables)
+    {
+        field.fault(
+            "a workload in the agent's own namespace needs eBPF mode (rules there are everybody's)",
+        );
+    }
+    if let Some(field) = map.get("dns").filter(|_| spec.dns.capture) {
+        field.fault("queries of a workload in the agent's own namespace are not captured");
+    }
+    if let Some(field) = map
+        .get("inbound")
+        .filter(|_| spec.inbound != CapturePolicy::default())
+    {
+        field.fault("connections to a workload in the agent's own namespace are not captured");
+    }
 }
 
 fn required<T>(
@@ -167,13 +200,22 @@ fn acceleration(map: &Mapping<'_>) -> AccelerationPolicy {
     }
     let default = section.value("default", acceleration_word);
     policy.default = default.unwrap_or_default();
-    let may = |name| {
-        let choice = |text: &str| values::choice(text, &[("true", true), ("false", false)]);
-        section.value(name, choice).unwrap_or(true)
-    };
+    let may = |name| section.value(name, flag).unwrap_or(true);
     policy.direct = may("direct");
     policy.handoff = may("handoff");
     policy
+}
+
+fn dns(map: &Mapping<'_>) -> DnsPolicy {
+    let section = map.mapping("dns", &["capture"]);
+    let capture = section.and_then(|section| section.value("capture", flag));
+    DnsPolicy {
+        capture: capture.unwrap_or(false),
+    }
+}
+
+fn flag(text: &str) -> Result<bool, String> {
+    values::choice(text, &[("true", true), ("false", false)])
 }
 
 fn acceleration_word(text: &str) -> Result<Acceleration, String> {

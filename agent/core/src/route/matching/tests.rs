@@ -5,13 +5,14 @@ use crate::route::pattern::StringMatchKind;
 use crate::route::{Action, DirectResponse, Mutations, Pattern, StringMatch};
 
 struct Request {
+    method: &'static str,
     path: &'static str,
     headers: &'static [(&'static str, &'static str)],
 }
 
 impl RequestView for Request {
     fn method(&self) -> &'static str {
-        "GET"
+        self.method
     }
 
     fn path(&self) -> &str {
@@ -134,7 +135,16 @@ fn paths_are_matched_without_their_query() {
     ];
     for (wanted, yes, no) in rows {
         let wanted = path(wanted);
-        let is = |path| wanted.matches(&Request { path, headers: &[] }, 0);
+        let is = |path| {
+            wanted.matches(
+                &Request {
+                    method: "GET",
+                    path,
+                    headers: &[],
+                },
+                0,
+            )
+        };
         assert!(yes.iter().all(|path| is(path)), "{wanted:?}");
         assert!(!no.iter().any(|path| is(path)), "{wanted:?}");
     }
@@ -144,6 +154,7 @@ fn paths_are_matched_without_their_query() {
     };
     assert!(any_case.matches(
         &Request {
+            method: "GET",
             path: "/aB",
             headers: &[]
         },
@@ -152,8 +163,23 @@ fn paths_are_matched_without_their_query() {
 }
 
 #[test]
+fn connect_has_routes_of_its_own() {
+    let request = |method, path| Request {
+        method,
+        path,
+        headers: &[],
+    };
+    let connect = path(PathMatch::Connect);
+    assert!(connect.matches(&request("CONNECT", ""), 0));
+    assert!(!connect.matches(&request("GET", "/"), 0));
+    let all = path(PathMatch::Prefix(String::new()));
+    assert!(!all.matches(&request("CONNECT", ""), 0));
+}
+
+#[test]
 fn headers_match_as_envoy_says() {
     let request = Request {
+        method: "GET",
         path: "/",
         headers: &[("x-n", "42"), ("x-e", ""), ("x-two", "1"), ("x-two", "2")],
     };
@@ -197,7 +223,14 @@ fn the_first_parameter_of_a_name_counts() {
             }],
             ..self::path(PathMatch::Prefix("/".into()))
         };
-        wanted.matches(&Request { path, headers: &[] }, 0)
+        wanted.matches(
+            &Request {
+                method: "GET",
+                path,
+                headers: &[],
+            },
+            0,
+        )
     };
     let exact = |value: &str| QueryValueMatch::Text(text(StringMatchKind::Exact(value.into())));
     assert!(is("/?b=1&a=2&a=3", exact("2")));
@@ -233,6 +266,7 @@ fn the_first_route_that_matches_is_taken_by_its_share() {
     });
     let name = |random| {
         let request = Request {
+            method: "GET",
             path: "/",
             headers: &[],
         };

@@ -21,6 +21,7 @@ fn spec(number: u32) -> WorkloadSpec {
         mode: ModeSetting::Ebpf,
         acceleration: Acceleration::Auto.into(),
         on_failure: OnFailure::Open,
+        dns: shunt_core::workload::DnsPolicy::default(),
         outbound: CapturePolicy::default(),
         inbound: CapturePolicy::default(),
     }

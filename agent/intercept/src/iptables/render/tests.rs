@@ -28,6 +28,7 @@ fn rendered<'a>(
         marks: MARKS,
         outbound_port: Some(15001),
         inbound_port: Some(15006),
+        dns_port: None,
         outbound,
         inbound,
         own,
@@ -205,6 +206,56 @@ fn the_text_of_a_small_policy() {
 COMMIT
 ";
     assert_eq!(text, want);
+}
+
+#[test]
+fn queries_are_led_away_by_the_same_rules() {
+    let inbound = CapturePolicy::default();
+    let outbound = CapturePolicy {
+        include_cidrs: vec!["10.0.0.0/8".parse().expect("a network")],
+        exclude_cidrs: vec!["10.9.0.0/16".parse().expect("a network")],
+        ..CapturePolicy::default()
+    };
+    let own = ["10.1.0.5".parse().expect("an address")];
+    let with = |outbound| Rendered {
+        dns_port: Some(40053),
+        on_failure: OnFailure::Closed,
+        ..rendered(Family::V4, &own, outbound, &inbound)
+    };
+    let text = with(&outbound).transaction(&["SHUNT_OUTPUT", "SHUNT_PREROUTING"]);
+    let of_queries: Vec<&str> = text.lines().filter(|line| line.contains("DNS")).collect();
+    let want = "\
+:SHUNT_DNS - [0:0]
+:SHUNT_TO_DNS - [0:0]
+-I OUTPUT 1 -p udp -m udp --dport 53 -j SHUNT_DNS
+-A SHUNT_DNS -m mark --mark 0x539 -j RETURN
+-A SHUNT_DNS -m mark --mark 0x53a -j RETURN
+-A SHUNT_DNS -d 127.0.0.0/8 -j RETURN
+-A SHUNT_DNS -d 0.0.0.0/8 -j RETURN
+-A SHUNT_DNS -d 224.0.0.0/4 -j RETURN
+-A SHUNT_DNS -d 255.255.255.255/32 -j RETURN
+-A SHUNT_DNS -m addrtype --dst-type LOCAL -j RETURN
+-A SHUNT_DNS -d 10.1.0.5/32 -j RETURN
+-A SHUNT_DNS -d 10.9.0.0/16 -j RETURN
+-A SHUNT_DNS -d 10.0.0.0/8 -j SHUNT_TO_DNS
+-A SHUNT_TO_DNS -p udp -m recent --rcheck --seconds 1 --name shunt4 --mask 0.0.0.0 --rdest -j REDIRECT --to-ports 40053
+-A SHUNT_TO_DNS -p udp -j REDIRECT --to-ports 1";
+    assert_eq!(of_queries.join("\n"), want);
+    // What another agent has left is taken out where it is not wanted, and so where port 53 is left alone.
+    let without = |ports| CapturePolicy {
+        exclude_ports: vec![ports],
+        ..CapturePolicy::default()
+    };
+    let excluded = without(PortRange {
+        first: 50,
+        last: 60,
+    });
+    let text = with(&excluded).transaction(&["SHUNT_DNS"]);
+    let of_queries: Vec<&str> = text.lines().filter(|line| line.contains("DNS")).collect();
+    assert_eq!(
+        of_queries,
+        ["-D OUTPUT -p udp -m udp --dport 53 -j SHUNT_DNS"]
+    );
 }
 
 #[test]

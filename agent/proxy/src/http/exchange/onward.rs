@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hyper::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, Request, Response, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use shunt_core::bootstrap::{Chain, HttpChain};
-use shunt_core::cluster::Cluster;
 use shunt_core::cluster::subsets::Metadata;
+use shunt_core::cluster::{Cluster, Resource};
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
+use tokio::sync::oneshot;
 
 use super::{Exchange, PassedOn};
 use crate::balance::{ANY, Chosen};
@@ -19,10 +21,13 @@ use crate::gateway::OnePass;
 use crate::http::Client;
 use crate::http::body::{RequestBody, ResponseBody, Upstream};
 use crate::http::failure::Failure;
-use crate::http::pool::NoLink;
+use crate::http::link::{Alive, Link};
+use crate::http::pool::{NoLink, connect};
 use crate::http::received::Head;
 use crate::http::reply;
-use crate::origin::{Dial, Origin};
+use crate::http::talk::Passes;
+use crate::http::tunnel::{Kept, To, Tunnel, Upgraded};
+use crate::origin::{Dial, Dialled, Origin};
 
 impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     pub(super) fn endpoint<'c>(
@@ -65,11 +70,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             ..
         } = self.client;
         let dial = self.dial(*origin);
-        if matches!(origin, Origin::Outbound { .. })
-            && let Some(peer) = snapshot.owner(endpoint.ip())
-        {
-            self.progress.talk().peer(peer);
-        }
+        self.note_peer(endpoint);
         let Some(pass) = OnePass::to(snapshot, *origin, *direct_addr, endpoint) else {
             return self.send(head, body, &dial, (cluster, endpoint)).await;
         };
@@ -78,6 +79,10 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let chain = pass.chain().map(Arc::clone).ok_or(Failure::NoChain)?;
         match &*chain {
             Chain::Http(http) => {
+                let held = cluster.hold(Resource::Request);
+                let held = held.ok_or(Failure::NoLink(NoLink::Overflow))?;
+                cluster.counts.mine().rq_total.increase();
+                self.progress.keep(held);
                 let mut response = self.pass_on(head, body, pass, http).await;
                 response.extensions_mut().insert(PassedOn);
                 self.progress.entry().sent_to(&cluster.name, Some(endpoint));
@@ -122,6 +127,11 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             progress: Rc::clone(&self.progress),
         };
         let manager = &chain.manager;
+        let passes = self.progress.passes();
+        self.progress.pass(Passes {
+            informational: passes.informational && manager.passes_informational,
+            trailers: passes.trailers && manager.trailers,
+        });
         let mut head = head.clone();
         head.pass_on(manager);
         let received = head.receive(manager, client.addr, client.listener);
@@ -140,23 +150,40 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
+        let passes = self.progress.passes();
+        let trailers = passes.trailers && cluster.trailers;
+        if trailers {
+            request.body_mut().pass_trailers();
+        }
+        if passes.informational {
+            let proper_case = self.chain.manager.proper_case;
+            let talk = self.progress.talk();
+            let interim = talk.interim_of(proper_case, head.expects().is_some());
+            interim.listen(&mut request);
+        }
         loop {
             let taken = self.local.upstreams.take(dial, cluster, endpoint);
             let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
             self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
+            let upgraded = head.is_tunnel().then(|| link.upgraded());
             let sent = link.sender().try_send_request(request);
             match self.in_time(sent).await? {
+                Ok(response) if is_switch(head, response.status()) => {
+                    return self.tunnel(response, link, upgraded).await;
+                }
                 Ok(response) if !reply::is_framed(response.headers()) => {
                     return Err(Failure::Unframed);
                 }
                 Ok(response) => {
+                    link.goes_on();
                     return Ok(response.map(|inner| {
                         ResponseBody::Upstream(Upstream {
                             inner,
                             link: Some(link),
                             pool: self.local.upstreams.clone(),
                             progress: Rc::clone(&self.progress),
+                            trailers,
                         })
                     }));
                 }
@@ -169,10 +196,95 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
     }
 
+    /// Another protocol begins with this response.
+    async fn tunnel(
+        &self,
+        response: Response<Incoming>,
+        link: Link,
+        upgraded: Option<oneshot::Receiver<Upgraded>>,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let is_asked = self.progress.is_whole();
+        let upgraded = upgraded.filter(|_| is_asked).ok_or(Failure::NotAsked)?;
+        if !reply::is_handshake(response.status(), response.headers()) {
+            return Err(Failure::Unframed);
+        }
+        // It fails only where the connection has gone wrong meanwhile.
+        let upgraded = self.in_time(upgraded).await?;
+        let upgraded = upgraded.map_err(|_| Failure::NotAsked)?;
+        let to = To::Upstream(upgraded, Kept::Link(Box::new(link)));
+        Ok(self.becomes(to, response.map(|_| ())))
+    }
+
+    /// CONNECT ends here: the upstream hears nothing of it.
+    pub(super) async fn dig(
+        &self,
+        (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let Client {
+            snapshot,
+            origin,
+            direct_addr,
+            ..
+        } = self.client;
+        let dial = self.dial(*origin);
+        let judged = dial.judge(endpoint);
+        judged.map_err(|error| Failure::NoLink(NoLink::Connect(error)))?;
+        self.note_peer(endpoint);
+        let to = match OnePass::to(snapshot, *origin, *direct_addr, endpoint) {
+            Some(pass) => To::FarEnd(Box::new(pass)),
+            None => {
+                let hold = |what| {
+                    let held = cluster.hold(what);
+                    held.ok_or(Failure::NoLink(NoLink::Overflow))
+                };
+                let held = Kept::Connection(hold(Resource::Connection)?, hold(Resource::Request)?);
+                let dialled = self.in_time(connect(&dial, cluster, endpoint)).await?;
+                let Dialled {
+                    stream,
+                    held: counted,
+                } = dialled.map_err(Failure::NoLink)?;
+                let local = stream.local_addr().ok();
+                self.progress.talk().upstream(endpoint, local);
+                let upgraded = Upgraded {
+                    stream,
+                    read: Bytes::new(),
+                    alive: (Alive::new(&cluster.counts), counted),
+                };
+                To::Upstream(upgraded, held)
+            }
+        };
+        Ok(self.becomes(to, Response::new(())))
+    }
+
+    fn becomes(&self, to: To, response: Response<()>) -> Response<ResponseBody> {
+        let tunnel = Tunnel::new(to, &self.progress);
+        self.progress.talk().becomes(tunnel);
+        let mut response = response.map(|()| ResponseBody::Local(None));
+        // Of a tunnel's they say nothing.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        response
+    }
+
+    fn note_peer(&self, endpoint: SocketAddr) {
+        let Client {
+            snapshot, origin, ..
+        } = self.client;
+        if matches!(origin, Origin::Outbound { .. })
+            && let Some(peer) = snapshot.owner(endpoint.ip())
+        {
+            self.progress.talk().peer(peer);
+        }
+    }
+
     async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
         let done = self.progress.in_time(work).await;
         done.map_err(Failure::Expired)
     }
+}
+
+/// Nobody asks for `101` of a request that asks for no upgrade: it is a switch all the same, and will be refused.
+fn is_switch(head: &Head, status: StatusCode) -> bool {
+    head.becomes_tunnel(status) || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// `None`: its path is none.
@@ -181,10 +293,14 @@ fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
     // Those of the framing and `host` come to what there is.
     request.headers_mut().reserve(head.headers.len() + 3);
     *request.method_mut() = head.method.clone();
-    let path = Some(head.path.as_str()).filter(|path| path.starts_with('/'));
-    *request.uri_mut() = Uri::try_from(path?).ok()?;
+    let target = match head.method == Method::CONNECT {
+        true => head.authority.as_str(),
+        false => Some(head.path.as_str()).filter(|path| path.starts_with('/'))?,
+    };
+    *request.uri_mut() = Uri::try_from(target).ok()?;
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-    if !has_length && request.body().is_end_stream() && expects_body(&head.method) {
+    let is_empty = request.body().is_end_stream() && !head.is_tunnel();
+    if !has_length && is_empty && expects_body(&head.method) {
         let nothing = HeaderValue::from_static("0");
         request
             .headers_mut()

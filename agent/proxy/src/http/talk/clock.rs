@@ -46,7 +46,7 @@ impl Clock {
                 }
                 Due::Expired(expired) => {
                     if let Some(progress) = &*talk.request.borrow() {
-                        progress.expired.set(Some(expired));
+                        progress.expire(expired);
                     }
                     talk.touch();
                     return Poll::Ready(Rung::Told);

@@ -189,6 +189,8 @@ fn each_wrong_value_of_a_workload_is_named() {
             "not a port",
         ),
         ("on_failure: close", "on_failure", "open | closed"),
+        ("dns: true", "dns", "expected"),
+        ("dns: {capture: yes please}", "dns.capture", "true | false"),
         (
             "outbound: {include_ports: 80}",
             "outbound.include_ports",

@@ -13,7 +13,7 @@ use crate::flow::Direction;
 use crate::policy::{Action, Peer, PolicyRule, Selector};
 use crate::service::{Balance, Service};
 use crate::workload::{
-    Acceleration, AccelerationPolicy, CapturePolicy, ModeSetting, OnFailure, PortRange,
+    Acceleration, AccelerationPolicy, CapturePolicy, DnsPolicy, ModeSetting, OnFailure, PortRange,
     WorkloadName, WorkloadSpec,
 };
 
@@ -63,10 +63,11 @@ prop_compose! {
         (name, namespace) in ("[a-z0-9_][A-Za-z0-9._-]{0,20}", "[a-z0-9][a-z0-9-]{0,10}"),
         (netns, cgroup) in ("/[ -~\u{a0}-\u{2ff}]{0,20}", prop::option::of("/?[a-z#:'\" {}]{1,10}")),
         labels in prop::collection::btree_map(any::<String>(), any::<String>(), 0..4),
-        (mode, acceleration, on_failure) in (
+        (mode, acceleration, on_failure, capture) in (
             prop::sample::select(vec![ModeSetting::Auto, ModeSetting::Ebpf, ModeSetting::Iptables]),
             acceleration(),
             prop::sample::select(vec![OnFailure::Open, OnFailure::Closed]),
+            any::<bool>(),
         ),
         (outbound, inbound) in (policy(true), policy(false)),
     ) -> WorkloadSpec {
@@ -75,6 +76,7 @@ prop_compose! {
             netns: netns.into(),
             cgroup: cgroup.map(Into::into),
             labels, mode, acceleration, on_failure, outbound, inbound,
+            dns: DnsPolicy { capture },
         }
     }
 }
@@ -135,7 +137,7 @@ prop_compose! {
             prop::sample::select(vec![LogFormat::Text, LogFormat::Json]),
             prop::sample::select(vec![AccessLog::Off, AccessLog::Stdout, AccessLog::File("/a b#\"'c".into())]),
         ),
-        millis in prop::array::uniform4(1..4_000_000_u64),
+        millis in prop::array::uniform5(1..4_000_000_u64),
         splice_after in prop::option::of(0..=1_u64 << 40),
         address in prop::option::of(Just("[::1]:15000".parse().unwrap())),
         (mut services, policy) in (
@@ -154,7 +156,7 @@ prop_compose! {
             let port = u16::try_from(index + 1).unwrap();
             service.addresses.iter_mut().for_each(|address| address.set_port(port));
         }
-        let [connect, idle, half_close, drain] = millis.map(Duration::from_millis);
+        let [connect, idle, half_close, drain, upgrade] = millis.map(Duration::from_millis);
         Config {
             services,
             policy,
@@ -166,7 +168,7 @@ prop_compose! {
             admin: Admin { socket: "/run/a, b: c".into(), address },
             state_dir: "/run/{x}".into(),
             bpffs: "/sys/fs/bpf".into(),
-            timeouts: Timeouts { connect, idle, half_close, drain },
+            timeouts: Timeouts { connect, idle, half_close, drain, upgrade },
             limits: Limits { connections: 7, connections_per_workload: 100_000_000 },
             splice_after,
             bootstrap: splice_after.map(|_| "/etc/a: b.yaml".into()),
