@@ -128,6 +128,7 @@ impl Cluster {
             max_connection_duration,
             trailers,
             limits,
+            trailers,
             in_use: _,
             counts: _,
         } = self;
@@ -140,6 +141,7 @@ impl Cluster {
             && *max_connection_duration == other.max_connection_duration
             && *trailers == other.trailers
             && *limits == other.limits
+            && *trailers == other.trailers
     }
 }
 

@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::scene::{MOST_BYTES, MOST_LINES, PATIENCE, Scene, Talk};
 
+/// Of one in which the answer is read before the reset.
+const TRIES: usize = 20;
+
 /// A request with so many lines, `host` one of them.
 fn with_lines(lines: usize) -> String {
     let more: String = (1..lines).map(|at| format!("x-{at}: 1\r\n")).collect();
@@ -105,15 +108,20 @@ fn without_end() {
     let mut faults = Vec::new();
     scene.unharmed(|| {
         for (name, first, more, statuses) in cases {
-            let begun = Instant::now();
-            match pour(scene.talk(), first, more) {
-                Some(status) if statuses.contains(&status) => {}
-                // Who is not listened to any more may be reset before the answer is read.
-                None => {}
-                other => faults.push(format!("{name}: {other:?}")),
+            // Who is not listened to any more may be reset before the answer is read, but not each time.
+            let mut said = None;
+            for _ in 0..TRIES {
+                let begun = Instant::now();
+                said = pour(scene.talk(), first, more);
+                if begun.elapsed() > PATIENCE + Duration::from_secs(1) {
+                    faults.push(format!("{name}: {:?}", begun.elapsed()));
+                }
+                if said.is_some() {
+                    break;
+                }
             }
-            if begun.elapsed() > PATIENCE + Duration::from_secs(1) {
-                faults.push(format!("{name}: {:?}", begun.elapsed()));
+            if !said.is_some_and(|status| statuses.contains(&status)) {
+                faults.push(format!("{name}: {said:?}"));
             }
         }
     });

@@ -9,7 +9,7 @@ use serde_json::Value;
 use shunt_tests::agent::signal;
 use shunt_tests::{Agent, wait};
 
-use crate::scene::{Scene, dump};
+use crate::scene::Scene;
 
 const SWAPS: u32 = 100;
 /// Nobody's memory has grown by then.
@@ -17,13 +17,21 @@ const MORE_SWAPS: u32 = 300;
 /// Bytes by which the two processes together may differ.
 const GROWTH: u64 = 8 << 20;
 
-/// Every answer is 200 and says which routes it took.
+/// Every answer is 200 and says which routes and which listener it took: those of one change. Nobody goes back to what was
+/// in force before: only the two workers may differ, by one change, as the next waits for both.
 const SCRIPT: &str = "
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
-function init() bad = 0; good = 0 end
+function init() bad = 0; good = 0; last = 0 end
 function response(status, headers)
-  if status == 200 and string.match(headers['x-version'] or '', '^v%d+$') then good = good + 1 else bad = bad + 1 end
+  local routes = tonumber(string.match(headers['x-version'] or '', '^v(%d+)$'))
+  local listener = tonumber(string.match(headers['server'] or '', '^shunt(%d*)$') or '') or 0
+  if status == 200 and routes and listener == routes - routes % 10 and routes + 1 >= last then
+    good = good + 1
+    last = math.max(last, routes)
+  else
+    bad = bad + 1
+  end
 end
 function done(summary)
   local bad, good = 0, 0
@@ -36,6 +44,9 @@ end
 
 /// The routes change each time, endpoints, clusters and listeners now and then.
 fn swap(scene: &Scene, agent: &Agent, number: u32) {
+    let before = wait::until("all have the last one", Duration::from_secs(10), || {
+        generation(agent)
+    });
     scene.endpoints(&format!("e{number}"), 1 + number % 7);
     if number.is_multiple_of(3) {
         scene.cluster(&format!("c{number}"), &format!("{}s", 1 + number % 5));
@@ -48,12 +59,20 @@ fn swap(scene: &Scene, agent: &Agent, number: u32) {
         };
         scene.listeners_of("web", second, &format!("shunt{number}"));
     }
-    let version = format!("v{number}");
-    scene.routes(&version);
-    wait::until("the swap is in force", Duration::from_secs(10), || {
-        let query = "?resource=dynamic_route_configs&mask=version_info";
-        (dump(agent, query)["configs"][0]["version_info"] == version.as_str()).then_some(())
+    scene.routes(&format!("v{number}"));
+    wait::until("all have the swap", Duration::from_secs(10), || {
+        (generation(agent)? > before).then_some(())
     });
+}
+
+/// Of the configuration in force, once every worker has it.
+fn generation(agent: &Agent) -> Option<u64> {
+    let (_, text) = agent.admin("GET", "/server_info", "");
+    let info: Value = serde_json::from_str(&text).ok()?;
+    let last = info["generation"].as_u64()?;
+    let workers = info["worker_generations"].as_array()?;
+    let have_it = workers.iter().all(|seen| seen.as_u64() == Some(last));
+    (workers.len() == 2 && have_it).then_some(last)
 }
 
 #[test]
@@ -75,6 +94,11 @@ fn a_hundred_swaps_under_load_cost_nobody_a_request() {
         swap(&scene, &agent, number);
     }
     println!("{SWAPS} swaps in {:?}", begun.elapsed());
+    let ended = wrk.try_wait().expect("a child");
+    assert!(
+        ended.is_none(),
+        "the load ended before the swaps: {ended:?}"
+    );
     signal("-INT", wrk.id());
     let mut said = String::new();
     let stdout = wrk.stdout.as_mut().expect("a pipe");
@@ -88,18 +112,9 @@ fn a_hundred_swaps_under_load_cost_nobody_a_request() {
     );
     assert!(!told.starts_with("good 0"), "{told}");
     println!("{told}");
-    wait::until(
-        "every worker has seen the last one",
-        Duration::from_secs(5),
-        || {
-            let info: Value =
-                serde_json::from_str(&agent.admin("GET", "/server_info", "").1).ok()?;
-            let last = info["generation"].as_u64()?;
-            let workers = info["worker_generations"].as_array()?;
-            let have_it = workers.iter().all(|seen| seen.as_u64() == Some(last));
-            (last >= u64::from(SWAPS) && workers.len() == 2 && have_it).then_some(())
-        },
-    );
+    wait::until("all have the last one", Duration::from_secs(5), || {
+        (generation(&agent)? >= u64::from(SWAPS)).then_some(())
+    });
 
     let before = memory(&agent);
     for number in 2 + SWAPS..2 + SWAPS + MORE_SWAPS {

@@ -13,7 +13,7 @@ fn texts(cds: &str, rds: &str) -> Texts {
 fn what_is_still_being_written_is_not_read() {
     let mut looked = Looked {
         seen: Arc::new(texts("1", "1")),
-        ..Looked::default()
+        unsettled: None,
     };
     let begun = Instant::now();
     let mut look =

@@ -178,7 +178,7 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
                 // HTTP/1.1 is what there is. Others are not in the table.
                 match options.message("explicit_http_config") {
                     None => options.fault("explicit_http_config", "is required"),
-                    Some(explicit) => nothing_of_http1(&explicit),
+                    Some(explicit) => trailers_at_most(&explicit),
                 }
                 found = Some(options);
             }
@@ -188,11 +188,12 @@ fn protocol_options<'a>(reader: &'a Reader<'_>) -> Option<Reader<'a>> {
     found
 }
 
-/// The fields of the message are those of connection managers.
-fn nothing_of_http1(explicit: &Reader<'_>) {
+/// The message's other fields are those of connection managers.
+fn trailers_at_most(explicit: &Reader<'_>) {
     let http1 = explicit.message("http_protocol_options");
     for http1 in http1.iter() {
-        for (field, _) in http1.raw().fields() {
+        let fields = http1.raw().fields().map(|(field, _)| field);
+        for field in fields.filter(|field| field.name() != "enable_trailers") {
             http1.fault(field.name(), "not supported for upstreams");
         }
     }

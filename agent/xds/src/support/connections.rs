@@ -289,7 +289,10 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         message: "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
-        fields: &[within("http_protocol_options", "with no field set")],
+        fields: &[within(
+            "http_protocol_options",
+            "with enable_trailers alone",
+        )],
     },
     Row {
         message: "envoy.config.core.v3.TransportSocket",
