@@ -223,12 +223,17 @@ fn a_data_plane_without_a_supervisor_is_no_leak(mode: &str) {
         let report = load.finish();
         assert_eq!(report["wrong"], serde_json::json!([]), "{report:#}");
         for (error, count) in report["errors"].as_object().expect("a table") {
-            let errno = ["connect: connection ", "read: connection "];
+            let (errno, count) = (
+                ["connect: connection ", "read: connection "],
+                count.as_u64().expect("a number"),
+            );
+            // A SYN that meets the listener in the instant it closes is dropped by the kernel: TCP says it again after a second.
+            let is_late = error.starts_with("connect: no sign") && count <= 2;
             assert!(
-                errno.iter().any(|errno| error.starts_with(errno)),
+                is_late || errno.iter().any(|errno| error.starts_with(errno)),
                 "{report:#}"
             );
-            refused += count.as_u64().expect("a number");
+            refused += count;
         }
         answered += report["answered"].as_u64().expect("a number");
     }

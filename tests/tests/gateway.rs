@@ -19,6 +19,17 @@ while True:
     if not sys.stdin.readline(): break
 ";
 
+/// Connects often, and asks on one after the other once it is told to, for half a second.
+const ON_THEIR_WAY: &str = "
+import http.client, sys, time
+made = [http.client.HTTPConnection(sys.argv[1], 80, timeout=5) for _ in range(25)]
+for connection in made: connection.connect()
+print('connected', flush=True), sys.stdin.readline()
+for connection in made: connection.request('GET', '/hello'), time.sleep(0.02)
+answers = [connection.getresponse() for connection in made]
+print([answer.read() for answer in answers].count(b'one'), answers[-1].getheader('connection'), flush=True)
+";
+
 struct Scene {
     world: World,
     gateway: Pod,
@@ -243,6 +254,17 @@ fn another_bootstrap_is_followed_before_it_is_right() {
     wait::until("the mended one", Duration::from_secs(5), || {
         (scene.says(80, "/hello") == "three").then_some(())
     });
+}
+
+#[test]
+fn requests_on_their_way_are_answered_by_an_agent_that_ends() {
+    let scene = Scene::new();
+    let agent = scene.agent();
+    let mut clients = Script::start(&scene.client, ON_THEIR_WAY, &[&scene.gateway.v4]);
+    assert_eq!(clients.says(), "connected");
+    signal("-TERM", agent.pid());
+    clients.tell("");
+    assert_eq!(clients.says(), "25 close");
 }
 
 #[test]

@@ -128,7 +128,6 @@ impl Cluster {
             max_connection_duration,
             trailers,
             limits,
-            trailers,
             in_use: _,
             counts: _,
         } = self;
@@ -141,7 +140,6 @@ impl Cluster {
             && *max_connection_duration == other.max_connection_duration
             && *trailers == other.trailers
             && *limits == other.limits
-            && *trailers == other.trailers
     }
 }
 

@@ -27,9 +27,10 @@ mod wire;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
@@ -40,6 +41,7 @@ use shunt_core::flow::{CloseReason, DataPath};
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use self::books::Books;
 use self::exchange::Exchange;
@@ -109,6 +111,10 @@ impl Current {
 /// Of hyper's buffers, bytes: they grow with what is in them, to so much, or to the largest head that is taken.
 const LEAST_BUFFER: usize = 64 << 10;
 
+/// When a listener closes, a connection without a request is kept for so long: one that is on its way is still answered,
+/// and its answer says `close`.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
 /// How the connection ended.
 pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
@@ -128,7 +134,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         place,
         tables,
         snapshot,
-        mut closing,
+        closing,
     } = connection;
     let manager = &first.manager;
     let current = RefCell::new(Current {
@@ -199,6 +205,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();
     let mut is_closing = false;
+    let mut told = closing.clone();
+    let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
         let served = poll_fn(|cx| {
             let served = Pin::new(&mut serving).poll(cx);
@@ -208,7 +216,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         tokio::select! {
             biased;
             served = served => break Ended::Served(served),
-            () = until_closing(&mut closing), if !is_closing => {
+            () = &mut closes, if !is_closing => {
                 is_closing = true;
                 // Hyper would say `close` in a `101`, or not flush it.
                 if !talk.may_be_tunnel() {
@@ -300,4 +308,5 @@ async fn until_closing(closing: &mut watch::Receiver<Closing>) {
     if told.await.is_err() && *closing.borrow() == Closing::HandedOver {
         std::future::pending::<()>().await;
     }
+    sleep(ON_ITS_WAY).await;
 }
