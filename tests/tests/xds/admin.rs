@@ -20,6 +20,8 @@ const OURS: [&str; 9] = [
     "generation",
     "pods",
     "worker_generations",
+    "worker_version",
+    "retired_pids",
     "sources",
     "workloads",
     // Envoy's admin address is its own.
