@@ -13,7 +13,7 @@ use shunt_tests::world::Running;
 use crate::scene::Scene;
 
 /// What only the agent says.
-const OURS: [&str; 9] = [
+const OURS: [&str; 11] = [
     "uptime_seconds",
     "pid",
     "worker_pid",
