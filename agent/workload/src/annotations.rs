@@ -11,7 +11,14 @@ const ISTIOS: &str = "traffic.sidecar.istio.io/";
 /// Bytes of one annotation that is looked at.
 const MAX_VALUE: usize = 16 << 10;
 /// Sections of a workload's entry that a pod's annotations may have.
-const SECTIONS: [&str; 5] = ["mode", "acceleration", "on_failure", "outbound", "inbound"];
+const SECTIONS: [&str; 6] = [
+    "mode",
+    "acceleration",
+    "on_failure",
+    "dns",
+    "outbound",
+    "inbound",
+];
 /// Bytes of the entry, written down.
 const MAX_SAID: usize = 48 << 10;
 const ALL_PORTS: &str = "1-65535";
