@@ -61,13 +61,17 @@ impl Stream {
     }
 }
 
-/// wrk, at full load.
+/// wrk, at full load. It has patience: while a supervisor succeeds itself, who needs a fresh socket waits for it, and on a slow machine
+/// for longer than wrk's two seconds.
 pub struct Wrk(std::process::Child);
 
 impl Wrk {
     pub fn start(pod: &Pod, words: &[&str], url: &str) -> Self {
         let mut command = pod.command("wrk");
-        command.args(["-t1", "-c10", "-d300s"]).args(words).arg(url);
+        command
+            .args(["-t1", "-c10", "-d300s", "--timeout", "10s"])
+            .args(words)
+            .arg(url);
         Self(command.stdout(Stdio::piped()).spawn().expect("wrk runs"))
     }
 
