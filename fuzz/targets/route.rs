@@ -185,6 +185,7 @@ fn render(text: &str, request: &Request<'_>) {
         details: "",
         so_far: std::time::Duration::ZERO,
         client: addr,
+        direct_client: addr,
         listener: addr,
         upstream: None,
         route: "r",
