@@ -18,7 +18,7 @@ use super::{BASELINE, Figures, cpu, memory};
 use crate::run::root;
 
 /// What stands between client and server, interleaved in this order.
-pub(super) const CASES: [(&str, Chain); 8] = [
+pub(super) const CASES: [(&str, Chain); 7] = [
     (BASELINE, Chain::Nothing),
     ("baseline_again", Chain::Nothing),
     ("shunt_1hop", Chain::Shunt),
@@ -29,13 +29,6 @@ pub(super) const CASES: [(&str, Chain); 8] = [
     (
         "shunt_1pass_iptables",
         Chain::OnePass("iptables", "acceleration: off"),
-    ),
-    (
-        "shunt_1pass_sockmap",
-        Chain::OnePass(
-            "ebpf",
-            "acceleration: {default: always, direct: false, handoff: false}",
-        ),
     ),
 ];
 
