@@ -11,9 +11,15 @@ use shunt_intercept::memory;
 use shunt_xds::{Loaded, Texts};
 
 use crate::cli::{self, EX_USAGE, RunArgs};
-use crate::{privileges, seccomp, supervisor, will};
+use crate::supervisor::{self, Legacy};
+use crate::{privileges, seccomp, will};
 
 pub fn run(args: &RunArgs) -> ExitCode {
+    // Before anything that takes time: until then nobody keeps the gates.
+    let legacy = match args.succeeds.map(Legacy::take).transpose() {
+        Ok(legacy) => legacy,
+        Err(error) => return cli::failed(&error),
+    };
     let path = config_path(args.config.as_deref());
     let (config, loaded) = match read(args, path.as_deref()) {
         Ok(read) => read,
@@ -27,7 +33,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
     if let Some(line) = &args.could_succeed {
         return could_succeed(line);
     }
-    match start(args, path, config, loaded) {
+    match start(args, path, (config, loaded), legacy) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::failed(&error),
     }
@@ -92,7 +98,12 @@ pub fn read_bootstrap(
     }
 }
 
-fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) -> Result<()> {
+fn start(
+    args: &RunArgs,
+    path: Option<PathBuf>,
+    (config, loaded): (Config, Loaded),
+    legacy: Option<Legacy>,
+) -> Result<()> {
     // Its file may have been a number when it was run.
     let _ = rustix::thread::set_name(c"shunt");
     let missing = match args.succeeds {
@@ -131,7 +142,13 @@ fn start(args: &RunArgs, path: Option<PathBuf>, config: Config, loaded: Loaded) 
         .enable_all()
         .build()
         .context("cannot start the supervisor's runtime")?
-        .block_on(supervisor::supervise(args, path, (config, loaded), level))
+        .block_on(supervisor::supervise(
+            args,
+            path,
+            (config, loaded),
+            level,
+            legacy,
+        ))
 }
 
 /// Container runtimes mount it read-only once more. Only this process and its children see what is done here.

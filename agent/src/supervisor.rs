@@ -102,8 +102,8 @@ struct Supervisor {
     unconfirmed: Vec<((PlaneId, u64), oneshot::Sender<Reply>, Reply)>,
     upgrade: Option<Upgrade>,
     succession: Option<Succession>,
-    /// What the supervisor before this one has left is not yet replaced.
-    succeeds: bool,
+    /// Since when what the supervisor before this one has left is to be replaced.
+    succeeds: Option<Instant>,
     succession_due: Option<Instant>,
     /// Settings of the file that are in force only after a start.
     needs_start: Vec<&'static str>,
@@ -133,6 +133,25 @@ struct Supervisor {
     remains: Vec<Remains>,
 }
 
+/// What a supervisor has left to the one that succeeds it. As soon as this is there, gates are kept.
+#[derive(Debug)]
+pub struct Legacy {
+    will: Will,
+    inherited: Inherited,
+}
+
+impl Legacy {
+    /// `number`: of the descriptor in which it is written down.
+    ///
+    /// # Errors
+    /// It did not come whole.
+    pub fn take(number: i32) -> Result<Self> {
+        let mut will = Will::read(number)?;
+        let inherited = Inherited::take(&mut will).context("what was left did not come")?;
+        Ok(Self { will, inherited })
+    }
+}
+
 /// Runs until told to stop, then removes everything.
 ///
 /// # Errors
@@ -142,6 +161,7 @@ pub async fn supervise(
     path: Option<PathBuf>,
     (config, loaded): (Config, Loaded),
     level: LogLevel,
+    legacy: Option<Legacy>,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -149,11 +169,9 @@ pub async fn supervise(
     source.follow(config.bootstrap.as_deref());
     source.follow_sources(&loaded.sources);
     node::tell_of_refused(&Loaded::default(), &loaded);
-    let mut will = args.succeeds.map(Will::read).transpose()?;
-    let mut inherited = match &mut will {
-        Some(will) => Inherited::take(will).context("what was left did not come")?,
-        None => Inherited::default(),
-    };
+    let (will, mut inherited) = legacy.map_or_else(Default::default, |legacy| {
+        (Some(legacy.will), legacy.inherited)
+    });
     let uptime = will.as_ref().map_or(0, |will| will.uptime_ms);
     let admin = std::mem::take(&mut inherited.admin);
     let home = Home::open(&config, admin, Duration::from_millis(uptime))?;
@@ -251,7 +269,7 @@ impl Supervisor {
             unconfirmed: Vec::new(),
             upgrade: None,
             succession: None,
-            succeeds: false,
+            succeeds: None,
             succession_due: None,
             needs_start: Vec::new(),
             unfinished: false,

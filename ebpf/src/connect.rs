@@ -17,14 +17,14 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
-use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
+use shunt_ebpf_common::decision::{Address, Direction, Question};
 use shunt_ebpf_common::maps::{Destination, Event, Workload};
 
 use crate::direct::{self, Route, Way};
 use crate::ledger;
 use crate::listeners;
 use crate::maps::{SOCKETS, SocketNote, WORKLOADS, count, gate_is_fresh};
-use crate::rules::WorkloadRules;
+use crate::rules::captures;
 use crate::scope::workload_key;
 
 pub const ALLOW: i32 = 1;
@@ -196,11 +196,7 @@ fn choose(
         port,
         bound_to_device,
     };
-    let rules = WorkloadRules {
-        workload,
-        direction: Direction::Outbound,
-    };
-    if decide(&question, &rules) != Verdict::Capture {
+    if !captures(workload, &question) {
         count(Event::OutboundBypassed);
         return Outcome::Return(ALLOW);
     }

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock_addr};
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
+use shunt_ebpf_common::decision::{Address, Direction, Question};
 use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
 use shunt_ebpf_common::maps::{Destination, Event};
 
@@ -22,7 +22,7 @@ use crate::connect::{
 };
 use crate::listeners::takes_datagrams;
 use crate::maps::{DNS, RESOLVERS, SocketNote, WORKLOADS, count, gate_is_fresh};
-use crate::rules::WorkloadRules;
+use crate::rules::captures;
 
 const IPPROTO_UDP: u32 = 17;
 const PORT: u16 = 53;
@@ -133,8 +133,7 @@ fn steer(ctx: *mut bpf_sock_addr, address: Address, call: Call) -> Outcome {
     // SAFETY: as above.
     let netns = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     // SAFETY: the agent replaces an entry as a whole, and the kernel frees the old one when no program uses it.
-    let (Some(listeners), Some(workload)) =
-        (unsafe { (DNS.get(&netns), WORKLOADS.get(&netns)) })
+    let (Some(listeners), Some(workload)) = (unsafe { (DNS.get(&netns), WORKLOADS.get(&netns)) })
     else {
         return Outcome::Return(ALLOW);
     };
@@ -159,11 +158,7 @@ fn steer(ctx: *mut bpf_sock_addr, address: Address, call: Call) -> Outcome {
         port,
         bound_to_device,
     };
-    let rules = WorkloadRules {
-        workload,
-        direction: Direction::Outbound,
-    };
-    if decide(&question, &rules) != Verdict::Capture {
+    if !captures(workload, &question) {
         return Outcome::Return(ALLOW);
     }
     if !gate_is_fresh() {

@@ -10,11 +10,11 @@ use aya_ebpf::maps::{
 use shunt_ebpf_common::bulk::BulkShare;
 use shunt_ebpf_common::classes::{Class, ClassKey, Verdict};
 use shunt_ebpf_common::decision::Address;
+use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
 use shunt_ebpf_common::maps::{
     Destination, End, Event, FlowOwner, Handoff, Handshake, ListeningPort, Meeting, NetnsCookie,
     OwnFlow, RuleKey, RuleMarks, SocketCookie, Workload, capacity,
 };
-use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
 use shunt_ebpf_common::policy::{PolicyKey, PolicyRule, Selected};
 use shunt_ebpf_common::scope::{Scope, WorkloadKey};
 use shunt_ebpf_common::services::{EndpointKey, Service};

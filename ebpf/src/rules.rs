@@ -1,7 +1,9 @@
 //! The decision function's rules, looked up in `RULES`.
 
 use aya_ebpf::maps::lpm_trie::Key;
-use shunt_ebpf_common::decision::{Address, Direction, Marks, Restricts, Rules};
+use shunt_ebpf_common::decision::{
+    Address, Direction, Marks, Question, Restricts, Rules, Verdict, decide,
+};
 use shunt_ebpf_common::maps::{Destination, RuleKey, RuleMarks, Workload};
 
 use crate::maps::RULES;
@@ -47,6 +49,16 @@ pub fn acceleration(workload: &Workload, port: u16) -> RuleMarks {
         }
     }
     workload.flags
+}
+
+/// Does the workload's policy have this come to the agent?
+#[inline(always)]
+pub fn captures(workload: &Workload, question: &Question) -> bool {
+    let rules = WorkloadRules {
+        workload,
+        direction: question.direction,
+    };
+    decide(question, &rules) == Verdict::Capture
 }
 
 /// Is a listener of the configuration for what this workload connects to there?

@@ -9,11 +9,11 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use shunt_ebpf_common::decision::{Address, Direction, Question, Verdict, decide};
+use shunt_ebpf_common::decision::{Address, Direction, Question};
 use shunt_ebpf_common::maps::{Event, FlowOwner, ListeningPort, OwnFlow, Workload};
 
 use crate::maps::{LISTENERS, LISTENING, OWN_FLOWS, WORKLOADS, count, gate_is_fresh};
-use crate::rules::WorkloadRules;
+use crate::rules::captures;
 
 /// The workload's namespace; set when this instance is loaded.
 #[unsafe(no_mangle)]
@@ -75,11 +75,7 @@ pub fn shunt_sk_lookup(ctx: SkLookupContext) -> u32 {
         port: flow.destination_port,
         bound_to_device: false,
     };
-    let rules = WorkloadRules {
-        workload,
-        direction: Direction::Inbound,
-    };
-    if decide(&question, &rules) != Verdict::Capture {
+    if !captures(workload, &question) {
         count(Event::InboundBypassed);
         return SK_PASS;
     }

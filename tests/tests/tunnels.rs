@@ -323,9 +323,11 @@ fn a_tunnel_ends_as_its_ends_do() {
 
 #[test]
 fn a_tunnel_has_its_time_when_the_listener_goes() {
+    const DRAIN: Duration = Duration::from_secs(2);
     let scene = Scene::new();
     let mut agent = scene.agent("2s");
     let mut first = scene.open("/first");
+    let told = Instant::now();
     scene.bootstrap(false);
     wait::until("the listener is gone", PATIENCE, || {
         let url = format!("http://{}/", scene.gateway.v4);
@@ -336,6 +338,7 @@ fn a_tunnel_has_its_time_when_the_listener_goes() {
     assert_eq!(first.says(), "the same");
     first.tell("ends");
     assert_eq!(first.says(), "reset");
+    assert!(told.elapsed() >= DRAIN, "{:?}", told.elapsed());
     first.succeeds();
     assert_eq!(line(&agent, "/first")["response_flags"], "LR");
     scene.bootstrap(true);
@@ -346,8 +349,10 @@ fn a_tunnel_has_its_time_when_the_listener_goes() {
     });
     let mut second = scene.open("/second");
     second.tell("ends");
+    let told = Instant::now();
     assert!(agent.terminate().success());
     assert_eq!(second.says(), "reset");
+    assert!(told.elapsed() >= DRAIN, "{:?}", told.elapsed());
     second.succeeds();
     assert_eq!(line(&agent, "/second")["response_flags"], "LR");
 }

@@ -39,7 +39,7 @@ fn cgroup2_mount(line: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// There is no such cgroup, or no cgroup2.
-pub(crate) fn of_workload(spec: &WorkloadSpec) -> Result<PathBuf, InterceptError> {
+pub fn of_workload(spec: &WorkloadSpec) -> Result<PathBuf, InterceptError> {
     match &spec.cgroup {
         Some(configured) => resolve(configured),
         None => mount_point(),

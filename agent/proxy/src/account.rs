@@ -67,7 +67,7 @@ pub(crate) struct Account {
     own: Arc<WorkloadCounters>,
     /// The workload at the other end, if it is one of this node's and the flow passes the agent only here.
     peer: Option<Arc<WorkloadCounters>>,
-    also: Option<Rc<dyn Moved>>,
+    also: Vec<Rc<dyn Moved>>,
 }
 
 /// Who else counts a flow's bytes.
@@ -116,7 +116,7 @@ impl Account {
             agent,
             own,
             peer: None,
-            also: None,
+            also: Vec::new(),
         }
     }
 
@@ -165,14 +165,12 @@ impl Account {
 
     /// From now on.
     pub(crate) fn count_also(&mut self, also: Rc<dyn Moved>) {
-        self.also = Some(also);
+        self.also.push(also);
     }
 
     pub(crate) fn received(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_received += bytes;
-        if let Some(also) = &self.also {
-            also.received(bytes);
-        }
+        self.also.iter().for_each(|also| also.received(bytes));
         self.moved(path, bytes);
         self.counters().for_each(|flows| {
             flows.on(path).received.fetch_add(bytes, Relaxed);
@@ -181,9 +179,7 @@ impl Account {
 
     pub(crate) fn sent(&mut self, path: DataPath, bytes: u64) {
         self.record.bytes_sent += bytes;
-        if let Some(also) = &self.also {
-            also.sent(bytes);
-        }
+        self.also.iter().for_each(|also| also.sent(bytes));
         self.moved(path, bytes);
         self.counters().for_each(|flows| {
             flows.on(path).sent.fetch_add(bytes, Relaxed);

@@ -46,6 +46,9 @@ const AT_ONCE: usize = 32;
 /// Bytes of the longest datagram.
 pub(crate) const LONGEST: usize = 65_535;
 
+/// Of those that came before its listener was closed, at most.
+const LAST: usize = 1024;
+
 /// Takes queries until told to close; what came before that is still taken.
 pub(crate) async fn take<S: SocketSupply, O: OriginalDstSource>(
     local: Rc<Local<S, O>>,
@@ -54,6 +57,7 @@ pub(crate) async fn take<S: SocketSupply, O: OriginalDstSource>(
     mut closing: watch::Receiver<bool>,
 ) {
     let socket = Rc::new(socket);
+    let mut left = LAST;
     loop {
         let closes = *closing.borrow();
         if !closes {
@@ -75,8 +79,12 @@ pub(crate) async fn take<S: SocketSupply, O: OriginalDstSource>(
             local.start(listener.workload, served);
             taken += 1;
         }
-        if closes && taken == 0 {
-            break;
+        if closes {
+            // Somebody may go on sending.
+            left = left.saturating_sub(taken);
+            if taken == 0 || left == 0 {
+                break;
+            }
         }
         yield_now().await;
     }

@@ -252,15 +252,10 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         let connection = Connection {
             client,
             read: [&parts.read_buf[..], &unread].concat(),
-            from,
-            direct_from,
-            listener,
-            original,
-            origin,
-            place,
             tables,
             snapshot,
             closing,
+            ..connection
         };
         return tunnel.carry(local, connection, account).await;
     }
@@ -302,11 +297,16 @@ enum Ended {
     Late(Rung),
 }
 
+/// The listener is going away, and a request that is on its way has had its time.
 async fn until_closing(closing: &mut watch::Receiver<Closing>) {
+    told_to_close(closing).await;
+    sleep(ON_ITS_WAY).await;
+}
+
+async fn told_to_close(closing: &mut watch::Receiver<Closing>) {
     let told = closing.wait_for(|closing| *closing == Closing::WhenQuiet);
     // An error means that the listener is gone. Handed over, the next request is still answered: it may be on its way.
     if told.await.is_err() && *closing.borrow() == Closing::HandedOver {
         std::future::pending::<()>().await;
     }
-    sleep(ON_ITS_WAY).await;
 }

@@ -302,11 +302,13 @@ impl Backends {
     pub(super) fn bequeath(&self, leaving: &mut Leaving, will: &mut Will) -> std::io::Result<()> {
         if let Slot::Ready(backend) = &self.ebpf {
             let estate = backend.estate()?;
+            let mut attending = leaving.leave_all(&estate.attending)?;
+            attending.extend(leaving.leave_all(self.inherited.attending())?);
             will.steering = Some(Steering {
                 gate: leaving.leave(&estate.gate)?,
                 destinations: leaving.leave(&estate.destinations)?,
                 capturing: leaving.leave_all(&estate.capturing)?,
-                attending: leaving.leave_all(&estate.attending)?,
+                attending,
             });
         }
         if let Slot::Ready(backend) = &self.iptables {

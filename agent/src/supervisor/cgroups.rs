@@ -18,6 +18,8 @@ pub(super) struct Cgroups {
     /// `None`: nothing is told, and looks find it.
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
+    /// Where cgroup2 is. `None`: nowhere.
+    root: Option<PathBuf>,
     events: mpsc::Receiver<()>,
 }
 
@@ -36,6 +38,7 @@ impl Cgroups {
         Self {
             watcher: watcher.ok(),
             watched: BTreeSet::new(),
+            root: cgroup::mount_point().ok(),
             events,
         }
     }
@@ -45,6 +48,12 @@ impl Cgroups {
         if self.events.recv().await.is_none() {
             std::future::pending().await
         }
+    }
+
+    /// Of a workload that shares the agent's namespace.
+    fn path_of(&self, spec: &WorkloadSpec) -> Option<PathBuf> {
+        let configured = spec.cgroup.as_ref().filter(|_| spec.shares_netns())?;
+        Some(self.root.as_ref()?.join(configured))
     }
 
     fn follow(&mut self, wanted: BTreeSet<PathBuf>) {
@@ -70,23 +79,21 @@ fn above(path: &Path) -> Option<PathBuf> {
     above.find(|path| path.exists()).map(Path::to_owned)
 }
 
-fn path_of(spec: &WorkloadSpec) -> Option<PathBuf> {
-    let configured = spec.cgroup.as_ref().filter(|_| spec.shares_netns())?;
-    Some(cgroup::mount_point().ok()?.join(configured))
-}
-
 impl Supervisor {
     pub(super) fn follow_cgroups(&mut self) {
         let specs = self.workloads.values().map(|workload| &workload.spec);
-        let wanted = specs.filter_map(path_of).filter_map(|path| above(&path));
-        self.cgroups.follow(wanted.collect());
+        let paths = specs.filter_map(|spec| self.cgroups.path_of(spec));
+        let wanted = paths.filter_map(|path| above(&path));
+        let wanted = wanted.collect();
+        self.cgroups.follow(wanted);
     }
 
     /// Cgroups came or went, perhaps those of workloads.
     pub(super) fn cgroups_changed(&mut self) {
         let mut looked_at: Vec<WorkloadName> = Vec::new();
         for (name, workload) in &mut self.workloads {
-            if !path_of(&workload.spec).is_some_and(|path| path.exists()) {
+            let path = self.cgroups.path_of(&workload.spec);
+            if !path.is_some_and(|path| path.exists()) {
                 continue;
             }
             match &mut workload.phase {

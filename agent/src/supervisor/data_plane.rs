@@ -22,7 +22,7 @@ use shunt_core::sockets::SocketWant;
 use shunt_intercept::Marks;
 use shunt_intercept::netns::Netns;
 
-pub(super) use self::plane::PlaneId;
+pub(super) use self::plane::{Brought, PlaneId};
 use self::plane::{Kept, Plane, Said};
 pub(super) use self::program::Program;
 use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker};

@@ -13,10 +13,11 @@ use shunt_core::listener::Captured;
 use shunt_core::sockets::{DnsListenerSpec, ListenerSpec, Steering};
 use shunt_core::status::ListenerStatus;
 use shunt_core::workload::{Mode, WorkloadId, WorkloadSpec};
+use shunt_ebpf_common::scope::of_name;
 use shunt_intercept::netns::Netns;
 use shunt_intercept::return_path::{self, Watched};
 use shunt_intercept::{
-    DnsListener, Enrolment, InterceptError, Listener, dns_listeners, outbound_listeners,
+    DnsListener, Enrolment, InterceptError, Listener, cgroup, dns_listeners, outbound_listeners,
 };
 
 use super::backends::Backends;
@@ -59,7 +60,9 @@ impl Serving {
         captured: &Arc<Captured<String>>,
         backends: &mut Backends,
     ) -> Result<Self, InterceptError> {
-        let mut heirloom = backends.inherited.of(&spec.name, &netns);
+        let heirloom = backends.inherited.of(&spec.name, &netns);
+        let mut heirloom =
+            heirloom.map_err(|error| InterceptError::io("share", "what was left", error))?;
         let held = |inherited: Option<UnixDatagram>, name: &str| match inherited {
             Some(held) => Ok(held),
             None => hold(&netns, name),
@@ -122,6 +125,7 @@ impl Serving {
                 reasons.push("DNS queries are captured".into());
             }
             reasons.extend(elsewhere);
+            backends.inherited.claimed(&spec.name);
             let mode_reason = reasons.join("; ");
             return Ok(Self {
                 enrolment,
@@ -196,15 +200,12 @@ pub(super) fn needs_proxy(config: &Config) -> Option<&'static str> {
 
 /// How whoever serves this workload says so. Of a namespace that workloads share, each is served for itself.
 fn claim(spec: &WorkloadSpec) -> String {
-    /// An abstract name has 107 bytes.
-    const LONGEST: usize = 80;
     match spec.cgroup.as_ref().filter(|_| spec.shares_netns()) {
         None => CLAIM.to_owned(),
-        Some(cgroup) => {
-            let path = cgroup.display().to_string();
-            let end: Vec<char> = path.chars().rev().take(LONGEST / 4).collect();
-            let end: String = end.into_iter().rev().collect();
-            format!("{CLAIM}/{end}")
+        // An abstract name has 107 bytes, a path may have more.
+        Some(named) => {
+            let path = cgroup::of_workload(spec).unwrap_or_else(|_| named.clone());
+            format!("{CLAIM}/{:x}", of_name(&path.display().to_string()))
         }
     }
 }

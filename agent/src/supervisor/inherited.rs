@@ -19,6 +19,7 @@ use shunt_intercept::ebpf::Estate;
 use shunt_intercept::iptables::keep_switch;
 use shunt_intercept::netns::Netns;
 
+use super::data_plane::Brought;
 use crate::heartbeat::Heartbeats;
 use crate::will::{Left, Served, Will};
 
@@ -41,6 +42,8 @@ pub(super) struct Inherited {
     pub(super) tables: Vec<(u64, OwnedFd)>,
     pub(super) admin: Vec<OwnedFd>,
     pub(super) node: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+    /// The listeners of all that, which the data planes have.
+    pub(super) brought: Brought,
     served: BTreeMap<WorkloadName, Heirloom>,
 }
 
@@ -89,19 +92,37 @@ impl Inherited {
         let node = node.map(|(addr, left)| Ok((addr, Left::take_all(left)?)));
         inherited.node = node.collect::<io::Result<_>>()?;
         inherited.admin = Left::take_all(std::mem::take(&mut will.admin))?;
+        inherited.brought.node = inherited.node.keys().copied().collect();
         for served in will.served.drain(..) {
+            let listeners = served.listeners.iter().map(|(spec, _)| spec.clone());
+            inherited.brought.listeners.extend(listeners);
             let name = served.name.clone();
             inherited.served.insert(name, Heirloom::of(served)?);
         }
         Ok(inherited)
     }
 
-    /// What there is for this workload in this namespace. Once.
-    pub(super) fn of(&mut self, name: &WorkloadName, netns: &Netns) -> Heirloom {
-        match self.id(name, netns) {
-            Some(_) => self.served.remove(name).unwrap_or_default(),
-            None => Heirloom::default(),
-        }
+    /// What there is for this workload in this namespace: it stays here until it is [`claimed`](Self::claimed).
+    pub(super) fn of(&self, name: &WorkloadName, netns: &Netns) -> io::Result<Heirloom> {
+        let known = self
+            .served
+            .get(name)
+            .filter(|_| self.id(name, netns).is_some());
+        known.map_or_else(|| Ok(Heirloom::default()), Heirloom::share)
+    }
+
+    /// The workload is served by what there was for it.
+    pub(super) fn claimed(&mut self, name: &WorkloadName) {
+        self.served.remove(name);
+    }
+
+    pub(super) fn unclaimed(&self) -> impl Iterator<Item = &WorkloadName> {
+        self.served.keys()
+    }
+
+    /// Of the supervisor before that one: its data planes may have connections still.
+    pub(super) fn attending(&self) -> &[OwnedFd] {
+        &self.attending
     }
 
     /// The id that it had there.
@@ -182,6 +203,27 @@ impl Heirloom {
             claim: take(served.claim)?.map(UnixDatagram::from),
             flows: take(served.flows)?.map(UnixDatagram::from),
             listeners: listeners.collect::<io::Result<_>>()?,
+        })
+    }
+
+    fn share(&self) -> io::Result<Self> {
+        let share = |(spec, sockets): &(ListenerSpec, Vec<OwnedFd>)| {
+            let sockets = sockets.iter().map(OwnedFd::try_clone);
+            Ok((spec.clone(), sockets.collect::<io::Result<_>>()?))
+        };
+        let datagram = |socket: &Option<UnixDatagram>| {
+            let socket = socket.as_ref().map(UnixDatagram::try_clone);
+            socket.transpose()
+        };
+        Ok(Self {
+            of: self.of.clone(),
+            claim: datagram(&self.claim)?,
+            flows: datagram(&self.flows)?,
+            listeners: self
+                .listeners
+                .iter()
+                .map(share)
+                .collect::<io::Result<_>>()?,
         })
     }
 

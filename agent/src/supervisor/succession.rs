@@ -14,8 +14,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, geteuid, getpid, kill_process, waitpid};
 use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::WorkloadSpec;
 use tokio::sync::oneshot;
@@ -35,6 +35,8 @@ use crate::will::{self, Leaving, Served, Will};
 const CHECKS: Duration = Duration::from_secs(15);
 /// Between attempts to start the data plane that replaces an inherited one.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Who cannot be enrolled for so long is not waited for: what captured him is let go.
+const TAKES_OVER: Duration = Duration::from_secs(30);
 /// For what data planes have asked for meanwhile, and when it is taken for all.
 const CATCHES_UP: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(20);
@@ -77,11 +79,11 @@ impl Supervisor {
 
     fn check_successor(&mut self) -> Result<(Program, oneshot::Receiver<Result<(), String>>)> {
         ensure!(self.succession.is_none(), "the agent is being replaced");
-        let settings = self.needs_start.join(", ");
         ensure!(
-            settings.is_empty(),
-            "the configuration file has changed in {settings}: the agent has to be started anew"
+            geteuid().is_root(),
+            "the agent is not run by root: its capabilities would not outlive the change"
         );
+        self.may_be_succeeded()?;
         self.may_upgrade()?;
         let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
         tracing::info!(program = %path.display(), "the next supervisor is asked whether it could go on");
@@ -113,6 +115,24 @@ impl Supervisor {
         Ok((program, verdict))
     }
 
+    /// As long as nothing is there that cannot be handed over.
+    fn may_be_succeeded(&self) -> Result<()> {
+        let settings = self.needs_start.join(", ");
+        ensure!(
+            settings.is_empty(),
+            "the configuration file has changed in {settings}: the agent has to be started anew"
+        );
+        let mut served = self.workloads.values().filter_map(Workload::serving);
+        let asks = served.find(|serving| !serving.enrolment.dns.is_empty());
+        if let Some(asks) = asks {
+            let name = &asks.enrolment.spec.name;
+            bail!(
+                "{name} has its DNS queries captured, which is not handed over: upgrade the data plane alone, or start the agent anew"
+            );
+        }
+        Ok(())
+    }
+
     /// With each tick.
     pub(super) fn go_on_with_succession(&mut self) {
         self.orphans
@@ -139,7 +159,11 @@ impl Supervisor {
             }
         }
         if succession.could && self.is_at_rest() {
-            return self.leave_everything(succession);
+            // It was asked a while ago.
+            return match self.may_be_succeeded() {
+                Ok(()) => self.leave_everything(succession),
+                Err(error) => self.is_not_succeeded(succession.asker, &format!("{error:#}")),
+            };
         }
         if Instant::now() >= succession.until {
             let reason = "something else was under way all the time";
@@ -154,7 +178,9 @@ impl Supervisor {
             Phase::Serving { change, .. } => change.is_some(),
             Phase::Waiting { retry, .. } => !retry.failed(),
         };
-        self.upgrade.is_none()
+        // A data plane that has just ended is started again first: the next supervisor expects one.
+        self.captures
+            && self.upgrade.is_none()
             && self.asked.is_empty()
             && self.unconfirmed.is_empty()
             && !self.workloads.values().any(waits)
@@ -233,9 +259,10 @@ impl Supervisor {
         self.next_id = will.next_id;
         self.unfinished = will.unfinished;
         self.orphans = orphans(&will.planes);
+        let brought = inherited.brought.clone();
         self.backends.inherited = inherited;
         self.data_plane
-            .adopt(will.planes, will.workers, will.next_plane)?;
+            .adopt(will.planes, will.workers, will.next_plane, brought)?;
         for name in &will.deleted {
             self.workloads.remove(name);
         }
@@ -243,7 +270,7 @@ impl Supervisor {
             self.workloads
                 .insert(spec.name.clone(), Workload::new(spec));
         }
-        self.succeeds = true;
+        self.succeeds = Some(Instant::now());
         // Loading programs takes a while. Those who have waited for sockets do not wait for that too.
         let last = Instant::now() + CATCHES_UP;
         while Instant::now() < last
@@ -260,20 +287,24 @@ impl Supervisor {
     /// Once everybody is enrolled, a data plane of this build is put in the place of the one that was there before, and what
     /// is left of the supervisor before this one is let go.
     fn replace_the_inherited(&mut self) {
-        if !self.succeeds || self.upgrade.is_some() {
+        let Some(since) = self.succeeds.filter(|_| self.upgrade.is_none()) else {
             return;
-        }
+        };
         let untried = |workload: &Workload| match &workload.phase {
             Phase::Waiting { retry, .. } => !retry.failed(),
             Phase::Serving { .. } => false,
         };
-        if self.workloads.values().any(untried) {
+        // One that could not be enrolled at once is captured as before, for a while.
+        let is_late = since.elapsed() > TAKES_OVER;
+        let waits = |name| self.workloads.contains_key(name);
+        let is_awaited = !is_late && self.backends.inherited.unclaimed().any(waits);
+        if is_awaited || self.workloads.values().any(untried) {
             return;
         }
         if !self.data_plane.serves_adopted() {
             if self.captures {
                 tracing::info!("this program has taken over");
-                self.succeeds = false;
+                self.succeeds = None;
                 self.backends.inherited.release();
                 self.backends.make_ready(self.config.mode);
             }

@@ -93,7 +93,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             self.progress.end_request();
         }
         self.progress.pass(Passes {
-            informational: manager.passes_informational,
+            // No 1xx is sent to an HTTP/1.0 client; RFC 9110, section 15.2.
+            informational: manager.passes_informational && head.version > Version::HTTP_10,
             trailers: manager.trailers,
         });
         entry.asked(&head);

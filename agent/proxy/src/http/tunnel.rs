@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use super::books::Entry;
 use super::link::{Alive, Link};
 use super::talk::Progress;
-use super::until_closing;
+use super::told_to_close;
 use crate::account::{Account, Moved};
 use crate::admission::Refused;
 use crate::gateway::{Connection, OnePass, pass_on};
@@ -39,7 +39,7 @@ pub(super) enum To {
     /// An upstream that has changed its protocol, or with which none was spoken.
     Upstream(Upgraded, Kept),
     /// A listener of the far end, on this node.
-    FarEnd(Box<OnePass>),
+    FarEnd(Box<OnePass>, Kept),
 }
 
 /// A socket that is none of HTTP's any more.
@@ -81,7 +81,7 @@ impl Tunnel {
         account.count_also(Rc::clone(&entry) as Rc<dyn Moved>);
         let (upgraded, _kept) = match to {
             To::Upstream(upgraded, kept) => (upgraded, kept),
-            To::FarEnd(pass) => {
+            To::FarEnd(pass, _kept) => {
                 let ended = pass_on(local, *pass, connection, account).await;
                 entry.tunnelled(ended.0, true);
                 return ended;
@@ -108,7 +108,7 @@ impl Tunnel {
         let (client, mut closing) = (connection.client, connection.closing);
         // Nothing else makes it end: it has no next response.
         let drained = async {
-            until_closing(&mut closing).await;
+            told_to_close(&mut closing).await;
             sleep(snapshot.timeouts.drain).await;
         };
         let ended = tokio::select! {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::DataPlane;
-use super::plane::Plane;
+use super::plane::{Brought, Plane};
 use crate::will::{self, Leaving};
 
 impl DataPlane {
@@ -19,11 +19,12 @@ impl DataPlane {
         left: Vec<will::Plane>,
         workers: usize,
         next: u64,
+        brought: Brought,
     ) -> Result<()> {
         self.next = next;
         for left in left {
             let retires_in = left.retires_in_ms.map(Duration::from_millis);
-            let plane = Plane::adopt(left, workers)?;
+            let plane = Plane::adopt(left, workers, brought.clone())?;
             match retires_in {
                 Some(time) => self.retired.push((plane, Instant::now() + time)),
                 None => self.serving = Some(plane),

@@ -1,12 +1,13 @@
 //! One data plane process and the channel to it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use shunt_core::sockets::SocketWant;
+use shunt_core::sockets::{ListenerSpec, SocketWant};
 use shunt_intercept::Marks;
 use shunt_intercept::netns::Netns;
 use tokio::process::Command;
@@ -28,8 +29,8 @@ pub(in crate::supervisor) struct PlaneId(pub(super) u64);
 pub(super) struct Plane {
     pub(super) id: PlaneId,
     process: Process,
-    /// It was there before this supervisor, and has its listeners.
-    adopted: bool,
+    /// It was there before this supervisor, and has these listeners.
+    adopted: Option<Brought>,
     channel: Channel<ToWorker, ToSupervisor>,
     channel_failed: bool,
     heartbeats: Heartbeats,
@@ -94,7 +95,7 @@ impl Plane {
         Ok(Self {
             id,
             process: Process::Child(child),
-            adopted: false,
+            adopted: None,
             channel,
             channel_failed: false,
             heartbeats,
@@ -110,14 +111,14 @@ impl Plane {
     }
 
     /// One that the supervisor before this one has started.
-    pub(super) fn adopt(left: will::Plane, workers: usize) -> Result<Self> {
+    pub(super) fn adopt(left: will::Plane, workers: usize, brought: Brought) -> Result<Self> {
         let channel = Channel::go_on(left.channel.take()?, left.next)
             .context("cannot use the channel to the data plane")?;
         let heartbeats = Heartbeats::from_fd(left.heartbeats.take()?, workers);
         Ok(Self {
             id: PlaneId(left.id),
             process: Process::inherited(left.pid).context("a data plane without a process")?,
-            adopted: true,
+            adopted: Some(brought),
             channel,
             channel_failed: false,
             heartbeats,
@@ -158,7 +159,7 @@ impl Plane {
     }
 
     pub(super) fn is_adopted(&self) -> bool {
-        self.adopted
+        self.adopted.is_some()
     }
 
     /// `None`: it has ended.
@@ -184,7 +185,7 @@ impl Plane {
                 .retain(|(kept, _)| !matches!(kept, ToWorker::Serve(kept) if kept == addr)),
             _ => {}
         }
-        if self.adopted && brought(&message) {
+        if self.adopted.as_ref().is_some_and(|of| of.has(&message)) {
             return;
         }
         if self.keeps(&message) {
@@ -278,14 +279,14 @@ impl Plane {
 
     /// An adopted one goes on saying what it was told last, until it is replaced.
     pub(super) fn publish_states(&mut self, states: &States) {
-        if !self.adopted && self.published_states.as_ref() != Some(states) {
+        if self.adopted.is_none() && self.published_states.as_ref() != Some(states) {
             self.tell(ToWorker::States(states.clone()), Vec::new());
             self.published_states = Some(states.clone());
         }
     }
 
     pub(super) fn publish_counters(&mut self, counted: &Counted) {
-        if !self.adopted && self.published_counters.as_ref() != Some(counted) {
+        if self.adopted.is_none() && self.published_counters.as_ref() != Some(counted) {
             self.tell(ToWorker::Counters(counted.clone()), Vec::new());
             self.published_counters = Some(counted.clone());
         }
@@ -298,16 +299,19 @@ impl Plane {
 }
 
 /// What a data plane has had from the supervisor before, by the same descriptors.
-fn brought(message: &ToWorker) -> bool {
-    matches!(
-        message,
-        ToWorker::Listen(_)
-            | ToWorker::Serve(_)
-            | ToWorker::Admin
-            | ToWorker::DirectEvents
-            | ToWorker::Tap
-            | ToWorker::Shortcuts
-            | ToWorker::TakeQueries(_)
-            | ToWorker::Resolvers
-    )
+#[derive(Clone, Debug, Default)]
+pub(in crate::supervisor) struct Brought {
+    pub(in crate::supervisor) listeners: Vec<ListenerSpec>,
+    pub(in crate::supervisor) node: Vec<SocketAddr>,
+}
+
+impl Brought {
+    fn has(&self, message: &ToWorker) -> bool {
+        match message {
+            ToWorker::Listen(spec) => self.listeners.contains(spec),
+            ToWorker::Serve(addr) => self.node.contains(addr),
+            ToWorker::Admin | ToWorker::DirectEvents | ToWorker::Tap | ToWorker::Shortcuts => true,
+            _ => false,
+        }
+    }
 }

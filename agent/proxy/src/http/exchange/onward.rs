@@ -63,15 +63,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         body: RequestBody,
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
-        let Client {
-            snapshot,
-            origin,
-            direct_addr,
-            ..
-        } = self.client;
-        let dial = self.dial(*origin);
+        let dial = self.dial(self.client.origin);
         self.note_peer(endpoint);
-        let Some(pass) = OnePass::to(snapshot, *origin, *direct_addr, endpoint) else {
+        let Some(pass) = self.one_pass(endpoint) else {
             return self.send(head, body, &dial, (cluster, endpoint)).await;
         };
         let judged = dial.judge(endpoint);
@@ -220,24 +214,18 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         &self,
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
-        let Client {
-            snapshot,
-            origin,
-            direct_addr,
-            ..
-        } = self.client;
-        let dial = self.dial(*origin);
+        let dial = self.dial(self.client.origin);
         let judged = dial.judge(endpoint);
         judged.map_err(|error| Failure::NoLink(NoLink::Connect(error)))?;
         self.note_peer(endpoint);
-        let to = match OnePass::to(snapshot, *origin, *direct_addr, endpoint) {
-            Some(pass) => To::FarEnd(Box::new(pass)),
+        let hold = |what| {
+            let held = cluster.hold(what);
+            held.ok_or(Failure::NoLink(NoLink::Overflow))
+        };
+        let held = Kept::Connection(hold(Resource::Connection)?, hold(Resource::Request)?);
+        let to = match self.one_pass(endpoint) {
+            Some(pass) => To::FarEnd(Box::new(pass), held),
             None => {
-                let hold = |what| {
-                    let held = cluster.hold(what);
-                    held.ok_or(Failure::NoLink(NoLink::Overflow))
-                };
-                let held = Kept::Connection(hold(Resource::Connection)?, hold(Resource::Request)?);
                 let dialled = self.in_time(connect(&dial, cluster, endpoint)).await?;
                 let Dialled {
                     stream,
@@ -263,6 +251,16 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         // Of a tunnel's they say nothing.
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response
+    }
+
+    fn one_pass(&self, endpoint: SocketAddr) -> Option<OnePass> {
+        let Client {
+            snapshot,
+            origin,
+            direct_addr,
+            ..
+        } = self.client;
+        OnePass::to(snapshot, *origin, *direct_addr, endpoint)
     }
 
     fn note_peer(&self, endpoint: SocketAddr) {

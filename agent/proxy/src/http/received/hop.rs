@@ -39,6 +39,9 @@ impl Head {
 
     /// What `expect` says, where that is to hear before the body whether it is wanted.
     pub(in crate::http) fn expects(&self) -> Option<HeaderValue> {
+        if self.version < Version::HTTP_11 {
+            return None; // RFC 9110, section 10.1.1.
+        }
         let expected = self.headers.get(header::EXPECT)?;
         let is_known = expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
         is_known.then(|| expected.clone())
