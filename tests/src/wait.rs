@@ -1,5 +1,6 @@
 //! Waiting for a condition: the only place that sleeps.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Asks again every 10 ms until `condition` gives something.
@@ -17,6 +18,20 @@ pub fn until<T>(what: &str, longest: Duration, mut condition: impl FnMut() -> Op
             "waited {longest:?} in vain: {what}"
         );
         pause(Duration::from_millis(10));
+    }
+}
+
+/// Calls again what a signal broke off. With a timeout set, the kernel does not resume a call by itself, even when nobody
+/// handles the signal: that of a child's end reaches any thread while the first one starts another.
+///
+/// # Errors
+/// Those of the call, except that one.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shunt_tests::agent::signal;
-use shunt_tests::{Agent, Pair};
+use shunt_tests::{Agent, Pair, wait};
 
 /// A service manager's socket.
 struct Manager {
@@ -25,7 +25,8 @@ impl Manager {
 
     fn next(&self) -> String {
         let mut bytes = [0; 4096];
-        let length = self.socket.recv(&mut bytes).expect("a message in time");
+        let length =
+            wait::uninterrupted(|| self.socket.recv(&mut bytes)).expect("a message in time");
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     }
 
@@ -94,7 +95,7 @@ fn the_watchdog_is_fed_while_the_loop_turns() {
     let pause = Some(Duration::from_secs(1));
     manager.socket.set_read_timeout(pause).expect("set");
     let mut bytes = [0; 64];
-    let heard = manager.socket.recv(&mut bytes);
+    let heard = wait::uninterrupted(|| manager.socket.recv(&mut bytes));
     signal("-CONT", agent.pid());
     assert!(heard.is_err(), "fed by whom?");
     let patience = Some(Duration::from_secs(20));

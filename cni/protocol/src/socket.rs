@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -26,7 +27,7 @@ pub fn send(socket: impl AsFd, packet: &[u8], beside: Option<BorrowedFd<'_>>) ->
         control.push(SendAncillaryMessage::ScmRights(&beside));
     }
     let slices = [IoSlice::new(packet)];
-    rustix::net::sendmsg(&socket, &slices, &mut control, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| rustix::net::sendmsg(&socket, &slices, &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -38,7 +39,8 @@ pub fn send(socket: impl AsFd, packet: &[u8], beside: Option<BorrowedFd<'_>>) ->
 pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     // Asked first, since a packet that does not fit is cut off.
     let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
-    let (_, length) = rustix::net::recv(&socket, &mut [0_u8; 0][..], peek)?;
+    // A socket with a timeout is not waited for again by the kernel after a signal, even one that nobody handles.
+    let (_, length) = retry_on_intr(|| rustix::net::recv(&socket, &mut [0_u8; 0][..], peek))?;
     if length > MAX_PACKET {
         return Err(invalid("a packet is too long"));
     }

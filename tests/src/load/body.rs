@@ -113,7 +113,7 @@ fn read(stream: &mut TcpStream, known: &[u8]) -> io::Result<Option<u64>> {
     stream.set_read_timeout(Some(STALL))?;
     let (mut buffer, mut total) = (vec![0; 64 << 10], 0);
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = wait::uninterrupted(|| stream.read(&mut buffer))?;
         if length == 0 {
             return Ok(Some(total));
         }

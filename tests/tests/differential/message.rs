@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::net::TcpStream;
 
+use shunt_tests::wait;
+
 /// A request or a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -143,7 +145,7 @@ impl Reader {
 
     fn more(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 16 << 10];
-        let read = self.stream.read(&mut buffer)?;
+        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
         self.read.extend_from_slice(&buffer[..read]);
         Ok(read > 0)
     }

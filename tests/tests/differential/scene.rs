@@ -196,7 +196,7 @@ impl Scene {
         }
         if end == "open" && !is_last && !responses.is_empty() && !case.ends {
             wire.set_read_timeout(Some(A_MOMENT)).expect("a timeout");
-            end = match wire.peek(&mut [0]) {
+            end = match wait::uninterrupted(|| wire.peek(&mut [0])) {
                 Ok(0) => "closed, and not said to be",
                 Ok(_) => "more",
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => "open",

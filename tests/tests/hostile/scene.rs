@@ -285,7 +285,7 @@ impl Talk {
 
     fn more(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 16 << 10];
-        let read = self.stream.read(&mut buffer)?;
+        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
         self.read.extend_from_slice(&buffer[..read]);
         Ok(read > 0)
     }

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shunt_tests::Pod;
+use shunt_tests::{Pod, wait};
 
 use crate::scene::inside;
 
@@ -226,7 +226,7 @@ impl Reader {
 
     fn more(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 16 << 10];
-        let read = self.stream.read(&mut buffer)?;
+        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
         self.read.extend_from_slice(&buffer[..read]);
         Ok(read > 0)
     }

@@ -128,7 +128,13 @@ fn blocks(socket: &Socket) -> Result<(), String> {
 
 fn receive_blocking(socket: &Socket, most: usize, flags: i32) -> io::Result<usize> {
     let mut buffer = vec![std::mem::MaybeUninit::uninit(); most];
-    socket.recv_with_flags(&mut buffer, flags)
+    loop {
+        match socket.recv_with_flags(&mut buffer, flags) {
+            // With a timeout set, the kernel does not resume a call that a signal broke off.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
 /// Waits until a thread sleeps, in the one call that it makes.
