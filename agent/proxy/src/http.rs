@@ -9,6 +9,7 @@
 
 mod body;
 mod books;
+mod drive;
 mod exchange;
 mod failure;
 mod filters;
@@ -32,7 +33,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -59,9 +59,9 @@ use crate::worker::Local;
 /// What the requests of one connection have in common.
 pub(crate) struct Client<'a> {
     pub(crate) chain: &'a HttpChain,
-    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: &'a Arc<Snapshot>,
     /// Of whoever's configuration it is.
-    pub(crate) tables: Arc<Tables>,
+    pub(crate) tables: &'a Tables,
     pub(crate) addr: SocketAddr,
     /// Whose connection it is, whatever a PROXY header says.
     pub(crate) direct_addr: SocketAddr,
@@ -84,14 +84,13 @@ struct Current {
 }
 
 impl Current {
-    fn refresh(&mut self, now: &ArcSwap<Snapshot>, place: Place) {
-        let now = now.load();
-        if self.is_replaced || Arc::ptr_eq(&now, &self.snapshot) {
+    fn refresh(&mut self, now: &Arc<Snapshot>, place: Place) {
+        if self.is_replaced {
             return;
         }
-        let tables = place.tables(&now);
+        let tables = place.tables(now);
         if tables.is_some_and(|tables| Arc::ptr_eq(tables, &self.tables)) {
-            self.snapshot = Arc::clone(&now);
+            self.snapshot = Arc::clone(now);
             return;
         }
         let served = tables.and_then(|tables| Some((tables, place.listener(tables)?)));
@@ -101,7 +100,7 @@ impl Current {
             Some((tables, chain)) => {
                 self.chain = Arc::clone(chain);
                 self.tables = Arc::clone(tables);
-                self.snapshot = Arc::clone(&now);
+                self.snapshot = Arc::clone(now);
             }
             None => self.is_replaced = true,
         }
@@ -137,12 +136,13 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         closing,
     } = connection;
     let manager = &first.manager;
-    let current = RefCell::new(Current {
+    // Requests count it on this thread: of what all workers share, each count would go from core to core.
+    let current = RefCell::new(Rc::new(Current {
         snapshot,
         tables,
         chain: Arc::clone(begun_with),
         is_replaced: false,
-    });
+    }));
     let told_to_close = closing.clone();
     let carried = Cell::new(0_u32);
     let books = Books::open(
@@ -158,31 +158,29 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        local.follow(&local.context.snapshot.load());
+        let now = local.context.snapshot.load();
+        local.follow(&now);
         let mut current = current.borrow_mut();
-        current.refresh(&local.context.snapshot, place);
-        let Current {
-            snapshot,
-            tables,
-            chain,
-            is_replaced,
-        } = current.clone();
+        if !Arc::ptr_eq(&now, &current.snapshot) {
+            Rc::make_mut(&mut current).refresh(&now, place);
+        }
+        let current = Rc::clone(&current);
         let (number, is_last) = (
             carried.get(),
-            is_replaced || *told_to_close.borrow() != Closing::No,
+            current.is_replaced || *told_to_close.borrow() != Closing::No,
         );
-        let entry = books.begin();
+        let entry = books.begin(talk.now());
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
         async move {
             let client = Client {
-                chain: match &*chain {
+                chain: match &*current.chain {
                     Chain::Http(chain) => chain,
                     // A successor is of the same kind.
                     Chain::Tcp(_) => first,
                 },
-                snapshot,
-                tables,
+                snapshot: &current.snapshot,
+                tables: &current.tables,
                 addr: from,
                 direct_addr: direct_from,
                 listener,
@@ -209,7 +207,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
         let served = poll_fn(|cx| {
-            let served = Pin::new(&mut serving).poll(cx);
+            let served = talk.turn(|| Pin::new(&mut serving).poll(cx));
             books.moved(talk.tell(account));
             served
         });
@@ -248,7 +246,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         books.moved((unread.len() as u64, 0));
         let Current {
             snapshot, tables, ..
-        } = current.borrow().clone();
+        } = Current::clone(&current.borrow());
         let connection = Connection {
             client,
             read: [&parts.read_buf[..], &unread].concat(),

@@ -79,7 +79,12 @@ impl AsyncWrite for Gauged {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let stream = Pin::new(&mut self.stream);
+        match slices {
+            // A head without a body; `send` costs less than `writev`.
+            [only] => stream.poll_write(cx, only),
+            _ => stream.poll_write_vectored(cx, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -48,6 +48,8 @@ pub(super) struct Talk {
     limits: HttpTimeouts,
     gauge: Gauge,
     opened: Instant,
+    /// While the connection is polled: since when.
+    turn: Cell<Option<Instant>>,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
     since: Cell<Instant>,
@@ -113,6 +115,7 @@ impl Talk {
             limits,
             gauge,
             opened: now,
+            turn: Cell::default(),
             state: Cell::new(State::Idle),
             since: Cell::new(now),
             moved: Cell::new(now),
@@ -151,7 +154,19 @@ impl Talk {
     }
 
     pub(super) fn touch(&self) {
-        self.moved.set(Instant::now());
+        self.moved.set(self.now());
+    }
+
+    /// Polls the connection: all that this does happens at one time.
+    pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Some(Instant::now()));
+        let polled = poll();
+        self.turn.set(None);
+        polled
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.turn.get().unwrap_or_else(Instant::now)
     }
 
     /// Hyper has nothing more to write.
@@ -159,7 +174,7 @@ impl Talk {
         if self.state.get() == State::Flushing {
             self.state.set(State::Idle);
             self.gauge.reset();
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
     }
 
@@ -171,7 +186,7 @@ impl Talk {
     /// A request's head is there.
     pub(super) fn begin(self: &Rc<Self>, entry: Rc<Entry>) -> Rc<Progress> {
         if self.state.get() != State::Head {
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
         self.state.set(State::Waiting);
         self.gauge.reset();
