@@ -17,6 +17,7 @@ mod gauge;
 mod interim;
 mod link;
 mod local_reply;
+mod pieces;
 mod pool;
 mod received;
 mod reply;
