@@ -229,13 +229,13 @@ impl Link {
 
     /// # Errors
     /// There is no response; the request, if it never left.
-    pub(super) async fn send(
+    pub(super) fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> {
         let taken = self.drive.take();
         let response = self.sender().try_send_request(request);
-        taken.drive(response).await
+        taken.drive(response)
     }
 
     fn sender(&mut self) -> &mut SendRequest<RequestBody> {

@@ -48,8 +48,9 @@ pub(super) struct Talk {
     limits: HttpTimeouts,
     gauge: Gauge,
     opened: Instant,
-    /// While the connection is polled: since when.
-    turn: Cell<Option<Instant>>,
+    /// When the connection was polled last, and whether it is being polled.
+    turn: Cell<Instant>,
+    in_turn: Cell<bool>,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
     since: Cell<Instant>,
@@ -115,7 +116,8 @@ impl Talk {
             limits,
             gauge,
             opened: now,
-            turn: Cell::default(),
+            turn: Cell::new(now),
+            in_turn: Cell::default(),
             state: Cell::new(State::Idle),
             since: Cell::new(now),
             moved: Cell::new(now),
@@ -159,14 +161,18 @@ impl Talk {
 
     /// Polls the connection: all that this does happens at one time.
     pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
-        self.turn.set(Some(Instant::now()));
+        self.turn.set(Instant::now());
+        self.in_turn.set(true);
         let polled = poll();
-        self.turn.set(None);
+        self.in_turn.set(false);
         polled
     }
 
     pub(super) fn now(&self) -> Instant {
-        self.turn.get().unwrap_or_else(Instant::now)
+        match self.in_turn.get() {
+            true => self.turn.get(),
+            false => Instant::now(),
+        }
     }
 
     /// Hyper has nothing more to write.
