@@ -88,6 +88,25 @@ pub struct Held {
 }
 
 impl Cluster {
+    /// With no endpoints, and no limit of time but one second to connect; for tests to begin with.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            endpoints: Vec::new(),
+            balance: Balance::RoundRobin,
+            subsets: None,
+            to_original: None,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: None,
+            max_requests_per_connection: 0,
+            max_connection_duration: None,
+            trailers: false,
+            limits: ClusterLimits::default(),
+            in_use: InUse::default(),
+            counts: PerWorker::default(),
+        }
+    }
+
     /// One more, unless there are as many as there may be.
     pub fn hold(&self, what: Resource) -> Option<Held> {
         let most = match what {
