@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, World, require, wait};
 
-/// Says by which connection it was asked, when it has all of the request; `/slow` takes its time, `/big` is endless.
+/// Says by which connection it was asked, when it has all of the request; `/slow` takes its time, `/big` is endless, and
+/// `/early` has answered when it begins to read: `/early/halting` in two pieces, a second apart.
 const UPSTREAM: &str = r"
 import socket, threading, time
 def serve(end, peer):
@@ -16,7 +17,12 @@ def serve(end, peer):
         while (header := file.readline()) not in (b'\r\n', b''):
             name, value = header.split(b':', 1)
             if name.lower() == b'content-length': length = int(value)
+        if path.startswith(b'/early'):
+            end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nearly')
+            if path.endswith(b'halting'): time.sleep(1)
+            end.sendall(b' bird')
         file.read(length)
+        if path.startswith(b'/early'): continue
         if path == b'/slow': time.sleep(0.7)
         if path == b'/big':
             end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 400000000\r\n\r\n')
@@ -153,6 +159,33 @@ print(int(took[0].split(':')[1]) < 600, 'x-hop' in head, flush=True)
     // Nor is what the upstream's `connection` names for the client.
     assert_eq!(client.says(), "True False");
     client.succeeds();
+}
+
+/// Who has an early answer has all of it, and is told nothing more, however it goes on with its request.
+#[test]
+fn limits_of_a_request_end_with_its_early_answer() {
+    let scene = Scene::new();
+    let _agent = scene.agent(
+        "request_headers_timeout: 0.3s\n          request_timeout: 0.6s",
+        "connect_timeout: 1s",
+    );
+    for (path, pauses) in [("/early", 8), ("/early/halting", 15)] {
+        let script = format!(
+            r"
+say('POST {path} HTTP/1.1\nhost: a\ncontent-length: 1000\n\n')
+for _ in range({pauses}):
+    time.sleep(0.1)
+    say('a')
+head, body = read()
+print(head.split('\r\n')[0], 'connection: close' in head, body, flush=True)
+print(end.recv(100), flush=True)
+"
+        );
+        let mut client = scene.client(&script);
+        assert_eq!(client.says(), "http/1.1 200 ok True early bird");
+        assert_eq!(client.says(), "b''");
+        client.succeeds();
+    }
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub enum Upstream {
     SaysAndCloses(String),
     /// One after the other, and the last again and again.
     InTurn(Vec<String>),
+    /// One after the other, with a pause behind each, as soon as the request's head is there.
+    IsEarly(Vec<String>),
     #[default]
     IsSilent,
 }
@@ -86,6 +88,11 @@ impl Case {
 
     fn upstream_in_turn(self, texts: &[&str]) -> Self {
         let upstream = Upstream::InTurn(texts.iter().map(|text| (*text).to_owned()).collect());
+        Self { upstream, ..self }
+    }
+
+    fn upstream_is_early(self, texts: &[&str]) -> Self {
+        let upstream = Upstream::IsEarly(texts.iter().map(|text| (*text).to_owned()).collect());
         Self { upstream, ..self }
     }
 

@@ -48,6 +48,15 @@ impl Reader {
 
     /// The next message; `None` at the end. `answers_head`: a response that has no body whatever it says.
     pub fn message(&mut self, answers_head: bool) -> io::Result<Option<Message>> {
+        let mut message = self.head()?;
+        if let Some(message) = &mut message {
+            self.body(message, answers_head)?;
+        }
+        Ok(message)
+    }
+
+    /// The next message's, without its body.
+    pub fn head(&mut self) -> io::Result<Option<Message>> {
         let end = loop {
             if let Some(at) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at;
@@ -65,7 +74,7 @@ impl Reader {
         let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
         self.read.drain(..end + 4);
         let mut lines = head.split("\r\n");
-        let mut message = Message {
+        Ok(Some(Message {
             first: lines.next().unwrap_or_default().to_owned(),
             headers: lines
                 .filter_map(|line| line.split_once(':'))
@@ -73,12 +82,10 @@ impl Reader {
                 .collect(),
             body: Vec::new(),
             until_end: false,
-        };
-        self.body(&mut message, answers_head)?;
-        Ok(Some(message))
+        }))
     }
 
-    fn body(&mut self, message: &mut Message, answers_head: bool) -> io::Result<()> {
+    pub fn body(&mut self, message: &mut Message, answers_head: bool) -> io::Result<()> {
         let is_response = message.first.starts_with("HTTP/");
         let status = message.first.split(' ').nth(1).unwrap_or_default();
         if answers_head

@@ -49,6 +49,9 @@ pub struct Outcome {
     pub seen: Vec<Message>,
 }
 
+/// Two pieces of an early answer.
+const BETWEEN: Duration = Duration::from_millis(800);
+
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
@@ -242,12 +245,12 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
     let mut answer = stream.try_clone().expect("a clone");
     let mut reader = Reader::new(stream);
     let mut turn = 0;
-    while let Ok(Some(request)) = reader.message(false) {
-        let does = {
-            let mut plan = plan.lock().expect("a plan");
-            plan.seen.push(request);
-            plan.does.clone()
-        };
+    while let Ok(Some(mut request)) = reader.head() {
+        let does = plan.lock().expect("a plan").does.clone();
+        if !matches!(does, Upstream::IsEarly(..)) && reader.body(&mut request, false).is_err() {
+            return;
+        }
+        plan.lock().expect("a plan").seen.push(request.clone());
         match does {
             Upstream::Says(text) => {
                 if answer
@@ -269,6 +272,15 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
             }
             Upstream::SaysAndCloses(text) => {
                 let _ = answer.write_all(text.replace('\n', "\r\n").as_bytes());
+                return;
+            }
+            Upstream::IsEarly(texts) => {
+                for text in texts {
+                    let _ = answer.write_all(text.replace('\n', "\r\n").as_bytes());
+                    wait::pause(BETWEEN);
+                }
+                // Whoever closes with bytes unread takes its answer back.
+                let _ = reader.body(&mut request, false);
                 return;
             }
             Upstream::IsSilent => {}
