@@ -17,10 +17,14 @@ def serve(end, peer):
         while (header := file.readline()) not in (b'\r\n', b''):
             name, value = header.split(b':', 1)
             if name.lower() == b'content-length': length = int(value)
-        if path.startswith(b'/early'):
+        if path in (b'/early', b'/early/halting'):
             end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nearly')
             if path.endswith(b'halting'): time.sleep(1)
             end.sendall(b' bird')
+        if path == b'/early/large':
+            end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 8000000\r\n\r\n')
+            for _ in range(80): end.sendall(b'x' * 100000)
+            end.shutdown(socket.SHUT_WR)
         file.read(length)
         if path.startswith(b'/early'): continue
         if path == b'/slow': time.sleep(0.7)
@@ -186,6 +190,34 @@ print(end.recv(100), flush=True)
         assert_eq!(client.says(), "b''");
         client.succeeds();
     }
+}
+
+/// The upstream has neither taken all of the request nor changed its protocol.
+#[test]
+fn an_answer_in_place_of_a_tunnel_has_its_tail() {
+    let scene = Scene::new();
+    let _agent = scene.agent(
+        "upgrade_configs: [{upgrade_type: websocket}]",
+        "connect_timeout: 1s",
+    );
+    let mut client = scene.client(
+        r"
+end.close()
+end = socket.socket()
+end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+end.settimeout(10)
+end.connect((sys.argv[1], 80))
+say('POST /early/large HTTP/1.1\nhost: a\nconnection: upgrade\nupgrade: websocket\ncontent-length: 1000\n\na')
+head = b''
+while not head.endswith(b'\r\n\r\n'): head += end.recv(1)
+time.sleep(0.3)
+size = 0
+while got := end.recv(16384): size += len(got)
+print(head.decode().split('\r\n')[0], size, flush=True)
+",
+    );
+    assert_eq!(client.says(), "HTTP/1.1 200 OK 8000000");
+    client.succeeds();
 }
 
 #[test]

@@ -204,7 +204,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();
-    let mut is_closing = false;
+    let (mut is_closing, mut is_written) = (false, false);
     let mut told = closing.clone();
     let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
@@ -215,7 +215,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         });
         tokio::select! {
             biased;
-            served = served => break Ended::Served(served),
+            served = served => match served {
+                // What might have become a tunnel hyper leaves with bytes in hand; asked once more, it writes them.
+                Ok(()) if !is_written => is_written = true,
+                served => break Ended::Served(served),
+            },
             () = &mut closes, if !is_closing => {
                 is_closing = true;
                 // Hyper would say `close` in a `101`, or not flush it.
