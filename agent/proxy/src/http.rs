@@ -37,7 +37,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use shunt_core::bootstrap::{Chain, HttpChain, Tables};
-use shunt_core::flow::{CloseReason, DataPath};
+use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
@@ -126,6 +126,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let Connection {
         client,
         read,
+        counted,
         from,
         direct_from,
         listener,
@@ -153,7 +154,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
     );
     let buffer = manager.limits.header_bytes.max(LEAST_BUFFER);
-    let talk = Talk::new(manager.timeouts, Gauge::new(buffer));
+    let talk = Talk::new(manager.timeouts, Gauge::new(buffer), counted);
     let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
@@ -246,16 +247,17 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     if let Ended::Served(Ok(())) = &ended
         && let Some(tunnel) = talk.tunnel()
     {
-        books.moved(talk.tell(account));
         let (client, unread) = wire.into_stream();
-        account.received(DataPath::Copy, unread.len() as u64);
-        books.moved((unread.len() as u64, 0));
+        talk.read(unread.len());
+        books.moved(talk.tell(account));
         let Current {
             snapshot, tables, ..
         } = current.borrow().clone();
+        let read = [&parts.read_buf[..], &unread].concat();
         let connection = Connection {
             client,
-            read: [&parts.read_buf[..], &unread].concat(),
+            counted: read.len(),
+            read,
             tables,
             snapshot,
             closing,
@@ -263,6 +265,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         };
         return tunnel.carry(local, connection, account).await;
     }
+    account.ended_first(wire.has_ended());
     match &ended {
         Ended::Served(Ok(())) | Ended::Late(Rung::Idle) => wire.close().await,
         Ended::Served(Err(error)) if error.is_parse() => wire.close().await,

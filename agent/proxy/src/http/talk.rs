@@ -64,8 +64,10 @@ pub(super) struct Talk {
     is_drained: Cell<bool>,
     read: Cell<u64>,
     written: Cell<u64>,
-    /// Bytes that are accounted for.
+    /// Bytes that are told of.
     told: Cell<(u64, u64)>,
+    /// Of those to come, the first that are accounted for already.
+    counted: Cell<u64>,
     upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
     peer: RefCell<Option<Arc<Enrolled>>>,
     /// What the connection becomes after the response under way.
@@ -112,7 +114,7 @@ enum Due {
 }
 
 impl Talk {
-    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge) -> Rc<Self> {
+    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge, counted: usize) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             limits,
@@ -128,6 +130,7 @@ impl Talk {
             read: Cell::default(),
             written: Cell::default(),
             told: Cell::default(),
+            counted: Cell::new(counted as u64),
             upstream: Cell::default(),
             peer: RefCell::default(),
             tunnel: RefCell::default(),
@@ -287,9 +290,11 @@ impl Talk {
         }
         let (read, written) = self.told.replace((self.read.get(), self.written.get()));
         let (read, written) = (self.read.get() - read, self.written.get() - written);
-        if read > 0 {
-            account.received(DataPath::Copy, read);
+        let counted = self.counted.get().min(read);
+        if read > counted {
+            account.received(DataPath::Copy, read - counted);
         }
+        self.counted.set(self.counted.get() - counted);
         if written > 0 {
             account.sent(DataPath::Copy, written);
         }
