@@ -18,6 +18,9 @@ pub struct Cluster {
     pub name: String,
     /// Those that may be chosen, in the order of the configuration; none: no healthy upstream.
     pub endpoints: Vec<Endpoint>,
+    /// All that the configuration names, in its order: those too that are not chosen.
+    #[serde(default)]
+    pub members: Vec<Member>,
     pub balance: Balance,
     /// `None`: all endpoints are for all routes.
     pub subsets: Option<Subsets>,
@@ -93,6 +96,7 @@ impl Cluster {
         Self {
             name: name.to_owned(),
             endpoints: Vec::new(),
+            members: Vec::new(),
             balance: Balance::RoundRobin,
             subsets: None,
             to_original: None,
@@ -138,6 +142,7 @@ impl Cluster {
         let Self {
             name,
             endpoints: _,
+            members: _,
             balance,
             subsets: _,
             to_original,
@@ -175,6 +180,24 @@ pub struct Endpoint {
     pub hostname: String,
     /// At least 1.
     pub weight: u32,
+}
+
+/// An endpoint, and what is said of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub endpoint: Endpoint,
+    pub health: Health,
+}
+
+/// `health_status`. All but the first are chosen only when too many of a cluster are not healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Or nothing is said.
+    Healthy,
+    /// Or said to be late in answering.
+    Unhealthy,
+    Draining,
 }
 
 /// Of clusters of type ORIGINAL_DST.
