@@ -69,8 +69,18 @@ pub(crate) struct Client<'a> {
     /// Where a captured connection was going.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) origin: Origin,
-    /// The listener is going away, or serves others in another way: this request is the connection's last.
+    /// The listener serves others in another way: this request is the connection's last.
     pub(crate) is_last: bool,
+    /// `None`: the connection is none of this listener's own.
+    closing: Option<&'a watch::Receiver<Closing>>,
+}
+
+impl Client<'_> {
+    /// Is the listener going away?
+    fn is_closing(&self) -> bool {
+        let closing = self.closing;
+        closing.is_some_and(|closing| *closing.borrow() != Closing::No)
+    }
 }
 
 /// The configuration in force. A request sees one from its beginning to its end.
@@ -144,7 +154,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         chain: Arc::clone(begun_with),
         is_replaced: false,
     });
-    let told_to_close = closing.clone();
+    let told_to_close = &closing.clone();
     let carried = Cell::new(0_u32);
     let books = Books::open(
         first,
@@ -168,10 +178,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             chain,
             is_replaced,
         } = current.clone();
-        let (number, is_last) = (
-            carried.get(),
-            is_replaced || *told_to_close.borrow() != Closing::No,
-        );
+        let number = carried.get();
         let entry = books.begin();
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
@@ -189,7 +196,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 listener,
                 original,
                 origin,
-                is_last,
+                is_last: is_replaced,
+                closing: Some(told_to_close),
             };
             let exchange = Exchange::new(local, &client, number, progress);
             let answered = exchange.run(request).await;
