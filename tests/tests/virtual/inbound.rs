@@ -152,8 +152,8 @@ fn a_server_has_not_a_socket_for_each_client_it_ever_had(way: Way) {
     let _agent = scene.agent(way, &bootstrap(&[inbound("passthrough")], &[]));
     let back = ["route", "add", "10.66.0.0/16", "dev", "eth0"];
     scene.server.says("ip", &back);
-    let args = [&scene.server.v4, &CLIENTS.to_string()].map(String::as_str);
-    let mut clients = Script::start(&scene.other, MANY, &args);
+    let count = CLIENTS.to_string();
+    let mut clients = Script::start(&scene.other, MANY, &[&scene.server.v4, &count]);
     assert_eq!(clients.says(), "asked");
     clients.succeeds();
     let waiting = || {
