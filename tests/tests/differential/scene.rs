@@ -177,7 +177,7 @@ impl Scene {
                             (from.elapsed() >= late).then_some(())
                         });
                         let text = case.then.replace('\n', "\r\n");
-                        let _ = reader.stream.write_all(text.as_bytes());
+                        let _ = reader.0.stream.write_all(text.as_bytes());
                     }
                 }
                 Ok(None) => {
