@@ -5,6 +5,7 @@ mod host;
 mod life;
 mod outage;
 mod plugin;
+mod tls;
 
 use std::time::Duration;
 
