@@ -45,6 +45,8 @@ pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     drive: Rc<Drive>,
     idle_since: Rc<Cell<Option<Instant>>>,
+    /// While it waits.
+    waits: Option<Among>,
     carried: u32,
     local: Option<SocketAddr>,
     cluster: Arc<Cluster>,
@@ -83,7 +85,7 @@ impl Link {
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
         let idle_since = Rc::new(Cell::new(None::<Instant>));
         let idle = Rc::clone(&idle_since);
-        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let longest = place.longest_idle.unwrap_or(FOREVER);
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let drive = Drive::new(connection);
@@ -143,6 +145,7 @@ impl Link {
             sender,
             drive,
             idle_since,
+            waits: None,
             carried: 0,
             local,
             cluster: Arc::clone(cluster),
@@ -176,6 +179,7 @@ impl Link {
     /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
     pub(super) async fn wakes(&mut self) -> bool {
         self.idle_since.set(None);
+        drop(self.waits.take());
         if self.is_ready() {
             return true;
         }
@@ -183,8 +187,15 @@ impl Link {
         matches!(ready, Ok(Ok(())))
     }
 
-    pub(super) fn begins_to_wait(&self) {
+    /// `among`: of others that wait too.
+    pub(super) fn begins_to_wait(&mut self, among: Option<Among>) {
         self.idle_since.set(Some(Instant::now()));
+        self.waits = among;
+    }
+
+    /// Since when it waits.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.idle_since.get()
     }
 
     /// `None`: the pool is gone.
@@ -253,6 +264,22 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.rest();
+    }
+}
+
+/// One of so many, until it is dropped.
+pub(super) struct Among(Rc<Cell<usize>>);
+
+impl Among {
+    pub(super) fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Among {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
