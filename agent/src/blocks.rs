@@ -79,3 +79,49 @@ unsafe impl GlobalAlloc for Blocks {
         unsafe { System.realloc(block, layout, size) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block() -> Layout {
+        Layout::array::<u8>(BLOCK).expect("a layout")
+    }
+
+    /// Where two blocks are, one after the other given back at once.
+    fn twice() -> [usize; 2] {
+        [(); 2].map(|()| {
+            // SAFETY: it is given back as it was taken, and nobody looks into it.
+            unsafe {
+                let block_at = Blocks.alloc(block());
+                Blocks.dealloc(block_at, block());
+                block_at as usize
+            }
+        })
+    }
+
+    #[test]
+    fn a_worker_gets_its_last_block_again_and_keeps_so_many() {
+        let worker = std::thread::spawn(|| {
+            keep();
+            let [first, second] = twice();
+            assert_eq!(first, second);
+            let all: Vec<*mut u8> = (0..2 * MOST)
+                // SAFETY: each is given back below, once.
+                .map(|_| unsafe { Blocks.alloc(block()) })
+                .collect();
+            assert_eq!(ROOM.get(), MOST);
+            for one in all {
+                // SAFETY: as above.
+                unsafe { Blocks.dealloc(one, block()) };
+            }
+            assert_eq!(ROOM.get(), 0);
+        });
+        worker.join().expect("no panic");
+        let other = std::thread::spawn(|| {
+            twice();
+            assert!(FIRST.get().is_null());
+        });
+        other.join().expect("no panic");
+    }
+}

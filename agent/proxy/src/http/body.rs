@@ -129,7 +129,7 @@ impl Body for RequestBody {
 /// A response's, to the client.
 pub(super) enum ResponseBody {
     Local(Option<Bytes>),
-    Upstream(Upstream),
+    Upstream(Box<Upstream>),
 }
 
 /// From an upstream. When it has ended in order, its connection is there for others.

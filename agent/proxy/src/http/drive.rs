@@ -150,3 +150,53 @@ impl Drop for Taken {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use hyper::client::conn::http1;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::gauge::Gauge;
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_it_is_woken_alone_and_leaves_the_rest_to_the_task() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let addr = listener.local_addr().expect("an address");
+        let stream = TcpStream::connect(addr).await.expect("a connection");
+        let (peer, _) = listener.accept().await.expect("a connection");
+        let gauge = Gauge::new(1);
+        let io = TokioIo::new(Gauged { stream, gauge });
+        let (_sender, connection) = http1::handshake(io).await.expect("HTTP");
+        let drive = Drive::new(connection);
+        let task = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut of_task = Context::from_waker(&waker);
+        assert!(drive.poll(&mut of_task).is_pending());
+        let before = task.0.load(Relaxed);
+
+        let taken = drive.take();
+        drop(peer);
+        drive.waker.wake_by_ref();
+        assert_eq!(task.0.load(Relaxed), before);
+        assert!(drive.poll(&mut of_task).is_pending());
+
+        drop(taken);
+        assert_eq!(task.0.load(Relaxed), before + 1);
+        assert!(
+            poll_fn(|cx| drive.poll(cx)).await,
+            "a peer that closes an idle connection ends it in order"
+        );
+    }
+}

@@ -174,13 +174,13 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 Ok(response) => {
                     link.goes_on();
                     return Ok(response.map(|inner| {
-                        ResponseBody::Upstream(Upstream {
+                        ResponseBody::Upstream(Box::new(Upstream {
                             inner,
                             link: Some(link),
                             pool: self.local.upstreams.clone(),
                             progress: Rc::clone(&self.progress),
                             trailers,
-                        })
+                        }))
                     }));
                 }
                 Err(mut error) => match error.take_message() {
