@@ -38,9 +38,7 @@ const NEARLY: Duration = Duration::from_millis(100);
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
-    idle_since: Rc<Cell<Option<Instant>>>,
-    /// While it waits.
-    waits: Option<Among>,
+    idle: Rc<Idle>,
     carried: u32,
     local: Option<SocketAddr>,
     cluster: Arc<Cluster>,
@@ -59,10 +57,12 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// `longest_idle`: it waits for a request for so long; `None`: for ever.
     pub(super) async fn begin(
         Dialled { stream, held }: Dialled,
         cluster: &Arc<Cluster>,
         place: Place,
+        longest_idle: Option<Duration>,
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
@@ -77,9 +77,9 @@ impl Link {
             }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
-        let idle_since = Rc::new(Cell::new(None::<Instant>));
-        let idle = Rc::clone(&idle_since);
-        let longest = place.longest_idle.unwrap_or(FOREVER);
+        let idle = Rc::<Idle>::default();
+        let known = Rc::clone(&idle);
+        let longest = longest_idle.unwrap_or(FOREVER);
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let pool = place.pool.clone();
@@ -103,7 +103,7 @@ impl Link {
                         if is_given_up {
                             break false;
                         }
-                        let since: Option<Instant> = idle.get();
+                        let since: Option<Instant> = known.since.get();
                         look = match since {
                             Some(since) => (since + longest).min(born + oldest),
                             None => Instant::now() + longest.min(oldest),
@@ -136,8 +136,7 @@ impl Link {
         });
         Ok(Self {
             sender,
-            idle_since,
-            waits: None,
+            idle,
             carried: 0,
             local,
             cluster: Arc::clone(cluster),
@@ -170,21 +169,20 @@ impl Link {
 
     /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
     pub(super) async fn wakes(&mut self) -> bool {
-        self.idle_since.set(None);
-        drop(self.waits.take());
+        self.idle.ends();
         let ready = timeout(NEARLY, self.sender.ready()).await;
         matches!(ready, Ok(Ok(())))
     }
 
     /// `among`: of others that wait too.
-    pub(super) fn begins_to_wait(&mut self, among: Option<Among>) {
-        self.idle_since.set(Some(Instant::now()));
-        self.waits = among;
+    pub(super) fn begins_to_wait(&self, among: Option<Among>) {
+        self.idle.since.set(Some(Instant::now()));
+        self.idle.among.set(among);
     }
 
     /// Since when it waits.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        self.idle_since.get()
+        self.idle.since.get()
     }
 
     /// `None`: the pool is gone.
@@ -242,6 +240,21 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.rest();
+        self.idle.ends();
+    }
+}
+
+/// A connection while it waits for its next request.
+#[derive(Default)]
+struct Idle {
+    since: Cell<Option<Instant>>,
+    among: Cell<Option<Among>>,
+}
+
+impl Idle {
+    fn ends(&self) {
+        self.since.set(None);
+        drop(self.among.take());
     }
 }
 
