@@ -1,6 +1,7 @@
 //! What a supervisor leaves to the program that takes its place in the same process: descriptors, by their numbers, and
 //! what they are for, as JSON in a memory file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -56,6 +57,9 @@ pub struct Will {
     pub tables: Vec<(u64, Left)>,
     /// What keeps rules closed, by family.
     pub switches: Vec<(Family, Left)>,
+    /// What systemd keeps, and how much of it, by name.
+    #[serde(default)]
+    pub stored: BTreeMap<String, usize>,
 }
 
 /// A workload.
@@ -164,6 +168,7 @@ impl Will {
             steering: None,
             tables: Vec::new(),
             switches: Vec::new(),
+            stored: BTreeMap::new(),
         }
     }
 

@@ -28,6 +28,7 @@ use super::enrolment::Serving;
 use super::inherited::Inherited;
 use super::leaving::Leaving as Withdrawn;
 use super::lifecycle::{Phase, Workload};
+use super::store::{LISTEN, Stored};
 use crate::ipc::Outcome;
 use crate::will::{self, Leaving, Served, Will};
 
@@ -143,7 +144,9 @@ impl Supervisor {
             tracing::info!("nothing of the program before is left");
             if std::mem::take(&mut self.unfinished) {
                 let all = self.workloads.values().map(|workload| &workload.spec);
-                self.home.clean_up_after_the_dead(all, &self.attachments);
+                let nobody = Stored::default();
+                self.home
+                    .clean_up_after_the_dead(all, &self.attachments, &nobody);
                 self.keep_gates();
             }
             self.tell_destinations();
@@ -230,6 +233,7 @@ impl Supervisor {
             will.served.push(served(serving, leaving)?);
         }
         self.backends.bequeath(leaving, &mut will)?;
+        will.stored = self.manager.kept();
         will.unfinished = self.unfinished || !self.leaving.is_empty();
         // They are remembered elsewhere.
         let others = |spec: &WorkloadSpec| {
@@ -258,6 +262,8 @@ impl Supervisor {
     pub(super) async fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
         self.unfinished = will.unfinished;
+        self.manager.recall(will.stored);
+        self.store_node();
         self.orphans = orphans(&will.planes);
         let brought = inherited.brought.clone();
         self.backends.inherited = inherited;
@@ -306,6 +312,7 @@ impl Supervisor {
                 tracing::info!("this program has taken over");
                 self.succeeds = None;
                 self.backends.inherited.release();
+                self.manager.forget_recalled();
                 self.backends.make_ready(self.config.mode);
             }
             return;
@@ -343,6 +350,10 @@ fn command(program: &Program) -> Result<Command> {
     let mut words = std::env::args_os();
     let mut command = Command::new(program.path());
     command.arg0(words.next().context("no name")?);
+    // What systemd has handed over is left by the will.
+    for name in LISTEN {
+        command.env_remove(name);
+    }
     while let Some(word) = words.next() {
         if word == FLAG {
             words.next();

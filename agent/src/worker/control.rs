@@ -76,6 +76,8 @@ pub(super) struct Control {
     held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
     access_log: AccessLogger,
+    /// See [`ToWorker::Hello`].
+    keeps_listeners: bool,
 }
 
 #[derive(Debug)]
@@ -98,6 +100,7 @@ impl Control {
             supervisor_pid,
             uptime_ms,
             supervisor_version,
+            keeps_listeners,
             heartbeats,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
@@ -165,6 +168,7 @@ impl Control {
             held: HashMap::new(),
             servers: Vec::new(),
             access_log,
+            keeps_listeners,
         })
     }
 
