@@ -244,12 +244,14 @@ pub(super) fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptE
     }
 }
 
-/// Does a living agent serve this namespace, or do flows of one go through it? When that cannot be told, yes.
-pub(crate) fn is_in_use(netns: &Netns) -> bool {
+/// Does a living agent serve this namespace, or do flows of one go through it, `besides` those of these names? When that
+/// cannot be told, yes.
+pub(crate) fn is_in_use(netns: &Netns, besides: &[String]) -> bool {
     let held = |table: String| {
         table
             .lines()
             .filter_map(|line| line.split_once(" @").map(|(_, name)| name))
+            .filter(|name| !besides.iter().any(|known| known == name))
             .any(|name| name.starts_with(CLAIM) || name.starts_with(FLOWS))
     };
     let table = netns.enter(|| std::fs::read_to_string("/proc/thread-self/net/unix"));

@@ -108,7 +108,8 @@ impl Home {
             None => fs::metadata(&spec.netns).ok().map(|found| found.ino()),
         };
         let spare: Vec<u64> = needed.filter_map(inode).collect();
-        for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
+        let extent = cleanup::Extent::Remove;
+        for removed in cleanup::remove_leftovers(extent, &spare, &stored.flows()) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }
     }

@@ -12,7 +12,7 @@ use shunt_intercept::return_path;
 
 use super::Supervisor;
 use super::data_plane::PlaneId;
-use super::enrolment::{Serving, is_in_use};
+use super::enrolment::{Serving, flows, is_in_use};
 use super::lifecycle::Retry;
 use super::store::listen_no_more;
 use crate::ipc::ToWorker;
@@ -186,7 +186,7 @@ impl Supervisor {
             return None;
         }
         // Served again, or an older data plane has flows there: whoever is last removes.
-        if is_in_use(&enrolment.netns) {
+        if is_in_use(&enrolment.netns, &[flows(enrolment.id)]) {
             return None;
         }
         let finished = self.backends.finish(enrolment);

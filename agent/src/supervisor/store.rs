@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,6 +43,8 @@ pub(super) const LISTEN: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAME
 pub(super) enum Kept {
     /// Of the workload whose name has this hash.
     Listeners(Mode, Direction, u64),
+    /// Says to other agents that what the rules have done for connections is still needed.
+    Flows(u64),
     /// The node's own, of the address that has this hash.
     Node(u64),
     /// Where connections that wait were going.
@@ -58,20 +62,20 @@ impl Kept {
         }
         let (kind, hash) = name.split_once('-')?;
         let hash = u64::from_str_radix(hash, 16).ok()?;
-        if kind == "node" {
-            return Some(Self::Node(hash));
-        }
-        let all = Kept::of_workload(hash);
-        all.into_iter().find(|kept| kept.kind() == kind)
+        let mut all = Kept::of_workload(hash)
+            .into_iter()
+            .chain([Self::Node(hash)]);
+        all.find(|kept| kept.kind() == kind)
     }
 
-    fn of_workload(hash: u64) -> [Self; 4] {
+    fn of_workload(hash: u64) -> [Self; 5] {
         let (out, inb) = (Direction::Outbound, Direction::Inbound);
         [
             Self::Listeners(Mode::Ebpf, out, hash),
             Self::Listeners(Mode::Ebpf, inb, hash),
             Self::Listeners(Mode::Iptables, out, hash),
             Self::Listeners(Mode::Iptables, inb, hash),
+            Self::Flows(hash),
         ]
     }
 
@@ -81,6 +85,7 @@ impl Kept {
             Self::Listeners(Mode::Ebpf, Direction::Inbound, _) => "ei",
             Self::Listeners(Mode::Iptables, Direction::Outbound, _) => "io",
             Self::Listeners(Mode::Iptables, Direction::Inbound, _) => "ii",
+            Self::Flows(_) => "flows",
             Self::Node(_) => "node",
             Self::Destinations => "destinations",
         }
@@ -90,7 +95,7 @@ impl Kept {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listeners(_, _, hash) | Self::Node(hash) => {
+            Self::Listeners(_, _, hash) | Self::Flows(hash) | Self::Node(hash) => {
                 write!(f, "{}-{hash:016x}", self.kind())
             }
             Self::Destinations => write!(f, "{}-{LAYOUT}", self.kind()),
@@ -154,6 +159,7 @@ impl Queue {
 #[derive(Debug, Default)]
 pub struct Stored {
     queues: Vec<Queue>,
+    flows: Vec<UnixDatagram>,
     destinations: Option<OwnedFd>,
     names: BTreeMap<String, usize>,
 }
@@ -179,6 +185,7 @@ impl Stored {
         *self.names.entry(name.to_owned()).or_default() += 1;
         match Kept::parse(name) {
             Some(Kept::Destinations) => self.destinations = Some(fd),
+            Some(Kept::Flows(_)) => self.flows.push(fd.into()),
             Some(kept) => self.add_socket(kept, fd),
             None => {}
         }
@@ -237,6 +244,16 @@ impl Stored {
         self.queues.iter().filter(is_of).any(Queue::has_somebody)
     }
 
+    /// The names of what says that flows of the dead agent's need its rules.
+    pub(super) fn flows(&self) -> Vec<String> {
+        let name = |flows: &UnixDatagram| {
+            let addr = flows.local_addr().ok()?;
+            let name = addr.as_abstract_name()?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        };
+        self.flows.iter().filter_map(name).collect()
+    }
+
     pub(super) fn take_destinations(&mut self) -> Option<OwnedFd> {
         self.destinations.take()
     }
@@ -280,6 +297,12 @@ impl Supervisor {
             if !sockets.is_empty() {
                 self.manager.keep(&kept.to_string(), sockets);
             }
+        }
+        if let (Mode::Iptables, Some(flows)) = (serving.mode, &serving.flows)
+            && let Ok(flows) = flows.try_clone()
+        {
+            let flows = OwnedFd::from(flows);
+            self.manager.keep(&Kept::Flows(of).to_string(), [&flows]);
         }
         let name = Kept::Destinations.to_string();
         if serving.mode == Mode::Ebpf && !self.manager.keeps(&name) {

@@ -47,21 +47,33 @@ impl Stream {
         Self(script)
     }
 
-    /// All were answered, but for as many as were under way in so many deaths.
+    /// How many were answered, cut off, and refused.
     #[track_caller]
-    fn was_answered(mut self, deaths: usize) {
+    fn end(mut self) -> [usize; 3] {
         self.0.tell("end");
         let said = self.0.says();
-        let (mut answered, mut cut) = (0, 0);
+        let mut ends = [0; 3];
         for (end, count) in said.split(' ').filter_map(|word| word.split_once('=')) {
-            let count: usize = count.parse().expect("a number");
-            match end {
-                "server" => answered = count,
-                "ConnectionResetError" | "nothing" => cut += count,
+            let at = match end {
+                "server" => 0,
+                "ConnectionResetError" | "nothing" => 1,
+                "ConnectionRefusedError" => 2,
                 _ => panic!("{said}"),
-            }
+            };
+            ends[at] += count.parse::<usize>().expect("a number");
         }
-        assert!(answered > 100 && cut <= THREADS * deaths, "{said}");
+        ends
+    }
+
+    /// All were answered, but for as many as were under way in so many deaths.
+    #[track_caller]
+    fn was_answered(self, deaths: usize) {
+        let [answered, cut, refused] = self.end();
+        let said = format!("{answered} answered, {cut} cut off, {refused} refused");
+        assert!(
+            answered > 100 && cut <= THREADS * deaths && refused == 0,
+            "{said}"
+        );
     }
 }
 
@@ -143,6 +155,33 @@ fn who_waits_when_the_agent_dies_is_served_by_the_next() {
     scene.systemd.systemctl("stop", "shunt.service");
     assert_eq!(scene.kept(), 0);
     assert_eq!(scene.host.says("ss", &["-Hltn"]), "");
+}
+
+/// Who is refused without the agent is not let past by what is kept either.
+#[test]
+fn who_fails_closed_waits_or_is_refused_and_is_not_let_past() {
+    let scene = scene_with("", |world, _, _| {
+        let closed = "acceleration: off, on_failure: closed}";
+        config(world, "").replace("acceleration: off}", closed)
+    });
+    scene.is_captured();
+    let web = scene.systemd.service("web.service");
+    let before = scene.carried();
+    let stream = Stream::begin(&web, &scene.server.v4, 80);
+    for _ in 0..2 {
+        scene.kill();
+        let served = scene.carried();
+        wait::until("they are carried again", SECONDS, || {
+            (scene.carried() > served + 20).then_some(())
+        });
+    }
+    let mut one = scene.somebody_waits(&web);
+    scene.kill();
+    assert_eq!(one.says(), "server");
+    let [answered, ..] = stream.end();
+    wait::until("all are told of", SECONDS, || {
+        (scene.carried() > before + answered).then_some(())
+    });
 }
 
 /// What cannot serve those who wait does not let them wait: here, a start with a file that has become wrong.
