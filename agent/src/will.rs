@@ -18,14 +18,11 @@ use shunt_intercept::inherited::{bequeath, inherit};
 
 use crate::ipc;
 
-/// Raised when anything here changes its meaning. What the data plane is told, and what it reads in the kernel, counts too:
-/// the one that serves goes on under the next supervisor.
-const VERSION: u32 = 1;
-
-/// Says which supervisors may succeed each other: those of the same word.
-pub fn line() -> String {
-    format!("{VERSION}.{}.{}", ipc::VERSION, ebpf::LAYOUT)
-}
+/// Says which supervisors may succeed each other: those of the same word. Its first number is raised when anything here
+/// changes its meaning. What the data plane is told ([`ipc::VERSION`]), and what it reads in the kernel ([`ebpf::LAYOUT`]),
+/// counts too: the one that serves goes on under the next supervisor.
+pub const LINE: &str = "shunt-1.5.1";
+const _: () = assert!(ipc::VERSION == 5 && ebpf::LAYOUT == 1, "LINE has them too");
 
 /// A descriptor on its way.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,7 +150,7 @@ impl Will {
     /// With nothing in it.
     pub fn new(uptime_ms: u64, next_id: u32, workers: usize) -> Self {
         Self {
-            line: line(),
+            line: LINE.to_owned(),
             uptime_ms,
             next_id,
             workers,
@@ -181,10 +178,10 @@ impl Will {
         file.read_to_string(&mut text)?;
         let will: Self = serde_json::from_str(&text).context("cannot read what was left")?;
         ensure!(
-            will.line == line(),
+            will.line == LINE,
             "what was left is of line {}, this is {}",
             will.line,
-            line()
+            LINE
         );
         Ok(will)
     }

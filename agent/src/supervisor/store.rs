@@ -9,8 +9,9 @@
 //!                      of nobody, or the start fails: closed
 //! ```
 
+mod names;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -21,14 +22,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shunt_core::flow::Direction;
 use shunt_core::sockets::{ListenerSpec, Steering};
 use shunt_core::workload::{Mode, WorkloadName, WorkloadSpec};
-use shunt_ebpf_common::scope::of_name;
-use shunt_intercept::ebpf::LAYOUT;
 use shunt_intercept::inherited::inherit;
 use shunt_intercept::netns::{Netns, netns_cookie};
 use shunt_intercept::return_path::{self, Watched};
 use shunt_intercept::{Enrolment, InterceptError, Listener};
 use socket2::SockRef;
 
+pub(super) use self::names::Kept;
+use self::names::hash;
 use super::Supervisor;
 use super::drift::Health;
 use super::enrolment::{Serving, claim, flows, hold, needs_proxy};
@@ -37,71 +38,6 @@ use super::enrolment::{Serving, claim, flows, hold, needs_proxy};
 const FIRST: i32 = 3;
 /// Of the environment. They say nothing to whoever comes after in the same process.
 pub(super) const LISTEN: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
-
-/// What a descriptor in the store is for. Its name there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// Of the workload whose name has this hash.
-    Listeners(Mode, Direction, u64),
-    /// Says to other agents that what the rules have done for connections is still needed.
-    Flows(u64),
-    /// The node's own, of the address that has this hash.
-    Node(u64),
-    /// Where connections that wait were going.
-    Destinations,
-}
-
-impl Kept {
-    pub(super) fn node(addr: SocketAddr) -> Self {
-        Self::Node(of_name(&addr.to_string()))
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        if name == Self::Destinations.to_string() {
-            return Some(Self::Destinations);
-        }
-        let (kind, hash) = name.split_once('-')?;
-        let hash = u64::from_str_radix(hash, 16).ok()?;
-        let mut all = Kept::of_workload(hash)
-            .into_iter()
-            .chain([Self::Node(hash)]);
-        all.find(|kept| kept.kind() == kind)
-    }
-
-    fn of_workload(hash: u64) -> [Self; 5] {
-        let (out, inb) = (Direction::Outbound, Direction::Inbound);
-        [
-            Self::Listeners(Mode::Ebpf, out, hash),
-            Self::Listeners(Mode::Ebpf, inb, hash),
-            Self::Listeners(Mode::Iptables, out, hash),
-            Self::Listeners(Mode::Iptables, inb, hash),
-            Self::Flows(hash),
-        ]
-    }
-
-    fn kind(self) -> &'static str {
-        match self {
-            Self::Listeners(Mode::Ebpf, Direction::Outbound, _) => "eo",
-            Self::Listeners(Mode::Ebpf, Direction::Inbound, _) => "ei",
-            Self::Listeners(Mode::Iptables, Direction::Outbound, _) => "io",
-            Self::Listeners(Mode::Iptables, Direction::Inbound, _) => "ii",
-            Self::Flows(_) => "flows",
-            Self::Node(_) => "node",
-            Self::Destinations => "destinations",
-        }
-    }
-}
-
-impl fmt::Display for Kept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Listeners(_, _, hash) | Self::Flows(hash) | Self::Node(hash) => {
-                write!(f, "{}-{hash:016x}", self.kind())
-            }
-            Self::Destinations => write!(f, "{}-{LAYOUT}", self.kind()),
-        }
-    }
-}
 
 /// A listening socket that nobody accepts from. Whoever waits there is reset when it is dropped, though others have the
 /// same socket.
@@ -280,10 +216,6 @@ fn attend(sockets: Vec<Unattended>) -> Vec<OwnedFd> {
     sockets.into_iter().filter_map(Unattended::attend).collect()
 }
 
-fn hash(name: &WorkloadName) -> u64 {
-    of_name(&name.to_string())
-}
-
 impl Supervisor {
     /// Has the listeners of one who is served now kept for the next start.
     pub(super) fn store(&mut self, serving: &Serving) {
@@ -422,27 +354,5 @@ pub(super) fn steering(mode: Mode, direction: Direction) -> Steering {
         (Mode::Ebpf, Direction::Outbound) => Steering::ConnectHook,
         (Mode::Ebpf, Direction::Inbound) => Steering::SkLookup,
         (Mode::Iptables, _) => Steering::Redirect,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_understood_again() {
-        let hash = of_name("default/web");
-        let mut all = Kept::of_workload(hash).to_vec();
-        let node = Kept::node("192.0.2.1:80".parse().expect("an address"));
-        all.extend([node, Kept::Destinations]);
-        for kept in all {
-            let name = kept.to_string();
-            assert_eq!(Kept::parse(&name), Some(kept), "{name}");
-            // With what stands between them in the environment.
-            assert!(name.len() < 32, "{name}");
-        }
-        for name in ["", "stored", "eo-", "eo-x", "ex-00", "destinations-0"] {
-            assert_eq!(Kept::parse(name), None, "{name}");
-        }
     }
 }

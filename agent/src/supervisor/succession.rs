@@ -89,7 +89,7 @@ impl Supervisor {
         let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
         tracing::info!(program = %path.display(), "the next supervisor is asked whether it could go on");
         let mut command = tokio::process::Command::from(command(&program)?);
-        command.args(["--could-succeed", &will::line()]);
+        command.args(["--could-succeed", will::LINE]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::piped()).kill_on_drop(true);
         let child = command

@@ -11,13 +11,13 @@ use shunt_tests::{Pair, wait};
 use crate::scene::{Wrk, one_is_left, refused, upgraded};
 
 /// Where a test may replace the agent's program.
-fn own_program(pair: &Pair) -> PathBuf {
+pub fn own_program(pair: &Pair) -> PathBuf {
     let own = pair.world.dir.path().join("shunt-under-test");
     fs::copy(binary(), &own).expect("copied");
     own
 }
 
-fn replace(own: &Path, by: &Path) {
+pub fn replace(own: &Path, by: &Path) {
     let new = own.with_extension("new");
     fs::copy(by, &new).expect("copied");
     fs::rename(new, own).expect("renamed");
