@@ -18,6 +18,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, geteuid, getpid, kill_process, waitpid};
 use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::WorkloadSpec;
+use shunt_intercept::inherited::ignore_broken_pipes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -213,7 +214,9 @@ impl Supervisor {
         let number = leaving.write(&will).context("cannot write it down")?;
         tracing::info!("another program goes on from here");
         let mut command = command(program)?;
-        Err(command.arg(FLAG).arg(number.to_string()).exec()).context("cannot run it")
+        let error = command.arg(FLAG).arg(number.to_string()).exec();
+        ignore_broken_pipes()?;
+        Err(error).context("cannot run it")
     }
 
     /// `None`: not now.
