@@ -2,6 +2,7 @@
 //! no good changes nothing.
 
 mod builds;
+mod edges;
 mod listeners;
 mod no_good;
 mod scene;
