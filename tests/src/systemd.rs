@@ -16,6 +16,7 @@ set -eu
 mount --make-rprivate /
 umount -R -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
 mount -t proc proc /proc
 mount --rbind /run/netns /mnt
 mount -t tmpfs tmpfs /run

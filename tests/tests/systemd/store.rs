@@ -37,6 +37,8 @@ for thread in threads: thread.join()
 print(*(f'{end}={count}' for end, count in counts.items()), flush=True)
 ";
 const THREADS: usize = 4;
+/// Lines of the access log that three deaths may take along.
+const LOST: usize = 20;
 
 struct Stream(Script);
 
@@ -179,8 +181,9 @@ fn who_fails_closed_waits_or_is_refused_and_is_not_let_past() {
     scene.kill();
     assert_eq!(one.says(), "server");
     let [answered, ..] = stream.end();
-    wait::until("all are told of", SECONDS, || {
-        (scene.carried() > before + answered).then_some(())
+    // A line may die with the data plane that has it; past the agent there would be thousands.
+    wait::until("all but a few are told of", SECONDS, || {
+        (scene.carried() + LOST > before + answered).then_some(())
     });
 }
 
