@@ -76,7 +76,6 @@ pub(super) struct Control {
     held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
     access_log: AccessLogger,
-    /// See [`ToWorker::Hello`].
     keeps_listeners: bool,
 }
 
@@ -113,8 +112,7 @@ impl Control {
         let resolvers = KernelResolvers::new(ask.clone());
         let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
-        let mut workers = Vec::new();
-        let mut stocks = Vec::new();
+        let (mut workers, mut stocks) = (Vec::new(), Vec::new());
         for index in 0..view.config.concurrency {
             let stock = Stock::new(index, ask.clone());
             let page = heartbeats
