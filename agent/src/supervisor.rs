@@ -75,8 +75,10 @@ use crate::cli::RunArgs;
 use crate::ipc::ToWorker;
 use crate::will::Will;
 
-/// How often gates are refreshed; they hold for a second.
+/// How often gates are refreshed.
 const TICK: Duration = Duration::from_millis(250);
+/// How long the kernel takes a gate for kept.
+const GATE: Duration = Duration::from_secs(1);
 /// At the end, releasing is tried this long, and so is removing. Whoever then still captures opens with the gates.
 const RELEASES: Duration = Duration::from_secs(10);
 /// A data plane that has not answered for this long is replaced. Its gates opened long before.
@@ -115,6 +117,7 @@ struct Supervisor {
     orphans: Vec<Pid>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
+    gates_kept: Option<Instant>,
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
@@ -285,6 +288,7 @@ impl Supervisor {
             unfinished: false,
             orphans: Vec::new(),
             captures: false,
+            gates_kept: None,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             cgroups: Cgroups::watch(),
@@ -373,8 +377,19 @@ impl Supervisor {
     /// Every gate, as long as somebody is behind it.
     fn keep_gates(&mut self) {
         self.captures = self.data_plane.alive();
-        if self.captures {
-            self.backends.keep_alive();
+        if !self.captures {
+            return;
+        }
+        self.backends.keep_alive();
+        let before = self.gates_kept.replace(Instant::now());
+        let open = before.map_or(Duration::ZERO, |before| before.elapsed());
+        if let Some(open) = open.checked_sub(GATE).filter(|open| !open.is_zero()) {
+            let open_ms = open.as_millis();
+            tracing::warn!(
+                open_ms,
+                "gates were kept too late: new connections went directly meanwhile, or were refused by on_failure: closed"
+            );
+            *self.repairs.entry("late_gates".into()).or_default() += 1;
         }
     }
 }

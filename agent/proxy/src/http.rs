@@ -37,7 +37,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use shunt_core::bootstrap::{Chain, HttpChain, Tables};
-use shunt_core::flow::{CloseReason, DataPath};
+use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
@@ -69,8 +69,18 @@ pub(crate) struct Client<'a> {
     /// Where a captured connection was going.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) origin: Origin,
-    /// The listener is going away, or serves others in another way: this request is the connection's last.
+    /// The listener serves others in another way: this request is the connection's last.
     pub(crate) is_last: bool,
+    /// `None`: the connection is none of this listener's own.
+    closing: Option<&'a watch::Receiver<Closing>>,
+}
+
+impl Client<'_> {
+    /// Is the listener going away?
+    fn is_closing(&self) -> bool {
+        let closing = self.closing;
+        closing.is_some_and(|closing| *closing.borrow() != Closing::No)
+    }
 }
 
 /// The configuration in force. A request sees one from its beginning to its end.
@@ -126,6 +136,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let Connection {
         client,
         read,
+        counted,
         from,
         direct_from,
         listener,
@@ -143,7 +154,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         chain: Arc::clone(begun_with),
         is_replaced: false,
     });
-    let told_to_close = closing.clone();
+    let told_to_close = &closing.clone();
     let carried = Cell::new(0_u32);
     let books = Books::open(
         first,
@@ -153,7 +164,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
     );
     let buffer = manager.limits.header_bytes.max(LEAST_BUFFER);
-    let talk = Talk::new(manager.timeouts, Gauge::new(buffer));
+    let talk = Talk::new(manager.timeouts, Gauge::new(buffer), counted);
     let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
@@ -167,10 +178,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
             chain,
             is_replaced,
         } = current.clone();
-        let (number, is_last) = (
-            carried.get(),
-            is_replaced || *told_to_close.borrow() != Closing::No,
-        );
+        let number = carried.get();
         let entry = books.begin();
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
@@ -188,7 +196,8 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 listener,
                 original,
                 origin,
-                is_last,
+                is_last: is_replaced,
+                closing: Some(told_to_close),
             };
             let exchange = Exchange::new(local, &client, number, progress);
             let answered = exchange.run(request).await;
@@ -204,7 +213,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();
-    let mut is_closing = false;
+    let (mut is_closing, mut is_written) = (false, false);
     let mut told = closing.clone();
     let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
@@ -215,7 +224,11 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         });
         tokio::select! {
             biased;
-            served = served => break Ended::Served(served),
+            served = served => match served {
+                // What might have become a tunnel hyper leaves with bytes in hand; asked once more, it writes them.
+                Ok(()) if !is_written => is_written = true,
+                served => break Ended::Served(served),
+            },
             () = &mut closes, if !is_closing => {
                 is_closing = true;
                 // Hyper would say `close` in a `101`, or not flush it.
@@ -242,16 +255,17 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     if let Ended::Served(Ok(())) = &ended
         && let Some(tunnel) = talk.tunnel()
     {
-        books.moved(talk.tell(account));
         let (client, unread) = wire.into_stream();
-        account.received(DataPath::Copy, unread.len() as u64);
-        books.moved((unread.len() as u64, 0));
+        talk.read(unread.len());
+        books.moved(talk.tell(account));
         let Current {
             snapshot, tables, ..
         } = current.borrow().clone();
+        let read = [&parts.read_buf[..], &unread].concat();
         let connection = Connection {
             client,
-            read: [&parts.read_buf[..], &unread].concat(),
+            counted: read.len(),
+            read,
             tables,
             snapshot,
             closing,
@@ -259,6 +273,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         };
         return tunnel.carry(local, connection, account).await;
     }
+    account.ended_first(wire.has_ended());
     match &ended {
         Ended::Served(Ok(())) | Ended::Late(Rung::Idle) => wire.close().await,
         Ended::Served(Err(error)) if error.is_parse() => wire.close().await,

@@ -1,9 +1,11 @@
 //! Pods that are enrolled by what the Kubernetes API says of them.
 
 mod enrolment;
+mod host;
 mod life;
 mod outage;
 mod plugin;
+mod tls;
 
 use std::time::Duration;
 
@@ -14,14 +16,18 @@ use shunt_tests::{Agent, AgentBuilder, World, wait};
 /// An API server that knows the namespaces, and an agent that asks it.
 fn scene<'w>(world: &'w World, mode: &str, more: &str) -> (ApiServer, AgentBuilder<'w>) {
     let api = ApiServer::start();
+    put_namespaces(&api);
+    let section = api.section(world.dir.path(), more);
+    (api, AgentBuilder::new(world, mode).set(&section))
+}
+
+fn put_namespaces(api: &ApiServer) {
     for name in ["default", "kube-system", "shop"] {
         api.put(namespace(
             name,
             json!({"kubernetes.io/metadata.name": name}),
         ));
     }
-    let section = api.section(world.dir.path(), more);
-    (api, AgentBuilder::new(world, mode).set(&section))
 }
 
 /// A pod of namespace `shop` that runs, as the API shows it; its connections are carried, so that each is in the log.

@@ -107,7 +107,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
         let is_plain = received == Received::Plain;
         let reads_on = self.progress.has_request_ended() && !entry.closes();
-        if self.is_last || !is_plain || !keeps_alive || !reads_on {
+        let is_last = self.is_last || self.client.is_closing();
+        if is_last || !is_plain || !keeps_alive || !reads_on {
             // Behind a request to be a tunnel there may be what only looks like the next one.
             close(&mut response);
         }

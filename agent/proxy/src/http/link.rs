@@ -39,6 +39,8 @@ const NEARLY: Duration = Duration::from_millis(100);
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     idle_since: Rc<Cell<Option<Instant>>>,
+    /// While it waits.
+    waits: Option<Among>,
     carried: u32,
     local: Option<SocketAddr>,
     cluster: Arc<Cluster>,
@@ -77,7 +79,7 @@ impl Link {
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
         let idle_since = Rc::new(Cell::new(None::<Instant>));
         let idle = Rc::clone(&idle_since);
-        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let longest = place.longest_idle.unwrap_or(FOREVER);
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let pool = place.pool.clone();
@@ -135,6 +137,7 @@ impl Link {
         Ok(Self {
             sender,
             idle_since,
+            waits: None,
             carried: 0,
             local,
             cluster: Arc::clone(cluster),
@@ -168,12 +171,20 @@ impl Link {
     /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
     pub(super) async fn wakes(&mut self) -> bool {
         self.idle_since.set(None);
+        drop(self.waits.take());
         let ready = timeout(NEARLY, self.sender.ready()).await;
         matches!(ready, Ok(Ok(())))
     }
 
-    pub(super) fn begins_to_wait(&self) {
+    /// `among`: of others that wait too.
+    pub(super) fn begins_to_wait(&mut self, among: Option<Among>) {
         self.idle_since.set(Some(Instant::now()));
+        self.waits = among;
+    }
+
+    /// Since when it waits.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.idle_since.get()
     }
 
     /// `None`: the pool is gone.
@@ -231,6 +242,22 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.rest();
+    }
+}
+
+/// One of so many, until it is dropped.
+pub(super) struct Among(Rc<Cell<usize>>);
+
+impl Among {
+    pub(super) fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Among {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

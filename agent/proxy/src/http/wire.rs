@@ -30,6 +30,8 @@ pub(super) struct Wire {
     at_once: usize,
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
+    /// The client says nothing more.
+    has_ended: bool,
     talk: Rc<Talk>,
     signature: Signature,
     /// Written in place of what hyper gave.
@@ -154,10 +156,16 @@ impl Wire {
             stream,
             at_once: 0,
             before: (before, 0),
+            has_ended: false,
             talk,
             signature,
             instead: Vec::new(),
         }
+    }
+
+    /// Has the client's end been read?
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// The same answer as Envoy words it.
@@ -255,6 +263,7 @@ impl AsyncRead for Wire {
         }
         let read = buffer.filled().len() - had;
         self.at_once += read;
+        self.has_ended |= read == 0 && buffer.remaining() > 0;
         self.talk.read(read);
         Poll::Ready(self.talk.gauge().read(read))
     }

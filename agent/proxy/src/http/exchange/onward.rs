@@ -111,6 +111,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             original: Some(pass.to),
             origin: pass.origin,
             is_last: false,
+            closing: None,
         };
         let inbound = Exchange {
             local: self.local,
