@@ -18,6 +18,7 @@ use shunt_intercept::InterceptError;
 use shunt_intercept::cgroup;
 
 use super::cni::Attachments;
+use super::store::Stored;
 use crate::cleanup;
 
 /// The prefix of cgroups made by [`OwnCgroup`].
@@ -89,21 +90,26 @@ impl Home {
         Ok(fds)
     }
 
-    /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be: that is
-    /// replaced when it is enrolled.
+    /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be, nor what those
+    /// need who wait for this agent: that is replaced when the workload is enrolled.
     pub(super) fn clean_up_after_the_dead<'a>(
         &self,
         workloads: impl Iterator<Item = &'a WorkloadSpec>,
         attachments: &Attachments,
+        stored: &Stored,
     ) {
-        let closed = workloads.filter(|spec| spec.on_failure == OnFailure::Closed);
+        let is_needed = |spec: &&WorkloadSpec| {
+            spec.on_failure == OnFailure::Closed || stored.is_awaited_by(&spec.name)
+        };
+        let needed = workloads.filter(is_needed);
         // A name that the CNI plugin told may lead nowhere here.
         let inode = |spec: &WorkloadSpec| match attachments.netns_of(spec) {
             Some(netns) => Some(netns.inode()),
             None => fs::metadata(&spec.netns).ok().map(|found| found.ino()),
         };
-        let spare: Vec<u64> = closed.filter_map(inode).collect();
-        for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
+        let spare: Vec<u64> = needed.filter_map(inode).collect();
+        let extent = cleanup::Extent::Remove;
+        for removed in cleanup::remove_leftovers(extent, &spare, &stored.flows()) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }
     }
