@@ -34,6 +34,7 @@ use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
+use crate::blocks;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
 
 /// How often the end of withdrawn workloads' flows is looked for.
@@ -130,6 +131,7 @@ impl Control {
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 resolvers: Arc::new(resolvers.clone()),
+                begun: blocks::keep,
                 heartbeat: Arc::new(move || {
                     // Whatever this thread looks up from now on, it finds in this one or in a newer one.
                     seen[index].store(snapshot.load().generation, Ordering::Relaxed);

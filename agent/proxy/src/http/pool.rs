@@ -96,7 +96,8 @@ impl Upstreams {
         let pool = self.pool(cluster, (endpoint, dial.origin));
         let mut link = match pool.ready().await {
             Some(link) => link,
-            None => pool.wait(dial, cluster, endpoint).await?,
+            // Apart, as few requests do: what is awaited here is moved with every request.
+            None => Box::pin(pool.wait(dial, cluster, endpoint)).await?,
         };
         match cluster.hold(Resource::Request) {
             Some(held) => link.carry(held),
