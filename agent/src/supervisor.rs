@@ -29,6 +29,7 @@ mod service_manager;
 mod settings;
 mod state_file;
 mod stopping;
+mod store;
 mod strays;
 mod succession;
 mod telling;
@@ -67,6 +68,7 @@ use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
 use self::service_manager::ServiceManager;
+pub use self::store::Stored;
 use self::succession::Succession;
 use self::upgrade::Upgrade;
 use crate::cli::RunArgs;
@@ -164,7 +166,7 @@ pub async fn supervise(
     path: Option<PathBuf>,
     (config, loaded): (Config, Loaded),
     level: LogLevel,
-    legacy: Option<Legacy>,
+    (legacy, mut stored): (Option<Legacy>, Stored),
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -183,16 +185,24 @@ pub async fn supervise(
     let found: Vec<WorkloadSpec> = pods.specs().collect();
     if will.is_none() {
         let known = config.workloads.iter().chain(&attached).chain(&found);
-        home.clean_up_after_the_dead(known, &attachments);
+        home.clean_up_after_the_dead(known, &attachments, &stored);
     }
-    let node = Node::open(&config, loaded, std::mem::take(&mut inherited.node))?;
+    let node = Node::open(
+        &config,
+        loaded,
+        std::mem::take(&mut inherited.node),
+        &mut stored,
+    )?;
     let mut supervisor =
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
     match will {
         Some(will) => supervisor.succeed(will, inherited).await?,
         None => {
+            let destinations = stored.take_destinations();
+            supervisor.backends.inherited = Inherited::of_the_dead(destinations);
             supervisor.start_data_plane()?;
+            supervisor.serve_who_waited(stored);
             supervisor.backends.make_ready(supervisor.config.mode);
         }
     }
@@ -329,6 +339,7 @@ impl Supervisor {
             supervisor_pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             supervisor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            keeps_listeners: self.manager.is_there(),
         }
     }
 

@@ -77,6 +77,7 @@ pub(super) struct Control {
     held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
     access_log: AccessLogger,
+    keeps_listeners: bool,
 }
 
 #[derive(Debug)]
@@ -99,6 +100,7 @@ impl Control {
             supervisor_pid,
             uptime_ms,
             supervisor_version,
+            keeps_listeners,
             heartbeats,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
@@ -111,8 +113,7 @@ impl Control {
         let resolvers = KernelResolvers::new(ask.clone());
         let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
-        let mut workers = Vec::new();
-        let mut stocks = Vec::new();
+        let (mut workers, mut stocks) = (Vec::new(), Vec::new());
         for index in 0..view.config.concurrency {
             let stock = Stock::new(index, ask.clone());
             let page = heartbeats
@@ -167,6 +168,7 @@ impl Control {
             held: HashMap::new(),
             servers: Vec::new(),
             access_log,
+            keeps_listeners,
         })
     }
 

@@ -44,9 +44,7 @@ const NEARLY: Duration = Duration::from_millis(100);
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
     drive: Rc<Drive>,
-    idle_since: Rc<Cell<Option<Instant>>>,
-    /// While it waits.
-    waits: Option<Among>,
+    idle: Rc<Idle>,
     carried: u32,
     local: Option<SocketAddr>,
     cluster: Arc<Cluster>,
@@ -65,10 +63,12 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// `longest_idle`: it waits for a request for so long; `None`: for ever.
     pub(super) async fn begin(
         Dialled { stream, held }: Dialled,
         cluster: &Arc<Cluster>,
         place: Place,
+        longest_idle: Option<Duration>,
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
@@ -83,9 +83,9 @@ impl Link {
             }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
-        let idle_since = Rc::new(Cell::new(None::<Instant>));
-        let idle = Rc::clone(&idle_since);
-        let longest = place.longest_idle.unwrap_or(FOREVER);
+        let idle = Rc::<Idle>::default();
+        let known = Rc::clone(&idle);
+        let longest = longest_idle.unwrap_or(FOREVER);
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
         let drive = Drive::new(connection);
@@ -111,7 +111,7 @@ impl Link {
                         if is_given_up {
                             break false;
                         }
-                        let since: Option<Instant> = idle.get();
+                        let since: Option<Instant> = known.since.get();
                         look = match since {
                             Some(since) => (since + longest).min(born + oldest),
                             None => Instant::now() + longest.min(oldest),
@@ -144,8 +144,7 @@ impl Link {
         Ok(Self {
             sender,
             drive,
-            idle_since,
-            waits: None,
+            idle,
             carried: 0,
             local,
             cluster: Arc::clone(cluster),
@@ -178,8 +177,7 @@ impl Link {
 
     /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
     pub(super) async fn wakes(&mut self) -> bool {
-        self.idle_since.set(None);
-        drop(self.waits.take());
+        self.idle.ends();
         if self.is_ready() {
             return true;
         }
@@ -188,14 +186,14 @@ impl Link {
     }
 
     /// `among`: of others that wait too.
-    pub(super) fn begins_to_wait(&mut self, among: Option<Among>) {
-        self.idle_since.set(Some(Instant::now()));
-        self.waits = among;
+    pub(super) fn begins_to_wait(&self, among: Option<Among>) {
+        self.idle.since.set(Some(Instant::now()));
+        self.idle.among.set(among);
     }
 
     /// Since when it waits.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        self.idle_since.get()
+        self.idle.since.get()
     }
 
     /// `None`: the pool is gone.
@@ -264,6 +262,21 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.rest();
+        self.idle.ends();
+    }
+}
+
+/// A connection while it waits for its next request.
+#[derive(Default)]
+struct Idle {
+    since: Cell<Option<Instant>>,
+    among: Cell<Option<Among>>,
+}
+
+impl Idle {
+    fn ends(&self) {
+        self.since.set(None);
+        drop(self.among.take());
     }
 }
 
