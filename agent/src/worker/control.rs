@@ -34,7 +34,6 @@ use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
-use crate::blocks;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
 
 /// How often the end of withdrawn workloads' flows is looked for.
@@ -116,9 +115,8 @@ impl Control {
         let (mut workers, mut stocks) = (Vec::new(), Vec::new());
         for index in 0..view.config.concurrency {
             let stock = Stock::new(index, ask.clone());
-            let page = heartbeats
-                .try_clone()
-                .context("cannot share the heartbeats")?;
+            let page = heartbeats.try_clone();
+            let page = page.context("cannot share the heartbeats")?;
             let flows = witness(&access_log, &view.taps);
             let (snapshot, seen) = (Arc::clone(&view.snapshot), Arc::clone(&view.generations));
             let worker = shunt_proxy::spawn(WorkerContext {
@@ -131,7 +129,7 @@ impl Control {
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 resolvers: Arc::new(resolvers.clone()),
-                begun: blocks::keep,
+                begun: crate::blocks::keep,
                 heartbeat: Arc::new(move || {
                     // Whatever this thread looks up from now on, it finds in this one or in a newer one.
                     seen[index].store(snapshot.load().generation, Ordering::Relaxed);
