@@ -294,22 +294,12 @@ impl Control {
                 worker.take_queries(spec, socket.into());
             }
             ToWorker::Resolver { ticket, resolver } => self.resolvers.told(ticket, resolver),
-            ToWorker::Stock { worker, want } => {
-                self.stocks
-                    .get(worker)
-                    .context("no such worker")?
-                    .put(want, fds);
-            }
+            ToWorker::Stock { worker, want } => self.stock(worker)?.put(want, fds),
             ToWorker::StockFailed {
                 worker,
                 want,
                 error,
-            } => {
-                self.stocks
-                    .get(worker)
-                    .context("no such worker")?
-                    .fail(want, error);
-            }
+            } => self.stock(worker)?.fail(want, error),
             ToWorker::Withdraw { id } => {
                 self.view.borrow_mut().withdraw(id);
                 for worker in &self.workers {
@@ -380,6 +370,10 @@ impl Control {
             ToWorker::Retire { .. } | ToWorker::Stop { .. } => {}
         }
         Ok(())
+    }
+
+    fn stock(&self, worker: usize) -> Result<&Stock> {
+        self.stocks.get(worker).context("no such worker")
     }
 
     fn one_for_each(
