@@ -7,7 +7,7 @@ mod authority;
 mod objects;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -102,18 +102,18 @@ impl Sandbox {
         sandbox
     }
 
-    /// A pod with `hostNetwork` on a host, that runs.
+    /// A pod with `hostNetwork` on a host, that runs, its cgroups below `root`.
     ///
     /// # Panics
     /// As [`Sandbox::prepare`].
-    pub fn run_on(world: &World, host: &Pod) -> Self {
+    pub fn run_on(root: &Path, host: &Pod) -> Self {
         let pod = Pod {
             netns: host.netns.clone(),
             v4: host.v4.clone(),
             v6: host.v6.clone(),
             cgroup: PathBuf::new(),
         };
-        let mut sandbox = Self::prepare(world.cgroup().to_owned(), &uid(), Driver::Systemd, pod);
+        let mut sandbox = Self::prepare(root.to_owned(), &uid(), Driver::Systemd, pod);
         sandbox.start();
         sandbox
     }
@@ -188,10 +188,20 @@ impl AgentBuilder<'_> {
     /// The agent is a container of this pod.
     #[must_use]
     pub fn of_pod(self, sandbox: &Sandbox) -> Self {
-        let script = "echo 0 > \"$0/cgroup.procs\" && exec nsenter \"$@\"";
+        self.in_container(sandbox, "")
+    }
+
+    /// The agent is a container of this pod, and has a cgroup namespace as those have under cgroup2.
+    #[must_use]
+    pub fn of_pod_in_a_cgroup_namespace(self, sandbox: &Sandbox) -> Self {
+        self.in_container(sandbox, "unshare --cgroup ")
+    }
+
+    fn in_container(self, sandbox: &Sandbox, by: &str) -> Self {
+        let script = format!("echo 0 > \"$0/cgroup.procs\" && exec {by}nsenter \"$@\"");
         let cgroup = sandbox.pod.cgroup.display().to_string();
         let netns = format!("--net=/run/netns/{}", sandbox.pod.netns);
-        self.behind(vec!["sh".into(), "-c".into(), script.into(), cgroup, netns])
+        self.behind(vec!["sh".into(), "-c".into(), script, cgroup, netns])
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod body;
 mod books;
+mod drive;
 mod exchange;
 mod failure;
 mod filters;
@@ -16,6 +17,7 @@ mod gauge;
 mod interim;
 mod link;
 mod local_reply;
+mod pieces;
 mod pool;
 mod received;
 mod reply;
@@ -32,7 +34,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -59,9 +60,9 @@ use crate::worker::Local;
 /// What the requests of one connection have in common.
 pub(crate) struct Client<'a> {
     pub(crate) chain: &'a HttpChain,
-    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: &'a Arc<Snapshot>,
     /// Of whoever's configuration it is.
-    pub(crate) tables: Arc<Tables>,
+    pub(crate) tables: &'a Tables,
     pub(crate) addr: SocketAddr,
     /// Whose connection it is, whatever a PROXY header says.
     pub(crate) direct_addr: SocketAddr,
@@ -94,14 +95,13 @@ struct Current {
 }
 
 impl Current {
-    fn refresh(&mut self, now: &ArcSwap<Snapshot>, place: Place) {
-        let now = now.load();
-        if self.is_replaced || Arc::ptr_eq(&now, &self.snapshot) {
+    fn refresh(&mut self, now: &Arc<Snapshot>, place: Place) {
+        if self.is_replaced {
             return;
         }
-        let tables = place.tables(&now);
+        let tables = place.tables(now);
         if tables.is_some_and(|tables| Arc::ptr_eq(tables, &self.tables)) {
-            self.snapshot = Arc::clone(&now);
+            self.snapshot = Arc::clone(now);
             return;
         }
         let served = tables.and_then(|tables| Some((tables, place.listener(tables)?)));
@@ -111,7 +111,7 @@ impl Current {
             Some((tables, chain)) => {
                 self.chain = Arc::clone(chain);
                 self.tables = Arc::clone(tables);
-                self.snapshot = Arc::clone(&now);
+                self.snapshot = Arc::clone(now);
             }
             None => self.is_replaced = true,
         }
@@ -148,12 +148,13 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         closing,
     } = connection;
     let manager = &first.manager;
-    let current = RefCell::new(Current {
+    // Requests count it on this thread: of what all workers share, each count would go from core to core.
+    let current = RefCell::new(Rc::new(Current {
         snapshot,
         tables,
         chain: Arc::clone(begun_with),
         is_replaced: false,
-    });
+    }));
     let told_to_close = &closing.clone();
     let carried = Cell::new(0_u32);
     let books = Books::open(
@@ -169,34 +170,32 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        local.follow(&local.context.snapshot.load());
+        let now = local.context.snapshot.load();
+        local.follow(&now);
         let mut current = current.borrow_mut();
-        current.refresh(&local.context.snapshot, place);
-        let Current {
-            snapshot,
-            tables,
-            chain,
-            is_replaced,
-        } = current.clone();
+        if !Arc::ptr_eq(&now, &current.snapshot) {
+            Rc::make_mut(&mut current).refresh(&now, place);
+        }
+        let current = Rc::clone(&current);
         let number = carried.get();
-        let entry = books.begin();
+        let entry = books.begin(talk.now());
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
         async move {
             let client = Client {
-                chain: match &*chain {
+                chain: match &*current.chain {
                     Chain::Http(chain) => chain,
                     // A successor is of the same kind.
                     Chain::Tcp(_) => first,
                 },
-                snapshot,
-                tables,
+                snapshot: &current.snapshot,
+                tables: &current.tables,
                 addr: from,
                 direct_addr: direct_from,
                 listener,
                 original,
                 origin,
-                is_last: is_replaced,
+                is_last: current.is_replaced,
                 closing: Some(told_to_close),
             };
             let exchange = Exchange::new(local, &client, number, progress);
@@ -218,7 +217,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
         let served = poll_fn(|cx| {
-            let served = Pin::new(&mut serving).poll(cx);
+            let served = talk.turn(|| Pin::new(&mut serving).poll(cx));
             books.moved(talk.tell(account));
             served
         });
@@ -260,7 +259,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         books.moved(talk.tell(account));
         let Current {
             snapshot, tables, ..
-        } = current.borrow().clone();
+        } = Current::clone(&current.borrow());
         let read = [&parts.read_buf[..], &unread].concat();
         let connection = Connection {
             client,

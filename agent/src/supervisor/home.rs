@@ -152,13 +152,20 @@ pub(super) struct OwnCgroup {
 impl OwnCgroup {
     pub(super) fn find_or_make() -> Result<Self, InterceptError> {
         let root = cgroup::mount_point()?;
-        let own = cgroup::of_this_process(&root)?;
         let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
-        if own != root {
-            // Made by the supervisor that this one has succeeded, or somebody else's.
+        // By the supervisor that this one has succeeded. Who has a cgroup namespace is told another path to it.
+        if has_this_process(&path) {
             return Ok(Self {
-                made: own == path,
+                path,
+                made: true,
+                root,
+            });
+        }
+        let own = cgroup::of_this_process(&root)?;
+        if own != root {
+            return Ok(Self {
                 path: own,
+                made: false,
                 root,
             });
         }
@@ -177,6 +184,12 @@ impl OwnCgroup {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn has_this_process(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs"));
+    processes.is_ok_and(|processes| processes.lines().any(|process| process == own))
 }
 
 impl Drop for OwnCgroup {

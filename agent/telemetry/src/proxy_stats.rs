@@ -88,7 +88,10 @@ const CLUSTER: [Row<ClusterCounts>; 10] = [
     }),
 ];
 
-const MEMBERSHIP: [(&str, fn(&Cluster) -> u64); 2] = [
+/// A number's name, and what it is of a cluster.
+type Fact = (&'static str, fn(&Cluster) -> u64);
+
+const MEMBERSHIP: [Fact; 2] = [
     ("membership_total", |cluster| cluster.members.len() as u64),
     ("membership_healthy", |cluster| {
         let is_healthy = |member: &&Member| member.health == Health::Healthy;

@@ -83,7 +83,9 @@ async fn follow(
         tokio::select! {
             event = pods.next() => match event {
                 Some(Ok(event)) => {
-                    news.extend(outage.over(0));
+                    if is_answer(&event) {
+                        news.extend(outage.over(0));
+                    }
                     seen.pod(event);
                 }
                 Some(Err(error)) => {
@@ -94,7 +96,9 @@ async fn follow(
             },
             event = namespaces.next() => match event {
                 Some(Ok(event)) => {
-                    news.extend(outage.over(1));
+                    if is_answer(&event) {
+                        news.extend(outage.over(1));
+                    }
                     seen.namespace(event);
                 }
                 Some(Err(error)) => {
@@ -126,6 +130,11 @@ where
         + 'static,
 {
     watcher::watcher(api, config).backoff(Pauses::default())
+}
+
+/// A list's beginning is said before the API is asked for it.
+fn is_answer<K>(event: &Event<K>) -> bool {
+    !matches!(event, Event::Init)
 }
 
 async fn until(at: Option<Instant>) {

@@ -1,12 +1,13 @@
 //! Pods in the node's own network: each is its cgroup.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use shunt_tests::kubernetes::{ApiServer, Driver, Failing, Sandbox, namespace, pod};
-use shunt_tests::{Agent, AgentBuilder, Bpffs, Pod, World, require, wait};
+use shunt_tests::{Agent, AgentBuilder, Bpffs, Pod, World, require, wait, world};
 
-use crate::{is_intercepted, served, shown, wait_for};
+use crate::{is_intercepted, served, shown, upgrade_all, wait_for};
 
 const SECONDS: Duration = Duration::from_secs(15);
 
@@ -21,10 +22,14 @@ struct Scene {
 }
 
 fn scene() -> Scene {
+    scene_below(|world| world.cgroup().to_owned())
+}
+
+fn scene_below(root: impl Fn(&World) -> PathBuf) -> Scene {
     require::everything();
     let world = World::new();
-    let host = world.pod();
-    let [client, other] = [(); 2].map(|()| Sandbox::run_on(&world, &host));
+    let (host, root) = (world.pod(), root(&world));
+    let [client, other] = [(); 2].map(|()| Sandbox::run_on(&root, &host));
     let server = Sandbox::run(&world, Driver::Systemd);
     Scene {
         api: ApiServer::start_in(&host),
@@ -217,4 +222,56 @@ fn the_agents_own_pod_never() {
     let agent = scene.agent("ebpf", "").of_pod(&scene.client).start();
     wait_for(&agent, &["other"]);
     assert_eq!(told(&agent, "client"), "it is the agent's own");
+}
+
+/// It is told of others' cgroups as they are seen from its own, and of those of its own pod without the pod's name.
+#[test]
+fn an_agent_in_a_cgroup_namespace_finds_them_too() {
+    let scene = scene_below(|_| world::cgroup2());
+    let _nginx = scene.server.pod.nginx(&scene.world);
+    for (name, sandbox) in [("client", &scene.client), ("other", &scene.other)] {
+        let object = on_the_host(name, sandbox, Some("enabled"));
+        scene.api.put(object);
+    }
+    let agent = scene
+        .agent("ebpf", "")
+        .of_pod_in_a_cgroup_namespace(&scene.other)
+        .start();
+    wait_for(&agent, &["client"]);
+    assert!(is_intercepted(&agent, &scene.client, &scene.server));
+    upgrade_all(&agent);
+    wait_for(&agent, &["client"]);
+    assert!(is_intercepted(&agent, &scene.client, &scene.server));
+    let reason = agent.workload("client")["mode_reason"].to_string();
+    let cgroup = scene.client.pod.cgroup.parent().expect("the pod's");
+    assert!(reason.contains(&cgroup.display().to_string()), "{reason}");
+    let pods = agent.status()["agent"]["pods"].clone();
+    assert_eq!(pods["not_found"], json!(["shop/other"]), "its own");
+}
+
+/// The first version of cgroups alone has no place for hooks but the root, which is everybody's.
+#[test]
+fn in_the_first_version_of_cgroups_it_cannot_be() {
+    let hierarchy = Path::new("/sys/fs/cgroup/systemd");
+    if !hierarchy.join("cgroup.procs").exists() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "SKIPPED: {hierarchy:?} is not here"
+        );
+        return;
+    }
+    let mut root = PathBuf::new();
+    {
+        let scene = scene_below(|world| hierarchy.join(world.label()));
+        root.push(hierarchy.join(scene.world.label()));
+        let agent = scene.agent("ebpf", "").start();
+        let object = on_the_host("client", &scene.client, Some("enabled"));
+        scene.api.put(object);
+        let reason = told(&agent, "client");
+        assert!(
+            reason.contains("no cgroup of its own in cgroup2"),
+            "{reason}"
+        );
+    }
+    let _ = std::fs::remove_dir(root);
 }

@@ -7,6 +7,7 @@ mod outage;
 mod plugin;
 mod tls;
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -55,6 +56,15 @@ fn served(agent: &Agent) -> Vec<String> {
     let ready = all.iter().filter(|workload| workload["state"] == "ready");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     ready.map(|workload| text(&workload["name"])).collect()
+}
+
+/// Another supervisor takes the place of the one that is there.
+fn upgrade_all(agent: &Agent) {
+    let mut shunt = Command::new(shunt_tests::agent::binary());
+    shunt.args(["upgrade", "all", "--socket"]);
+    shunt.arg(agent.dir.join("admin.sock"));
+    let output = shunt.output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A connection, and whether it was intercepted.

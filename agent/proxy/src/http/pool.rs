@@ -70,8 +70,6 @@ pub(super) struct Pool {
 /// One of a pool's connections, until it is dropped.
 pub(super) struct Place {
     pub(super) pool: Weak<Pool>,
-    /// The connection waits for its next request for so long; `None`: for ever.
-    pub(super) longest_idle: Option<Duration>,
     _held: Held,
 }
 
@@ -98,7 +96,8 @@ impl Upstreams {
         let pool = self.pool(cluster, (endpoint, dial.origin));
         let mut link = match pool.ready().await {
             Some(link) => link,
-            None => pool.wait(dial, cluster, endpoint).await?,
+            // Apart, as few requests do: what is awaited here is moved with every request.
+            None => Box::pin(pool.wait(dial, cluster, endpoint)).await?,
         };
         match cluster.hold(Resource::Request) {
             Some(held) => link.carry(held),
@@ -293,8 +292,9 @@ impl Pool {
         loop {
             if let Some(place) = self.place(cluster) {
                 let dialled = connect(dial, cluster, endpoint).await?;
-                let link = Link::begin(dialled, cluster, place, dial.is_withdrawn()).await;
-                return link.map_err(NoLink::Connect);
+                let longest = self.longest_idle(cluster);
+                let link = Link::begin(dialled, cluster, place, longest, dial.is_withdrawn());
+                return link.await.map_err(NoLink::Connect);
             }
             let _waits = Waits::new(self);
             self.freed.notified().await;
@@ -313,16 +313,17 @@ impl Pool {
         self.open.set(self.open.get() + 1);
         Some(Place {
             pool: Rc::downgrade(self),
-            longest_idle: match self.delivered {
-                Some(_) => Some(
-                    cluster
-                        .idle_timeout
-                        .map_or(DELIVERED_IDLE, |idle| idle.min(DELIVERED_IDLE)),
-                ),
-                None => cluster.idle_timeout,
-            },
             _held: held,
         })
+    }
+
+    /// A connection waits for its next request for so long; `None`: for ever.
+    fn longest_idle(&self, cluster: &Cluster) -> Option<Duration> {
+        let of_cluster = cluster.idle_timeout;
+        match self.delivered {
+            Some(_) => Some(of_cluster.map_or(DELIVERED_IDLE, |idle| idle.min(DELIVERED_IDLE))),
+            None => of_cluster,
+        }
     }
 
     /// Takes out those that have ended.

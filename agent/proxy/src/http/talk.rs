@@ -51,6 +51,9 @@ pub(super) struct Talk {
     limits: HttpTimeouts,
     gauge: Gauge,
     opened: Instant,
+    /// When the connection was polled last, and whether it is being polled.
+    turn: Cell<Instant>,
+    in_turn: Cell<bool>,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
     since: Cell<Instant>,
@@ -120,6 +123,8 @@ impl Talk {
             limits,
             gauge,
             opened: now,
+            turn: Cell::new(now),
+            in_turn: Cell::default(),
             state: Cell::new(State::Idle),
             since: Cell::new(now),
             moved: Cell::new(now),
@@ -160,7 +165,23 @@ impl Talk {
     }
 
     pub(super) fn touch(&self) {
-        self.moved.set(Instant::now());
+        self.moved.set(self.now());
+    }
+
+    /// Polls the connection: all that this does happens at one time.
+    pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Instant::now());
+        self.in_turn.set(true);
+        let polled = poll();
+        self.in_turn.set(false);
+        polled
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        match self.in_turn.get() {
+            true => self.turn.get(),
+            false => Instant::now(),
+        }
     }
 
     /// Hyper has nothing more to write.
@@ -171,7 +192,7 @@ impl Talk {
                 false => State::Idle,
             });
             self.gauge.reset();
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
     }
 
@@ -183,7 +204,7 @@ impl Talk {
     /// A request's head is there.
     pub(super) fn begin(self: &Rc<Self>, entry: Rc<Entry>) -> Rc<Progress> {
         if self.state.get() != State::Head {
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
         self.state.set(State::Waiting);
         self.gauge.reset();

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::books::Entry;
+use super::pieces;
 use super::talk::Talk;
 
 /// For the client to take the last answer and to close; bytes which it sends meanwhile are thrown away, as a reset would
@@ -303,8 +304,7 @@ impl AsyncWrite for Wire {
             self.instead = instead;
             return Poll::Ready(Ok(only.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        let written = std::task::ready!(written)?;
+        let written = std::task::ready!(pieces::poll_write(&mut self.stream, cx, slices))?;
         self.talk.wrote(written);
         Poll::Ready(Ok(written))
     }

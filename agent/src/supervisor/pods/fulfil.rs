@@ -46,10 +46,9 @@ impl Supervisor {
             "somebody enrolled it over the admin API".to_owned()
         } else if let Some((other, _)) = self.workloads.iter().find(others) {
             format!("its network namespace is enrolled as {other}")
-        } else if let Some(conflict) = wished.as_ref().ok().and_then(|spec| self.overlap(spec)) {
-            conflict
         } else {
-            String::new()
+            let overlap = |spec| self.overlap(spec);
+            wished.as_ref().ok().and_then(overlap).unwrap_or_default()
         };
         let may = trouble.is_empty() && !pod.taken_out;
         let spec = wished.ok().filter(|spec| may && existing != Some(spec));

@@ -42,7 +42,8 @@ impl Scene {
         let stream = stream.expect("a connection");
         let (served, _) = self.listener.accept().await.expect("a connection");
         let place = pool.place(&self.cluster).expect("room");
-        let link = Link::begin(stream.into(), &self.cluster, place, None).await;
+        let longest = pool.longest_idle(&self.cluster);
+        let link = Link::begin(stream.into(), &self.cluster, place, longest, None).await;
         advance(Duration::from_millis(1)).await;
         self.upstreams.give_back(link.expect("a link"));
         served
