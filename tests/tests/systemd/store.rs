@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use shunt_tests::greeter::{at, reached};
 use shunt_tests::{Pod, Script, World, wait};
 
 use super::{CONFIG, SECONDS, Scene, config, scene, scene_with};
 
-/// One connection: says `connected`, then what it was told, or what went wrong.
+/// One connection, when it is told to: says `connected`, then what it was told, or what went wrong.
 const ONE: &str = "
 import socket, sys
+print('ready', flush=True)
+sys.stdin.readline()
 try:
     server = socket.create_connection((sys.argv[1], 80), 20)
     print('connected', flush=True)
@@ -124,8 +127,12 @@ impl Scene {
 
     /// Connected to the agent, which does not accept.
     fn somebody_waits(&self, from: &Pod) -> Script {
-        self.signal("-STOP", &self.worker());
+        let worker = self.worker();
         let mut one = Script::start(from, ONE, &[&self.server.v4]);
+        assert_eq!(one.says(), "ready");
+        // Within the second in which connections are still led to it.
+        self.signal("-STOP", &worker);
+        one.tell("connect");
         assert_eq!(one.says(), "connected");
         one
     }
@@ -219,11 +226,7 @@ fn nobody_is_refused_by_the_rules_of_a_dead_agent() {
     let is_captured = || {
         wait::until("its connections are carried", SECONDS, || {
             let carried = scene.carried_for("client");
-            let mut one = Script::start(&client, ONE, &[&scene.server.v4]);
-            assert_eq!(
-                (one.says(), one.says()),
-                ("connected".into(), "server".into())
-            );
+            assert_eq!(reached(&client, at(&scene.server, 80)[0], 1), ["server"]);
             wait::pause(Duration::from_millis(100));
             (scene.carried_for("client") > carried).then_some(())
         });
