@@ -345,6 +345,7 @@ impl Backend for EbpfBackend {
 
     fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
         self.ungoverned(enrolment)
+            .or_else(|| self.unheard(enrolment))
     }
 
     fn explain(
