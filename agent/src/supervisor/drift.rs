@@ -394,8 +394,6 @@ fn inspect(
 }
 
 fn describe(found: &[Drift]) -> String {
-    let each = found
-        .iter()
-        .map(|drift| format!("{}: {}", drift.part.as_str(), drift.found));
-    each.collect::<Vec<_>>().join("; ")
+    let each = |drift: &Drift| format!("{}: {}", drift.part.as_str(), drift.found);
+    found.iter().map(each).collect::<Vec<_>>().join("; ")
 }
