@@ -126,7 +126,7 @@ mod tests {
             None
         );
         let changes = published.catch_up_with(&c.name, Some(&c)).expect("changes");
-        assert_eq!(changes.changed, [c.clone()]);
+        assert_eq!(changes.changed, std::slice::from_ref(&c));
         let changes = published.catch_up_with(&c.name, None).expect("changes");
         assert_eq!((changes.changed.len(), changes.gone), (0, vec![c.name]));
         let now = States {
