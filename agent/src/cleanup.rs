@@ -40,7 +40,7 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    let mut removed = remove_leftovers(extent, &[]);
+    let mut removed = remove_leftovers(extent, &[], &[]);
     removed.extend(pins(&bpffs, extent));
     let verb = if args.dry_run {
         "would remove"
@@ -57,12 +57,13 @@ pub fn run(args: &CleanupArgs) -> ExitCode {
 }
 
 /// Everything found (and, if asked to, removed), one line each. Namespaces that a living agent serves,
-/// or through which flows of one still go, are left alone; and those to `spare`, by their inodes.
-pub fn remove_leftovers(extent: Extent, spare: &[u64]) -> Vec<String> {
+/// or through which flows of one still go (`besides` those of these names), are left alone; and those to `spare`, by
+/// their inodes.
+pub fn remove_leftovers(extent: Extent, spare: &[u64], besides: &[String]) -> Vec<String> {
     let mut told = Vec::new();
     let found = namespaces().into_iter();
     for (_, path) in found.filter(|(inode, _)| !spare.contains(inode)) {
-        match clean_namespace(&path, extent) {
+        match clean_namespace(&path, extent, besides) {
             Ok(removed) => {
                 told.extend(
                     removed
@@ -78,9 +79,13 @@ pub fn remove_leftovers(extent: Extent, spare: &[u64]) -> Vec<String> {
     told
 }
 
-fn clean_namespace(path: &Path, extent: Extent) -> Result<Vec<String>, InterceptError> {
+fn clean_namespace(
+    path: &Path,
+    extent: Extent,
+    besides: &[String],
+) -> Result<Vec<String>, InterceptError> {
     let netns = Netns::open(path)?;
-    if is_in_use(&netns) {
+    if is_in_use(&netns, besides) {
         return Ok(Vec::new());
     }
     match extent {

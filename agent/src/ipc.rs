@@ -39,6 +39,9 @@ pub enum ToWorker {
         /// The supervisor's.
         uptime_ms: u64,
         supervisor_version: String,
+        /// The listeners do not close when both processes die: who comes later is the next agent's.
+        #[serde(default)]
+        keeps_listeners: bool,
     },
     /// Answer over the admin API from now on. Descriptors: the admin socket and, if configured, the admin TCP listener.
     Admin,

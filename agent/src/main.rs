@@ -5,6 +5,7 @@
 
 mod ask;
 mod battery;
+mod blocks;
 mod check;
 mod cleanup;
 mod cli;
@@ -32,6 +33,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+
+#[global_allocator]
+static MEMORY: blocks::Blocks = blocks::Blocks;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -46,9 +46,7 @@ async fn serve(mut channel: Channel<Discovered, Begin>, begin: Begin) -> Result<
     let mut watching = std::pin::pin!(watching);
     loop {
         tokio::select! {
-            ended = &mut watching => {
-                return ended.context("cannot watch the Kubernetes API");
-            }
+            () = &mut watching => bail!("nothing is watched any more"),
             Some(news) = told.recv() => {
                 channel.send(&news, Vec::new()).context("cannot tell the supervisor")?;
             }

@@ -11,10 +11,12 @@ use shunt_intercept::memory;
 use shunt_xds::{Loaded, Texts};
 
 use crate::cli::{self, EX_USAGE, RunArgs};
-use crate::supervisor::{self, Legacy};
+use crate::supervisor::{self, Legacy, Stored};
 use crate::{privileges, seccomp, will};
 
 pub fn run(args: &RunArgs) -> ExitCode {
+    // Whatever becomes of this start, nobody is left to wait in it.
+    let stored = Stored::take();
     // Before anything that takes time: until then nobody keeps the gates.
     let legacy = match args.succeeds.map(Legacy::take).transpose() {
         Ok(legacy) => legacy,
@@ -33,7 +35,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
     if let Some(line) = &args.could_succeed {
         return could_succeed(line);
     }
-    match start(args, path, (config, loaded), legacy) {
+    match start(args, path, (config, loaded), (legacy, stored)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => cli::failed(&error),
     }
@@ -41,7 +43,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
 
 /// For a supervisor of this line, of which a running one asks.
 fn could_succeed(line: &str) -> ExitCode {
-    let own = will::line();
+    let own = will::LINE;
     if line == own {
         return ExitCode::SUCCESS;
     }
@@ -102,7 +104,7 @@ fn start(
     args: &RunArgs,
     path: Option<PathBuf>,
     (config, loaded): (Config, Loaded),
-    legacy: Option<Legacy>,
+    before: (Option<Legacy>, Stored),
 ) -> Result<()> {
     // Its file may have been a number when it was run.
     let _ = rustix::thread::set_name(c"shunt");
@@ -147,7 +149,7 @@ fn start(
             path,
             (config, loaded),
             level,
-            legacy,
+            before,
         ))
 }
 

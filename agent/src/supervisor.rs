@@ -29,6 +29,7 @@ mod service_manager;
 mod settings;
 mod state_file;
 mod stopping;
+mod store;
 mod strays;
 mod succession;
 mod telling;
@@ -67,14 +68,17 @@ use self::lifecycle::Workload;
 use self::node::Node;
 use self::pods::Pods;
 use self::service_manager::ServiceManager;
+pub use self::store::Stored;
 use self::succession::Succession;
 use self::upgrade::Upgrade;
 use crate::cli::RunArgs;
 use crate::ipc::ToWorker;
 use crate::will::Will;
 
-/// How often gates are refreshed; they hold for a second.
+/// How often gates are refreshed.
 const TICK: Duration = Duration::from_millis(250);
+/// How long the kernel takes a gate for kept.
+const GATE: Duration = Duration::from_secs(1);
 /// At the end, releasing is tried this long, and so is removing. Whoever then still captures opens with the gates.
 const RELEASES: Duration = Duration::from_secs(10);
 /// A data plane that has not answered for this long is replaced. Its gates opened long before.
@@ -113,6 +117,7 @@ struct Supervisor {
     orphans: Vec<Pid>,
     /// The data plane gave signs of life when the gates were kept last.
     captures: bool,
+    gates_kept: Option<Instant>,
     next_id: u32,
     /// What the kernel announces of the namespaces.
     watch: Watch,
@@ -161,7 +166,7 @@ pub async fn supervise(
     path: Option<PathBuf>,
     (config, loaded): (Config, Loaded),
     level: LogLevel,
-    legacy: Option<Legacy>,
+    (legacy, mut stored): (Option<Legacy>, Stored),
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
@@ -180,16 +185,24 @@ pub async fn supervise(
     let found: Vec<WorkloadSpec> = pods.specs().collect();
     if will.is_none() {
         let known = config.workloads.iter().chain(&attached).chain(&found);
-        home.clean_up_after_the_dead(known, &attachments);
+        home.clean_up_after_the_dead(known, &attachments, &stored);
     }
-    let node = Node::open(&config, loaded, std::mem::take(&mut inherited.node))?;
+    let node = Node::open(
+        &config,
+        loaded,
+        std::mem::take(&mut inherited.node),
+        &mut stored,
+    )?;
     let mut supervisor =
         Supervisor::new(config, (attachments, attached), home, (node, pods), level)?;
     supervisor.recall_pods();
     match will {
         Some(will) => supervisor.succeed(will, inherited).await?,
         None => {
+            let destinations = stored.take_destinations();
+            supervisor.backends.inherited = Inherited::of_the_dead(destinations);
             supervisor.start_data_plane()?;
+            supervisor.serve_who_waited(stored);
             supervisor.backends.make_ready(supervisor.config.mode);
         }
     }
@@ -275,6 +288,7 @@ impl Supervisor {
             unfinished: false,
             orphans: Vec::new(),
             captures: false,
+            gates_kept: None,
             next_id: 1,
             watch: Watch::new().context("cannot watch namespaces")?,
             cgroups: Cgroups::watch(),
@@ -325,6 +339,7 @@ impl Supervisor {
             supervisor_pid: std::process::id(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             supervisor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            keeps_listeners: self.manager.is_there(),
         }
     }
 
@@ -362,8 +377,19 @@ impl Supervisor {
     /// Every gate, as long as somebody is behind it.
     fn keep_gates(&mut self) {
         self.captures = self.data_plane.alive();
-        if self.captures {
-            self.backends.keep_alive();
+        if !self.captures {
+            return;
+        }
+        self.backends.keep_alive();
+        let before = self.gates_kept.replace(Instant::now());
+        let open = before.map_or(Duration::ZERO, |before| before.elapsed());
+        if let Some(open) = open.checked_sub(GATE).filter(|open| !open.is_zero()) {
+            let open_ms = open.as_millis();
+            tracing::warn!(
+                open_ms,
+                "gates were kept too late: new connections went directly meanwhile, or were refused by on_failure: closed"
+            );
+            *self.repairs.entry("late_gates".into()).or_default() += 1;
         }
     }
 }

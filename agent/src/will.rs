@@ -1,6 +1,7 @@
 //! What a supervisor leaves to the program that takes its place in the same process: descriptors, by their numbers, and
 //! what they are for, as JSON in a memory file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::SocketAddr;
@@ -17,14 +18,11 @@ use shunt_intercept::inherited::{bequeath, inherit};
 
 use crate::ipc;
 
-/// Raised when anything here changes its meaning. What the data plane is told, and what it reads in the kernel, counts too:
-/// the one that serves goes on under the next supervisor.
-const VERSION: u32 = 1;
-
-/// Says which supervisors may succeed each other: those of the same word.
-pub fn line() -> String {
-    format!("{VERSION}.{}.{}", ipc::VERSION, ebpf::LAYOUT)
-}
+/// Says which supervisors may succeed each other: those of the same word. Its first number is raised when anything here
+/// changes its meaning. What the data plane is told ([`ipc::VERSION`]), and what it reads in the kernel ([`ebpf::LAYOUT`]),
+/// counts too: the one that serves goes on under the next supervisor.
+pub const LINE: &str = "shunt-1.5.1";
+const _: () = assert!(ipc::VERSION == 5 && ebpf::LAYOUT == 1, "LINE has them too");
 
 /// A descriptor on its way.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +54,9 @@ pub struct Will {
     pub tables: Vec<(u64, Left)>,
     /// What keeps rules closed, by family.
     pub switches: Vec<(Family, Left)>,
+    /// What systemd keeps, and how much of it, by name.
+    #[serde(default)]
+    pub stored: BTreeMap<String, usize>,
 }
 
 /// A workload.
@@ -149,7 +150,7 @@ impl Will {
     /// With nothing in it.
     pub fn new(uptime_ms: u64, next_id: u32, workers: usize) -> Self {
         Self {
-            line: line(),
+            line: LINE.to_owned(),
             uptime_ms,
             next_id,
             workers,
@@ -164,6 +165,7 @@ impl Will {
             steering: None,
             tables: Vec::new(),
             switches: Vec::new(),
+            stored: BTreeMap::new(),
         }
     }
 
@@ -176,10 +178,10 @@ impl Will {
         file.read_to_string(&mut text)?;
         let will: Self = serde_json::from_str(&text).context("cannot read what was left")?;
         ensure!(
-            will.line == line(),
+            will.line == LINE,
             "what was left is of line {}, this is {}",
             will.line,
-            line()
+            LINE
         );
         Ok(will)
     }

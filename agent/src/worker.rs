@@ -59,6 +59,7 @@ struct Greeting {
     supervisor_pid: u32,
     uptime_ms: u64,
     supervisor_version: String,
+    keeps_listeners: bool,
     heartbeats: Heartbeats,
 }
 
@@ -82,6 +83,7 @@ async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel,
         supervisor_pid,
         uptime_ms,
         supervisor_version,
+        keeps_listeners,
     } = message
     else {
         bail!("the supervisor's first message is not a greeting");
@@ -96,6 +98,7 @@ async fn greet(mut channel: ToSupervisorChannel) -> Result<(ToSupervisorChannel,
             supervisor_pid,
             uptime_ms,
             supervisor_version,
+            keeps_listeners,
             heartbeats,
         },
     ))

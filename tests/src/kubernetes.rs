@@ -1,19 +1,24 @@
 //! Pods as a kubelet leaves them on a node, and an API server that tells of them.
 
+mod account;
 mod answer;
 mod api;
+mod authority;
 mod objects;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub use self::account::ServiceAccount;
 pub use self::api::{ApiServer, Failing};
+pub use self::authority::Authority;
 pub use self::objects::{namespace, pod};
+use crate::agent::AgentBuilder;
 use crate::wait;
-use crate::world::{Pod, Running, World, cgroup2};
+use crate::world::{Pod, Running, World, cgroup2, remove_cgroup};
 
 /// Whose names of cgroups a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +74,21 @@ impl Sandbox {
         };
         let top = root.join(of_pod);
         let (sandbox, container) = (top.join(sandbox), top.join(container));
-        for cgroup in [&sandbox, &container] {
-            fs::create_dir_all(cgroup).expect("a cgroup");
-        }
         pod.cgroup = container;
-        Self {
+        let sandbox = Self {
             uid: uid.to_owned(),
             pod,
             top,
             sandbox,
             pause: None,
+        };
+        sandbox.make_cgroups();
+        sandbox
+    }
+
+    fn make_cgroups(&self) {
+        for cgroup in [&self.sandbox, &self.pod.cgroup] {
+            fs::create_dir_all(cgroup).expect("a cgroup");
         }
     }
 
@@ -92,11 +102,28 @@ impl Sandbox {
         sandbox
     }
 
+    /// A pod with `hostNetwork` on a host, that runs, its cgroups below `root`.
+    ///
+    /// # Panics
+    /// As [`Sandbox::prepare`].
+    pub fn run_on(root: &Path, host: &Pod) -> Self {
+        let pod = Pod {
+            netns: host.netns.clone(),
+            v4: host.v4.clone(),
+            v6: host.v6.clone(),
+            cgroup: PathBuf::new(),
+        };
+        let mut sandbox = Self::prepare(root.to_owned(), &uid(), Driver::Systemd, pod);
+        sandbox.start();
+        sandbox
+    }
+
     /// Its first process.
     ///
     /// # Panics
     /// It does not start.
     pub fn start(&mut self) {
+        self.make_cgroups();
         let script = "echo 0 > \"$1/cgroup.procs\"; exec ip netns exec \"$2\" sleep infinity";
         let child = Command::new("sh")
             .args(["-c", script, "sh"])
@@ -133,6 +160,18 @@ impl Sandbox {
         self.pause = None;
     }
 
+    /// Its processes end and its cgroups go, as when the kubelet has cleaned up.
+    ///
+    /// # Panics
+    /// The cgroups stay.
+    pub fn clear(&mut self) {
+        self.end();
+        let _ = fs::write(self.top.join("cgroup.kill"), "1");
+        let cgroups = [&self.sandbox, &self.pod.cgroup, &self.top];
+        cgroups.into_iter().for_each(|cgroup| remove_cgroup(cgroup));
+        assert!(!self.top.exists(), "the cgroup is in use");
+    }
+
     /// Ends, and is started in another network namespace, as after a reboot or a lost sandbox.
     ///
     /// # Panics
@@ -142,6 +181,27 @@ impl Sandbox {
         elsewhere.cgroup.clone_from(&self.pod.cgroup);
         self.pod = elsewhere;
         self.start();
+    }
+}
+
+impl AgentBuilder<'_> {
+    /// The agent is a container of this pod.
+    #[must_use]
+    pub fn of_pod(self, sandbox: &Sandbox) -> Self {
+        self.in_container(sandbox, "")
+    }
+
+    /// The agent is a container of this pod, and has a cgroup namespace as those have under cgroup2.
+    #[must_use]
+    pub fn of_pod_in_a_cgroup_namespace(self, sandbox: &Sandbox) -> Self {
+        self.in_container(sandbox, "unshare --cgroup ")
+    }
+
+    fn in_container(self, sandbox: &Sandbox, by: &str) -> Self {
+        let script = format!("echo 0 > \"$0/cgroup.procs\" && exec {by}nsenter \"$@\"");
+        let cgroup = sandbox.pod.cgroup.display().to_string();
+        let netns = format!("--net=/run/netns/{}", sandbox.pod.netns);
+        self.behind(vec!["sh".into(), "-c".into(), script, cgroup, netns])
     }
 }
 

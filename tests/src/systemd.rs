@@ -9,15 +9,23 @@ use crate::agent::signal;
 use crate::wait;
 use crate::world::{Pod, World, remove_cgroup};
 
-/// Keeps the machine's files as they are whatever is written to them, hides what systemd would change, and becomes
-/// systemd.
+/// Keeps the machine's files as they are whatever is written to them, hides what systemd would change but for the world's
+/// pods, and becomes systemd.
 const BOOT: &str = r#"
 set -eu
 mount --make-rprivate /
 umount -R -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
 mount -t proc proc /proc
+mount --rbind /run/netns /mnt
 mount -t tmpfs tmpfs /run
+mkdir /run/netns
+for at in /mnt/"$1"*; do
+    touch "/run/netns/${at##*/}"
+    mount --bind "$at" "/run/netns/${at##*/}"
+done
+umount -R -l /mnt
 for at in usr etc var; do
     mkdir -p /run/over/$at /run/over/work/$at
     mount -t overlay -o lowerdir=/$at,upperdir=/run/over/$at,workdir=/run/over/work/$at overlay /$at
@@ -80,7 +88,7 @@ impl Systemd {
                 "-C",
                 "--kill-child",
             ])
-            .args(["sh", "-c", BOOT])
+            .args(["sh", "-c", BOOT, "sh", world.label()])
             .stdin(Stdio::null())
             .stderr(fs::File::create(&log).expect("a log"))
             .spawn()

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use shunt_tests::{Agent, AgentBuilder, Pod, Running, Script, World, require, wait};
 
-/// Says by which connection it was asked, when it has all of the request; `/slow` takes its time, `/big` is endless.
+/// Says by which connection it was asked, when it has all of the request; `/slow` takes its time, `/big` is endless, and
+/// `/early` has answered when it begins to read: `/early/halting` in two pieces, a second apart.
 const UPSTREAM: &str = r"
 import socket, threading, time
 def serve(end, peer):
@@ -16,7 +17,16 @@ def serve(end, peer):
         while (header := file.readline()) not in (b'\r\n', b''):
             name, value = header.split(b':', 1)
             if name.lower() == b'content-length': length = int(value)
+        if path in (b'/early', b'/early/halting'):
+            end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nearly')
+            if path.endswith(b'halting'): time.sleep(1)
+            end.sendall(b' bird')
+        if path == b'/early/large':
+            end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 8000000\r\n\r\n')
+            for _ in range(80): end.sendall(b'x' * 100000)
+            end.shutdown(socket.SHUT_WR)
         file.read(length)
+        if path.startswith(b'/early'): continue
         if path == b'/slow': time.sleep(0.7)
         if path == b'/big':
             end.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 400000000\r\n\r\n')
@@ -152,6 +162,61 @@ print(int(took[0].split(':')[1]) < 600, 'x-hop' in head, flush=True)
     assert_eq!(client.says(), "http/1.1 200 ok");
     // Nor is what the upstream's `connection` names for the client.
     assert_eq!(client.says(), "True False");
+    client.succeeds();
+}
+
+/// Who has an early answer has all of it, and is told nothing more, however it goes on with its request.
+#[test]
+fn limits_of_a_request_end_with_its_early_answer() {
+    let scene = Scene::new();
+    let _agent = scene.agent(
+        "request_headers_timeout: 0.3s\n          request_timeout: 0.6s",
+        "connect_timeout: 1s",
+    );
+    for (path, pauses) in [("/early", 8), ("/early/halting", 15)] {
+        let script = format!(
+            r"
+say('POST {path} HTTP/1.1\nhost: a\ncontent-length: 1000\n\n')
+for _ in range({pauses}):
+    time.sleep(0.1)
+    say('a')
+head, body = read()
+print(head.split('\r\n')[0], 'connection: close' in head, body, flush=True)
+print(end.recv(100), flush=True)
+"
+        );
+        let mut client = scene.client(&script);
+        assert_eq!(client.says(), "http/1.1 200 ok True early bird");
+        assert_eq!(client.says(), "b''");
+        client.succeeds();
+    }
+}
+
+/// The upstream has neither taken all of the request nor changed its protocol.
+#[test]
+fn an_answer_in_place_of_a_tunnel_has_its_tail() {
+    let scene = Scene::new();
+    let _agent = scene.agent(
+        "upgrade_configs: [{upgrade_type: websocket}]",
+        "connect_timeout: 1s",
+    );
+    let mut client = scene.client(
+        r"
+end.close()
+end = socket.socket()
+end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+end.settimeout(10)
+end.connect((sys.argv[1], 80))
+say('POST /early/large HTTP/1.1\nhost: a\nconnection: upgrade\nupgrade: websocket\ncontent-length: 1000\n\na')
+head = b''
+while not head.endswith(b'\r\n\r\n'): head += end.recv(1)
+time.sleep(0.3)
+size = 0
+while got := end.recv(16384): size += len(got)
+print(head.decode().split('\r\n')[0], size, flush=True)
+",
+    );
+    assert_eq!(client.says(), "HTTP/1.1 200 OK 8000000");
     client.succeeds();
 }
 

@@ -177,6 +177,13 @@ fn probes_hear_the_truth_whatever_becomes_of_the_agent(mode: &str) {
         scene.hears(TRUTH, "it goes on");
         (agent.access_log().len() >= before + 8).then_some(())
     });
+    wait::until("that it was late is told", Duration::from_secs(5), || {
+        let (_, stats) = agent.admin("GET", "/stats/prometheus", "");
+        let told = "shunt_interception_repairs_total{what=\"late_gates\"} 1";
+        stats.contains(told).then_some(())
+    });
+    let log = agent.log();
+    assert!(log.contains("gates were kept too late"), "{log}");
 
     signal("-STOP", agent.pid());
     wait::pause(NOTICED);

@@ -1,5 +1,6 @@
 //! What systemd is told by the agent, and what its unit asks of systemd.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,6 +111,42 @@ fn the_watchdog_is_fed_while_the_loop_turns() {
     );
 }
 
+/// What is kept for the next agent goes with the workload.
+#[test]
+fn it_is_told_what_to_keep_and_what_to_forget() {
+    let scene = Pair::new();
+    let manager = Manager::new(scene.world.dir.path());
+    let mut agent = manager.serve(&scene, false);
+    let names = |messages: &[String], verb: &str| -> BTreeSet<String> {
+        let lines = messages.iter().filter(|message| message.starts_with(verb));
+        let names = lines.filter_map(|message| message.split_once("FDNAME="));
+        let name = |rest: &str| rest.lines().next().expect("a name").to_owned();
+        names.map(|(_, rest)| name(rest)).collect()
+    };
+    let heard = manager.until("STATUS=2 of 2 workloads served");
+    let kept = names(&heard, "FDSTORE=1");
+    // Outbound and inbound of two, and where connections were going.
+    assert_eq!(kept.len(), 5, "{heard:?}");
+    let all = heard
+        .iter()
+        .filter(|message| message.starts_with("FDSTORE=1"));
+    assert!(
+        all.clone().all(|message| message.contains("\nFDPOLL=0")),
+        "{heard:?}"
+    );
+    agent.rewrite(&[]);
+    let heard = manager.until("STATUS=0 of 0 workloads served");
+    let listeners = kept.iter().filter(|name| !name.starts_with("destinations"));
+    let forgotten = names(&heard, "FDSTOREREMOVE=1");
+    assert_eq!(forgotten, listeners.cloned().collect(), "{heard:?}");
+    assert!(agent.terminate().success());
+    let heard = manager.until("FDSTOREREMOVE=1");
+    assert!(
+        heard.last().unwrap().contains("FDNAME=destinations"),
+        "{heard:?}"
+    );
+}
+
 #[test]
 fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -136,13 +173,15 @@ fn systemd_understands_the_unit_and_finds_it_no_worse_than_it_has_to_be() {
         .lines()
         .any(|line| line == "RuntimeDirectoryPreserve=yes");
     assert!(kept, "its state goes with each restart");
+    // What a start does not take shall be closed by it: nothing may fail before.
+    assert!(!text.lines().any(|line| line.starts_with("ExecStartPre")));
     // Lines of the package's drop-in take the place of the unit's.
     let package = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../scripts/debian/10-path.conf"
     );
     let package = std::fs::read_to_string(package).expect("a drop-in");
-    for key in ["ExecStartPre", "ExecStart", "ExecReload"] {
+    for key in ["ExecStart", "ExecReload"] {
         let commands = |text: &str| -> Vec<String> {
             let values = text
                 .lines()

@@ -18,6 +18,9 @@ pub struct Cluster {
     pub name: String,
     /// Those that may be chosen, in the order of the configuration; none: no healthy upstream.
     pub endpoints: Vec<Endpoint>,
+    /// All that the configuration names, in its order: those too that are not chosen.
+    #[serde(default)]
+    pub members: Vec<Member>,
     pub balance: Balance,
     /// `None`: all endpoints are for all routes.
     pub subsets: Option<Subsets>,
@@ -88,6 +91,26 @@ pub struct Held {
 }
 
 impl Cluster {
+    /// With no endpoints, and no limit of time but one second to connect; for tests to begin with.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            endpoints: Vec::new(),
+            members: Vec::new(),
+            balance: Balance::RoundRobin,
+            subsets: None,
+            to_original: None,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: None,
+            max_requests_per_connection: 0,
+            max_connection_duration: None,
+            trailers: false,
+            limits: ClusterLimits::default(),
+            in_use: InUse::default(),
+            counts: PerWorker::default(),
+        }
+    }
+
     /// One more, unless there are as many as there may be.
     pub fn hold(&self, what: Resource) -> Option<Held> {
         let most = match what {
@@ -119,6 +142,7 @@ impl Cluster {
         let Self {
             name,
             endpoints: _,
+            members: _,
             balance,
             subsets: _,
             to_original,
@@ -156,6 +180,24 @@ pub struct Endpoint {
     pub hostname: String,
     /// At least 1.
     pub weight: u32,
+}
+
+/// An endpoint, and what is said of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub endpoint: Endpoint,
+    pub health: Health,
+}
+
+/// `health_status`. All but the first are chosen only when too many of a cluster are not healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Or nothing is said.
+    Healthy,
+    /// Or said to be late in answering.
+    Unhealthy,
+    Draining,
 }
 
 /// Of clusters of type ORIGINAL_DST.

@@ -18,6 +18,20 @@ pub fn bequeath(fd: &OwnedFd) -> io::Result<i32> {
     Ok(fd.as_raw_fd())
 }
 
+/// Writing where nobody reads is an error again, and does not end this process. An exec(2) by the standard library that
+/// failed has left it as other programs expect it.
+///
+/// # Errors
+/// Never, on Linux.
+pub fn ignore_broken_pipes() -> io::Result<()> {
+    // SAFETY: no handler of ours is set or replaced by it.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    match before {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Takes what the program before has [left](bequeath). Each number once.
 ///
 /// # Errors

@@ -68,6 +68,7 @@ pub(crate) struct Account {
     /// The workload at the other end, if it is one of this node's and the flow passes the agent only here.
     peer: Option<Arc<WorkloadCounters>>,
     also: Vec<Rc<dyn Moved>>,
+    is_client_first: bool,
 }
 
 /// Who else counts a flow's bytes.
@@ -117,6 +118,7 @@ impl Account {
             own,
             peer: None,
             also: Vec::new(),
+            is_client_first: false,
         }
     }
 
@@ -216,6 +218,15 @@ impl Account {
             self.record.duration = self.started.elapsed();
             self.sink.goes_on(moment, &self.record);
         }
+    }
+
+    /// Who was the first to end in order: the client, or the other side.
+    pub(crate) fn ended_first(&mut self, is_client: bool) {
+        self.is_client_first = is_client;
+    }
+
+    pub(crate) fn is_client_first(&self) -> bool {
+        self.is_client_first
     }
 
     pub(crate) fn ended(&mut self, reason: CloseReason, detail: Option<String>) {

@@ -137,10 +137,6 @@ fn lap(endpoint: &Endpoint) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use shunt_core::cluster::{ClusterLimits, InUse};
-
     use super::*;
 
     fn cluster(balance: Balance, weights: &[u32]) -> Arc<Cluster> {
@@ -150,19 +146,9 @@ mod tests {
             hostname: String::new(),
         };
         Arc::new(Cluster {
-            name: "c".into(),
             endpoints: (1..).zip(weights).map(endpoint).collect(),
             balance,
-            subsets: None,
-            to_original: None,
-            connect_timeout: Duration::from_secs(1),
-            idle_timeout: None,
-            max_requests_per_connection: 0,
-            max_connection_duration: None,
-            trailers: false,
-            limits: ClusterLimits::default(),
-            in_use: InUse::default(),
-            counts: Default::default(),
+            ..Cluster::named("c")
         })
     }
 

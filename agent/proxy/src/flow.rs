@@ -226,6 +226,7 @@ impl<S: SocketSupply, O: OriginalDstSource> Flow<'_, S, O> {
         Connection {
             client,
             read: Vec::new(),
+            counted: 0,
             from,
             direct_from: from,
             listener: self.original,

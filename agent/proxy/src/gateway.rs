@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     pub(crate) client: TcpStream,
     /// Bytes that the client has sent and that were read already.
     pub(crate) read: Vec<u8>,
+    /// So many of them, the first, are accounted for.
+    pub(crate) counted: usize,
     /// The client, or whom a PROXY header names.
     pub(crate) from: SocketAddr,
     /// Whose connection it is.
@@ -110,6 +112,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
                 listener: client.local_addr().map_or(addr, canonical),
                 client,
                 read: Vec::new(),
+                counted: 0,
                 from,
                 direct_from: from,
                 original: None,
@@ -160,6 +163,7 @@ async fn choose(served: &Served, connection: &mut Connection) -> Result<Arc<Chai
     })?;
     let Some(Findings {
         read,
+        header,
         proxied,
         is_tls,
         server_name,
@@ -170,6 +174,7 @@ async fn choose(served: &Served, connection: &mut Connection) -> Result<Arc<Chai
         return Err((CloseReason::NoFilterChain, Some(detail)));
     };
     connection.read = read;
+    connection.counted = connection.counted.saturating_sub(header);
     if let Some(proxied) = proxied {
         connection.from = canonical(proxied.source);
         connection.listener = canonical(proxied.destination);

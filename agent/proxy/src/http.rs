@@ -9,6 +9,7 @@
 
 mod body;
 mod books;
+mod drive;
 mod exchange;
 mod failure;
 mod filters;
@@ -16,6 +17,7 @@ mod gauge;
 mod interim;
 mod link;
 mod local_reply;
+mod pieces;
 mod pool;
 mod received;
 mod reply;
@@ -32,12 +34,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use shunt_core::bootstrap::{Chain, HttpChain, Tables};
-use shunt_core::flow::{CloseReason, DataPath};
+use shunt_core::flow::CloseReason;
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use tokio::sync::watch;
@@ -59,9 +60,9 @@ use crate::worker::Local;
 /// What the requests of one connection have in common.
 pub(crate) struct Client<'a> {
     pub(crate) chain: &'a HttpChain,
-    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) snapshot: &'a Arc<Snapshot>,
     /// Of whoever's configuration it is.
-    pub(crate) tables: Arc<Tables>,
+    pub(crate) tables: &'a Tables,
     pub(crate) addr: SocketAddr,
     /// Whose connection it is, whatever a PROXY header says.
     pub(crate) direct_addr: SocketAddr,
@@ -69,8 +70,18 @@ pub(crate) struct Client<'a> {
     /// Where a captured connection was going.
     pub(crate) original: Option<SocketAddr>,
     pub(crate) origin: Origin,
-    /// The listener is going away, or serves others in another way: this request is the connection's last.
+    /// The listener serves others in another way: this request is the connection's last.
     pub(crate) is_last: bool,
+    /// `None`: the connection is none of this listener's own.
+    closing: Option<&'a watch::Receiver<Closing>>,
+}
+
+impl Client<'_> {
+    /// Is the listener going away?
+    fn is_closing(&self) -> bool {
+        let closing = self.closing;
+        closing.is_some_and(|closing| *closing.borrow() != Closing::No)
+    }
 }
 
 /// The configuration in force. A request sees one from its beginning to its end.
@@ -84,14 +95,13 @@ struct Current {
 }
 
 impl Current {
-    fn refresh(&mut self, now: &ArcSwap<Snapshot>, place: Place) {
-        let now = now.load();
-        if self.is_replaced || Arc::ptr_eq(&now, &self.snapshot) {
+    fn refresh(&mut self, now: &Arc<Snapshot>, place: Place) {
+        if self.is_replaced {
             return;
         }
-        let tables = place.tables(&now);
+        let tables = place.tables(now);
         if tables.is_some_and(|tables| Arc::ptr_eq(tables, &self.tables)) {
-            self.snapshot = Arc::clone(&now);
+            self.snapshot = Arc::clone(now);
             return;
         }
         let served = tables.and_then(|tables| Some((tables, place.listener(tables)?)));
@@ -101,7 +111,7 @@ impl Current {
             Some((tables, chain)) => {
                 self.chain = Arc::clone(chain);
                 self.tables = Arc::clone(tables);
-                self.snapshot = Arc::clone(&now);
+                self.snapshot = Arc::clone(now);
             }
             None => self.is_replaced = true,
         }
@@ -126,6 +136,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     let Connection {
         client,
         read,
+        counted,
         from,
         direct_from,
         listener,
@@ -137,13 +148,14 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         closing,
     } = connection;
     let manager = &first.manager;
-    let current = RefCell::new(Current {
+    // Requests count it on this thread: of what all workers share, each count would go from core to core.
+    let current = RefCell::new(Rc::new(Current {
         snapshot,
         tables,
         chain: Arc::clone(begun_with),
         is_replaced: false,
-    });
-    let told_to_close = closing.clone();
+    }));
+    let told_to_close = &closing.clone();
     let carried = Cell::new(0_u32);
     let books = Books::open(
         first,
@@ -153,42 +165,38 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         listener,
     );
     let buffer = manager.limits.header_bytes.max(LEAST_BUFFER);
-    let talk = Talk::new(manager.timeouts, Gauge::new(buffer));
+    let talk = Talk::new(manager.timeouts, Gauge::new(buffer), counted);
     let _over = Over(Rc::clone(&talk));
     let wire = Wire::new(client, read, Rc::clone(&talk), reply::signature(manager));
     let service = service_fn(|request| {
         carried.set(carried.get() + 1);
-        local.follow(&local.context.snapshot.load());
+        let now = local.context.snapshot.load();
+        local.follow(&now);
         let mut current = current.borrow_mut();
-        current.refresh(&local.context.snapshot, place);
-        let Current {
-            snapshot,
-            tables,
-            chain,
-            is_replaced,
-        } = current.clone();
-        let (number, is_last) = (
-            carried.get(),
-            is_replaced || *told_to_close.borrow() != Closing::No,
-        );
-        let entry = books.begin();
+        if !Arc::ptr_eq(&now, &current.snapshot) {
+            Rc::make_mut(&mut current).refresh(&now, place);
+        }
+        let current = Rc::clone(&current);
+        let number = carried.get();
+        let entry = books.begin(talk.now());
         let progress = talk.begin(Rc::clone(&entry));
         let talk = Rc::clone(&talk);
         async move {
             let client = Client {
-                chain: match &*chain {
+                chain: match &*current.chain {
                     Chain::Http(chain) => chain,
                     // A successor is of the same kind.
                     Chain::Tcp(_) => first,
                 },
-                snapshot,
-                tables,
+                snapshot: &current.snapshot,
+                tables: &current.tables,
                 addr: from,
                 direct_addr: direct_from,
                 listener,
                 original,
                 origin,
-                is_last,
+                is_last: current.is_replaced,
+                closing: Some(told_to_close),
             };
             let exchange = Exchange::new(local, &client, number, progress);
             let answered = exchange.run(request).await;
@@ -204,18 +212,22 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         .title_case_headers(manager.proper_case)
         .serve_connection(TokioIo::new(wire), service);
     let mut clock = Clock::default();
-    let mut is_closing = false;
+    let (mut is_closing, mut is_written) = (false, false);
     let mut told = closing.clone();
     let mut closes = pin!(until_closing(&mut told));
     let ended = loop {
         let served = poll_fn(|cx| {
-            let served = Pin::new(&mut serving).poll(cx);
+            let served = talk.turn(|| Pin::new(&mut serving).poll(cx));
             books.moved(talk.tell(account));
             served
         });
         tokio::select! {
             biased;
-            served = served => break Ended::Served(served),
+            served = served => match served {
+                // What might have become a tunnel hyper leaves with bytes in hand; asked once more, it writes them.
+                Ok(()) if !is_written => is_written = true,
+                served => break Ended::Served(served),
+            },
             () = &mut closes, if !is_closing => {
                 is_closing = true;
                 // Hyper would say `close` in a `101`, or not flush it.
@@ -242,16 +254,17 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     if let Ended::Served(Ok(())) = &ended
         && let Some(tunnel) = talk.tunnel()
     {
-        books.moved(talk.tell(account));
         let (client, unread) = wire.into_stream();
-        account.received(DataPath::Copy, unread.len() as u64);
-        books.moved((unread.len() as u64, 0));
+        talk.read(unread.len());
+        books.moved(talk.tell(account));
         let Current {
             snapshot, tables, ..
-        } = current.borrow().clone();
+        } = Current::clone(&current.borrow());
+        let read = [&parts.read_buf[..], &unread].concat();
         let connection = Connection {
             client,
-            read: [&parts.read_buf[..], &unread].concat(),
+            counted: read.len(),
+            read,
             tables,
             snapshot,
             closing,
@@ -259,6 +272,7 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
         };
         return tunnel.carry(local, connection, account).await;
     }
+    account.ended_first(wire.has_ended());
     match &ended {
         Ended::Served(Ok(())) | Ended::Late(Rung::Idle) => wire.close().await,
         Ended::Served(Err(error)) if error.is_parse() => wire.close().await,

@@ -18,6 +18,8 @@ const MOST: usize = 64 << 10;
 pub(crate) struct Findings {
     /// Without a PROXY header.
     pub(crate) read: Vec<u8>,
+    /// Bytes of the PROXY header.
+    pub(crate) header: usize,
     /// As the PROXY header says.
     pub(crate) proxied: Option<Addresses>,
     pub(crate) is_tls: bool,
@@ -69,6 +71,7 @@ async fn take_header(
         match proxy_protocol::header(&findings.read).map_err(wrong)? {
             Sniffed::Found(header) => {
                 findings.read.drain(..header.length);
+                findings.header = header.length;
                 findings.proxied = header.addresses;
                 return Ok(());
             }

@@ -65,8 +65,6 @@ pub(crate) struct Early {
 pub(crate) struct End {
     pub(crate) reason: CloseReason,
     pub(crate) error: Option<io::Error>,
-    /// The client's direction was the first to end in order.
-    pub(crate) client_first: bool,
 }
 
 /// Which side an operation failed on.
@@ -87,6 +85,7 @@ pub(crate) async fn relay(
     mut shortcut: Option<Shortcut<'_>>,
     account: &mut Account,
 ) -> End {
+    let mut client_first = None;
     let end = {
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
@@ -97,7 +96,6 @@ pub(crate) async fn relay(
         let half = |read, write, way, early| Half::new(read, write, &pools.turns, way, early);
         let mut to_upstream = half(client_read, upstream_write, up, early.to_upstream);
         let mut to_client = half(upstream_read, client_write, down, early.to_client);
-        let mut client_first = None;
         let mut clock = Clock::new(&rules.timeouts);
         let agent = Arc::clone(account.agent());
         poll_fn(|cx| {
@@ -124,7 +122,6 @@ pub(crate) async fn relay(
                 return Poll::Ready(End {
                     reason: CloseReason::Finished,
                     error: None,
-                    client_first: client_first == Some(true),
                 });
             }
             if let Some(shortcut) = &mut shortcut {
@@ -154,6 +151,7 @@ pub(crate) async fn relay(
         shortcut.count(account);
     }
     if end.reason == CloseReason::Finished {
+        account.ended_first(client_first == Some(true));
         for socket in [&client, &upstream] {
             // It fails only for a socket that is gone.
             let _ = SockRef::from(socket).set_linger(None);
@@ -167,12 +165,10 @@ fn failed(failure: Failure) -> End {
         Failure::Client(error) => End {
             reason: CloseReason::ClientReset,
             error: Some(error),
-            client_first: false,
         },
         Failure::Upstream(error) => End {
             reason: CloseReason::UpstreamReset,
             error: Some(error),
-            client_first: false,
         },
     }
 }
@@ -244,7 +240,6 @@ impl Clock {
                 return Poll::Ready(End {
                     reason,
                     error: None,
-                    client_first: false,
                 });
             }
             sleep.as_mut().reset(deadline);

@@ -82,8 +82,13 @@ pub(crate) async fn serve<S: SocketSupply, O: OriginalDstSource>(
     else {
         return refused;
     };
-    let Connection { client, read, .. } = connection;
-    account.received(DataPath::Copy, read.len() as u64);
+    let Connection {
+        client,
+        read,
+        counted,
+        ..
+    } = connection;
+    account.received(DataPath::Copy, (read.len() - counted) as u64);
     let early = Early {
         to_upstream: read.into(),
         ..Early::default()

@@ -56,6 +56,8 @@ pub struct WorkerContext<S: SocketSupply, O: OriginalDstSource> {
     /// One for all workers.
     pub rendezvous: Arc<Rendezvous>,
     pub resolvers: Arc<dyn ResolverSource>,
+    /// Called on the worker's thread, before anything else.
+    pub begun: fn(),
     /// Called every 100 ms.
     pub heartbeat: Arc<dyn Fn() + Send + Sync>,
 }
@@ -100,6 +102,7 @@ pub fn spawn<S: SocketSupply, O: OriginalDstSource>(
     std::thread::Builder::new()
         .name(format!("worker-{}", context.index))
         .spawn(move || {
+            (context.begun)();
             statistics::work_as(context.index);
             let tasks = LocalSet::new();
             // A task of its own, as waking what the thread blocks on costs two system calls more.

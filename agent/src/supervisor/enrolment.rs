@@ -24,6 +24,7 @@ use super::backends::Backends;
 use super::drift::Health;
 use super::ears::Ears;
 use super::inherited::Heirloom;
+use super::store::steering;
 use crate::ipc::EnrolledView;
 
 /// Abstract unix sockets belong to the network namespace, and whoever holds one lets go by dying. The supervisor that
@@ -68,8 +69,7 @@ impl Serving {
             None => hold(&netns, name),
         };
         let claim = held(heirloom.claim.take(), &claim(spec))?;
-        let name = format!("{FLOWS}/{}/{}", std::process::id(), id.0);
-        let flows = held(heirloom.flows.take(), &name)?;
+        let flows = held(heirloom.flows.take(), &flows(id))?;
         let addresses = netns.addresses()?;
         backends.prepare(spec);
         let mut reasons = Vec::new();
@@ -198,8 +198,12 @@ pub(super) fn needs_proxy(config: &Config) -> Option<&'static str> {
     (!config.timeouts.idle.is_zero()).then_some("timeouts.idle is set")
 }
 
+pub(super) fn flows(id: WorkloadId) -> String {
+    format!("{FLOWS}/{}/{}", std::process::id(), id.0)
+}
+
 /// How whoever serves this workload says so. Of a namespace that workloads share, each is served for itself.
-fn claim(spec: &WorkloadSpec) -> String {
+pub(super) fn claim(spec: &WorkloadSpec) -> String {
     match spec.cgroup.as_ref().filter(|_| spec.shares_netns()) {
         None => CLAIM.to_owned(),
         // An abstract name has 107 bytes, a path may have more.
@@ -226,7 +230,7 @@ fn candidates(spec: &WorkloadSpec) -> Result<&'static [Mode], InterceptError> {
     }
 }
 
-fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
+pub(super) fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
     let bind =
         || UnixAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
     match netns.enter(bind).and_then(|bound| bound) {
@@ -240,12 +244,14 @@ fn hold(netns: &Netns, name: &str) -> Result<UnixDatagram, InterceptError> {
     }
 }
 
-/// Does a living agent serve this namespace, or do flows of one go through it? When that cannot be told, yes.
-pub(crate) fn is_in_use(netns: &Netns) -> bool {
+/// Does a living agent serve this namespace, or do flows of one go through it, `besides` those of these names? When that
+/// cannot be told, yes.
+pub(crate) fn is_in_use(netns: &Netns, besides: &[String]) -> bool {
     let held = |table: String| {
         table
             .lines()
             .filter_map(|line| line.split_once(" @").map(|(_, name)| name))
+            .filter(|name| !besides.iter().any(|known| known == name))
             .any(|name| name.starts_with(CLAIM) || name.starts_with(FLOWS))
     };
     let table = netns.enter(|| std::fs::read_to_string("/proc/thread-self/net/unix"));
@@ -276,10 +282,6 @@ fn listen(
         Mode::Ebpf => loopback,
         Mode::Iptables => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
     };
-    let (to_outbound, to_inbound) = match mode {
-        Mode::Ebpf => (Steering::ConnectHook, Steering::SkLookup),
-        Mode::Iptables => (Steering::Redirect, Steering::Redirect),
-    };
     let mut listeners = Vec::new();
     let mut elsewhere = Vec::new();
     // The configured port first, then any that are free.
@@ -289,9 +291,9 @@ fn listen(
         Ports::Configured | Ports::Any => outbound[0] = config.ports.outbound,
         Ports::Free => to_configured.clear(),
     }
-    for (direction, steering, addresses, numbers) in [
-        (Direction::Outbound, to_outbound, loopback, outbound),
-        (Direction::Inbound, to_inbound, inbound, to_configured),
+    for (direction, addresses, numbers) in [
+        (Direction::Outbound, loopback, outbound),
+        (Direction::Inbound, inbound, to_configured),
     ] {
         let wanted = addresses
             .into_iter()
@@ -317,7 +319,7 @@ fn listen(
                     spec: ListenerSpec {
                         workload: id,
                         direction,
-                        steering,
+                        steering: steering(mode, direction),
                         addr,
                     },
                     sockets,

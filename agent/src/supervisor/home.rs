@@ -18,6 +18,7 @@ use shunt_intercept::InterceptError;
 use shunt_intercept::cgroup;
 
 use super::cni::Attachments;
+use super::store::Stored;
 use crate::cleanup;
 
 /// The prefix of cgroups made by [`OwnCgroup`].
@@ -89,21 +90,26 @@ impl Home {
         Ok(fds)
     }
 
-    /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be: that is
-    /// replaced when it is enrolled.
+    /// Removes what agents that were killed have left, but not what keeps a workload closed that is to be, nor what those
+    /// need who wait for this agent: that is replaced when the workload is enrolled.
     pub(super) fn clean_up_after_the_dead<'a>(
         &self,
         workloads: impl Iterator<Item = &'a WorkloadSpec>,
         attachments: &Attachments,
+        stored: &Stored,
     ) {
-        let closed = workloads.filter(|spec| spec.on_failure == OnFailure::Closed);
+        let is_needed = |spec: &&WorkloadSpec| {
+            spec.on_failure == OnFailure::Closed || stored.is_awaited_by(&spec.name)
+        };
+        let needed = workloads.filter(is_needed);
         // A name that the CNI plugin told may lead nowhere here.
         let inode = |spec: &WorkloadSpec| match attachments.netns_of(spec) {
             Some(netns) => Some(netns.inode()),
             None => fs::metadata(&spec.netns).ok().map(|found| found.ino()),
         };
-        let spare: Vec<u64> = closed.filter_map(inode).collect();
-        for removed in cleanup::remove_leftovers(cleanup::Extent::Remove, &spare) {
+        let spare: Vec<u64> = needed.filter_map(inode).collect();
+        let extent = cleanup::Extent::Remove;
+        for removed in cleanup::remove_leftovers(extent, &spare, &stored.flows()) {
             tracing::warn!("removed what an earlier agent left: {removed}");
         }
     }
@@ -146,13 +152,20 @@ pub(super) struct OwnCgroup {
 impl OwnCgroup {
     pub(super) fn find_or_make() -> Result<Self, InterceptError> {
         let root = cgroup::mount_point()?;
-        let own = cgroup::of_this_process(&root)?;
         let path = root.join(format!("{CGROUP_PREFIX}{}", std::process::id()));
-        if own != root {
-            // Made by the supervisor that this one has succeeded, or somebody else's.
+        // By the supervisor that this one has succeeded. Who has a cgroup namespace is told another path to it.
+        if has_this_process(&path) {
             return Ok(Self {
-                made: own == path,
+                path,
+                made: true,
+                root,
+            });
+        }
+        let own = cgroup::of_this_process(&root)?;
+        if own != root {
+            return Ok(Self {
                 path: own,
+                made: false,
                 root,
             });
         }
@@ -171,6 +184,12 @@ impl OwnCgroup {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn has_this_process(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs"));
+    processes.is_ok_and(|processes| processes.lines().any(|process| process == own))
 }
 
 impl Drop for OwnCgroup {

@@ -102,6 +102,15 @@ impl Inherited {
         Ok(inherited)
     }
 
+    /// After a death, of which only this is left: it is let go when its connections had time to be taken.
+    pub(super) fn of_the_dead(destinations: Option<OwnedFd>) -> Self {
+        Self {
+            released: destinations.is_some().then(Instant::now),
+            destinations,
+            ..Self::default()
+        }
+    }
+
     /// What there is for this workload in this namespace: it stays here until it is [`claimed`](Self::claimed).
     pub(super) fn of(&self, name: &WorkloadName, netns: &Netns) -> io::Result<Heirloom> {
         let known = self

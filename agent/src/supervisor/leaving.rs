@@ -12,8 +12,9 @@ use shunt_intercept::return_path;
 
 use super::Supervisor;
 use super::data_plane::PlaneId;
-use super::enrolment::{Serving, is_in_use};
+use super::enrolment::{Serving, flows, is_in_use};
 use super::lifecycle::Retry;
+use super::store::listen_no_more;
 use crate::ipc::ToWorker;
 
 /// Withdrawn, and not gone yet.
@@ -95,9 +96,12 @@ impl Leaving {
         }
     }
 
+    /// Also those that systemd keeps: nobody shall wait there.
     fn close_listeners(&mut self) {
         self.serving.claim = None;
-        self.serving.enrolment.listeners.clear();
+        for listener in self.serving.enrolment.listeners.drain(..) {
+            listener.sockets.iter().for_each(listen_no_more);
+        }
         self.serving.enrolment.dns.clear();
     }
 
@@ -112,10 +116,28 @@ impl Supervisor {
     /// Takes it out of service, by and by.
     pub(super) fn leave(&mut self, serving: Serving) {
         self.watch.remove(serving.enrolment.id);
+        self.store_no_more(&serving);
         self.leaving.push(Leaving {
             serving,
             stage: Stage::Capturing(Retry::now()),
         });
+    }
+
+    /// The same for one to whom nobody is steered.
+    pub(super) fn leave_released(&mut self, serving: Serving) {
+        let id = serving.enrolment.id;
+        self.data_plane.tell_everybody(&ToWorker::Withdraw { id });
+        let planes = self.data_plane.ids();
+        let is_over = planes.is_empty();
+        let stage = Stage::Draining {
+            listening: planes.clone(),
+            carrying: planes,
+        };
+        let mut leaving = Leaving { serving, stage };
+        if is_over {
+            leaving.flows_ended();
+        }
+        self.leaving.push(leaving);
     }
 
     /// The next thing for somebody who leaves. False: nothing is due.
@@ -126,25 +148,13 @@ impl Supervisor {
         };
         let mut leaving = self.leaving.swap_remove(at);
         match leaving.stage {
-            Stage::Capturing(retry) => {
-                match self.release(&leaving.serving) {
-                    Err(()) => leaving.stage = Stage::Capturing(retry.later()),
-                    Ok(()) => {
-                        let id = leaving.serving.enrolment.id;
-                        self.data_plane.tell_everybody(&ToWorker::Withdraw { id });
-                        let planes = self.data_plane.ids();
-                        if planes.is_empty() {
-                            leaving.flows_ended();
-                        } else {
-                            leaving.stage = Stage::Draining {
-                                listening: planes.clone(),
-                                carrying: planes,
-                            };
-                        }
-                    }
+            Stage::Capturing(retry) => match self.release(&leaving.serving) {
+                Err(()) => {
+                    leaving.stage = Stage::Capturing(retry.later());
+                    self.leaving.push(leaving);
                 }
-                self.leaving.push(leaving);
-            }
+                Ok(()) => self.leave_released(leaving.serving),
+            },
             Stage::Leftovers(retry) => {
                 if let Some(later) = self.remove_leftovers(&leaving.serving, retry) {
                     leaving.stage = Stage::Leftovers(later);
@@ -176,7 +186,7 @@ impl Supervisor {
             return None;
         }
         // Served again, or an older data plane has flows there: whoever is last removes.
-        if is_in_use(&enrolment.netns) {
+        if is_in_use(&enrolment.netns, &[flows(enrolment.id)]) {
             return None;
         }
         let finished = self.backends.finish(enrolment);

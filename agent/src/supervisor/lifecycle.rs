@@ -313,6 +313,7 @@ impl Supervisor {
                     self.tell_destinations();
                 }
                 self.introduce(&serving);
+                self.store(&serving);
                 self.keep_gates();
                 let serving = Box::new(serving);
                 Phase::Serving {

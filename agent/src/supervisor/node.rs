@@ -14,6 +14,7 @@ use shunt_intercept::netns::Netns;
 use shunt_xds::{Loaded, Source};
 
 use super::Supervisor;
+use super::store::{Kept, Stored};
 use crate::ipc::ToWorker;
 
 #[derive(Debug)]
@@ -29,11 +30,12 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Binds every listener.
+    /// Binds every listener that has not been left by the supervisor before this one, or kept by systemd.
     pub(super) fn open(
         config: &Config,
         loaded: Loaded,
         inherited: BTreeMap<SocketAddr, Vec<OwnedFd>>,
+        stored: &mut Stored,
     ) -> Result<Self> {
         let mut node = Self {
             netns: Netns::own().context("cannot open the agent's own namespace")?,
@@ -43,6 +45,8 @@ impl Node {
             sockets: BTreeMap::new(),
         };
         node.sockets = inherited;
+        node.sockets
+            .extend(stored.take_node(&node.netns, config.concurrency));
         node.sockets.retain(|addr, sockets| {
             let mut bound = loaded.bootstrap.bound();
             sockets.len() == config.concurrency && bound.any(|listener| listener.addr == *addr)
@@ -119,7 +123,9 @@ impl Supervisor {
         for addr in added {
             self.tell_served(addr);
         }
+        self.store_node();
         for addr in gone {
+            self.manager.forget(&Kept::node(addr).to_string());
             self.served.sockets.remove(&addr);
             self.data_plane.tell(&ToWorker::Unserve(addr), Vec::new());
         }

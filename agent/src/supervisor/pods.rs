@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use shunt_core::config::{Config, file};
 use shunt_core::status::PodsStatus;
-use shunt_core::workload::{WorkloadName, WorkloadSpec};
+use shunt_core::workload::{CapturePolicy, WorkloadName, WorkloadSpec};
 use shunt_intercept::cgroup;
 use shunt_workload::processes::{self, Life};
 use shunt_workload::{Discovered, PodUid, PodWish, Verdict};
@@ -55,6 +55,8 @@ pub(super) struct Pods {
     checked: Instant,
     /// `None`: cgroup2 is not mounted.
     cgroups: Option<PathBuf>,
+    /// The one in which the agent runs.
+    own: Option<PodUid>,
 }
 
 #[derive(Debug)]
@@ -84,7 +86,14 @@ impl Pod {
     }
 
     fn enrols(&self) -> bool {
-        matches!(self.wish.verdict, Verdict::Enrol(_))
+        self.wished().is_some()
+    }
+
+    fn wished(&self) -> Option<&WorkloadSpec> {
+        match &self.wish.verdict {
+            Verdict::Enrol(spec) => Some(spec),
+            Verdict::Refuse | Verdict::Wrong(_) => None,
+        }
     }
 }
 
@@ -103,6 +112,7 @@ impl Pods {
             outage: None,
             checked: Instant::now(),
             cgroups: cgroup::mount_point().ok(),
+            own: processes::own_pod(),
         };
         if pods.watcher.is_none() {
             pods.state.remove();
@@ -121,10 +131,7 @@ impl Pods {
     pub(super) fn specs(&self) -> impl Iterator<Item = WorkloadSpec> {
         self.pods
             .values()
-            .filter_map(|pod| match &pod.wish.verdict {
-                Verdict::Enrol(spec) => Some(pod.place.as_ref()?.given(spec)),
-                _ => None,
-            })
+            .filter_map(|pod| Some(pod.place.as_ref()?.given(pod.wished()?)))
     }
 
     /// `None`: pods are not looked for.
@@ -174,7 +181,11 @@ impl Pods {
         let mut moved = Vec::new();
         for (name, pod) in self.pods.iter_mut().filter(|(_, pod)| sought(pod)) {
             let leader = found.remove(&pod.wish.uid);
-            let place = leader.map(|leader| Place::of(leader, self.cgroups.as_deref()));
+            let own = self.own.as_ref() == Some(&pod.wish.uid);
+            let place = pod.wished().zip(leader).map(|(wished, leader)| match own {
+                true => Err("it is the agent's own".to_owned()),
+                false => Place::of(leader, wished, self.cgroups.as_deref()),
+            });
             match place {
                 Some(Ok(place)) => {
                     pod.look = None;
@@ -358,8 +369,9 @@ fn is_sound(wish: &PodWish) -> bool {
     let named = names.into_iter().all(|name| file::name(name).is_ok());
     let spec = match &wish.verdict {
         Verdict::Enrol(spec) => {
+            let outbound_alone = spec.inbound == CapturePolicy::default() && !spec.dns.capture;
             spec.name == wish.name
-                && spec.netns == Path::new("")
+                && (spec.netns == Path::new("") || spec.shares_netns() && outbound_alone)
                 && spec.cgroup.is_none()
                 && !spec.labels.contains_key(POD)
                 && !spec.labels.keys().any(|key| key.starts_with(CNI_LABELS))

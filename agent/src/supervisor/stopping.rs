@@ -18,6 +18,7 @@ impl Supervisor {
         let grace = self.config.timeouts.drain;
         self.manager.stopping(grace + ENDS + 3 * RELEASES);
         self.give_up_upgrade("the agent stops");
+        self.store_only_node();
         self.withdraw_everything();
         let released_by = Instant::now() + RELEASES;
         while self.leaving.iter().any(Leaving::still_captures) && Instant::now() < released_by {

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, geteuid, getpid, kill_process, waitpid};
 use shunt_core::status::OWNERSHIP;
 use shunt_core::workload::WorkloadSpec;
+use shunt_intercept::inherited::ignore_broken_pipes;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -28,6 +29,7 @@ use super::enrolment::Serving;
 use super::inherited::Inherited;
 use super::leaving::Leaving as Withdrawn;
 use super::lifecycle::{Phase, Workload};
+use super::store::{LISTEN, Stored};
 use crate::ipc::Outcome;
 use crate::will::{self, Leaving, Served, Will};
 
@@ -88,7 +90,7 @@ impl Supervisor {
         let (path, program) = Program::on_disk().context("cannot open the program on disk")?;
         tracing::info!(program = %path.display(), "the next supervisor is asked whether it could go on");
         let mut command = tokio::process::Command::from(command(&program)?);
-        command.args(["--could-succeed", &will::line()]);
+        command.args(["--could-succeed", will::LINE]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::piped()).kill_on_drop(true);
         let child = command
@@ -143,7 +145,9 @@ impl Supervisor {
             tracing::info!("nothing of the program before is left");
             if std::mem::take(&mut self.unfinished) {
                 let all = self.workloads.values().map(|workload| &workload.spec);
-                self.home.clean_up_after_the_dead(all, &self.attachments);
+                let nobody = Stored::default();
+                self.home
+                    .clean_up_after_the_dead(all, &self.attachments, &nobody);
                 self.keep_gates();
             }
             self.tell_destinations();
@@ -210,7 +214,9 @@ impl Supervisor {
         let number = leaving.write(&will).context("cannot write it down")?;
         tracing::info!("another program goes on from here");
         let mut command = command(program)?;
-        Err(command.arg(FLAG).arg(number.to_string()).exec()).context("cannot run it")
+        let error = command.arg(FLAG).arg(number.to_string()).exec();
+        ignore_broken_pipes()?;
+        Err(error).context("cannot run it")
     }
 
     /// `None`: not now.
@@ -230,6 +236,7 @@ impl Supervisor {
             will.served.push(served(serving, leaving)?);
         }
         self.backends.bequeath(leaving, &mut will)?;
+        will.stored = self.manager.kept();
         will.unfinished = self.unfinished || !self.leaving.is_empty();
         // They are remembered elsewhere.
         let others = |spec: &WorkloadSpec| {
@@ -258,6 +265,8 @@ impl Supervisor {
     pub(super) async fn succeed(&mut self, will: Will, inherited: Inherited) -> Result<()> {
         self.next_id = will.next_id;
         self.unfinished = will.unfinished;
+        self.manager.recall(will.stored);
+        self.store_node();
         self.orphans = orphans(&will.planes);
         let brought = inherited.brought.clone();
         self.backends.inherited = inherited;
@@ -306,6 +315,7 @@ impl Supervisor {
                 tracing::info!("this program has taken over");
                 self.succeeds = None;
                 self.backends.inherited.release();
+                self.manager.forget_recalled();
                 self.backends.make_ready(self.config.mode);
             }
             return;
@@ -343,6 +353,10 @@ fn command(program: &Program) -> Result<Command> {
     let mut words = std::env::args_os();
     let mut command = Command::new(program.path());
     command.arg0(words.next().context("no name")?);
+    // What systemd has handed over is left by the will.
+    for name in LISTEN {
+        command.env_remove(name);
+    }
     while let Some(word) = words.next() {
         if word == FLAG {
             words.next();

@@ -34,6 +34,7 @@ use super::stock::Stock;
 use super::taps::{Kernel, Taps, Witness};
 use super::view::View;
 use super::{Greeting, ToSupervisorChannel, api};
+use crate::blocks;
 use crate::ipc::{Change, ChannelError, Outcome, ToSupervisor, ToWorker, Unexplained};
 
 /// How often the end of withdrawn workloads' flows is looked for.
@@ -76,6 +77,7 @@ pub(super) struct Control {
     held: HashMap<WorkloadId, OwnedFd>,
     servers: Vec<JoinHandle<()>>,
     access_log: AccessLogger,
+    keeps_listeners: bool,
 }
 
 #[derive(Debug)]
@@ -98,6 +100,7 @@ impl Control {
             supervisor_pid,
             uptime_ms,
             supervisor_version,
+            keeps_listeners,
             heartbeats,
         } = greeting;
         let level = shunt_telemetry::logging::init(&config.log).context("cannot start logging")?;
@@ -110,8 +113,7 @@ impl Control {
         let resolvers = KernelResolvers::new(ask.clone());
         let shortcuts: Arc<OnceLock<Box<dyn Accelerator>>> = Arc::default();
         let rendezvous = Arc::new(Rendezvous::default());
-        let mut workers = Vec::new();
-        let mut stocks = Vec::new();
+        let (mut workers, mut stocks) = (Vec::new(), Vec::new());
         for index in 0..view.config.concurrency {
             let stock = Stock::new(index, ask.clone());
             let page = heartbeats
@@ -129,6 +131,7 @@ impl Control {
                 shortcuts: Arc::clone(&shortcuts),
                 rendezvous: Arc::clone(&rendezvous),
                 resolvers: Arc::new(resolvers.clone()),
+                begun: blocks::keep,
                 heartbeat: Arc::new(move || {
                     // Whatever this thread looks up from now on, it finds in this one or in a newer one.
                     seen[index].store(snapshot.load().generation, Ordering::Relaxed);
@@ -165,6 +168,7 @@ impl Control {
             held: HashMap::new(),
             servers: Vec::new(),
             access_log,
+            keeps_listeners,
         })
     }
 
@@ -292,22 +296,12 @@ impl Control {
                 worker.take_queries(spec, socket.into());
             }
             ToWorker::Resolver { ticket, resolver } => self.resolvers.told(ticket, resolver),
-            ToWorker::Stock { worker, want } => {
-                self.stocks
-                    .get(worker)
-                    .context("no such worker")?
-                    .put(want, fds);
-            }
+            ToWorker::Stock { worker, want } => self.stock(worker)?.put(want, fds),
             ToWorker::StockFailed {
                 worker,
                 want,
                 error,
-            } => {
-                self.stocks
-                    .get(worker)
-                    .context("no such worker")?
-                    .fail(want, error);
-            }
+            } => self.stock(worker)?.fail(want, error),
             ToWorker::Withdraw { id } => {
                 self.view.borrow_mut().withdraw(id);
                 for worker in &self.workers {
@@ -379,6 +373,10 @@ impl Control {
             ToWorker::Retire { .. } | ToWorker::Stop { .. } => {}
         }
         Ok(())
+    }
+
+    fn stock(&self, worker: usize) -> Result<&Stock> {
+        self.stocks.get(worker).context("no such worker")
     }
 
     fn one_for_each(

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use shunt_core::bootstrap::Tables;
+use shunt_core::cluster::{Cluster, Health, Member};
 use shunt_core::statistics::{
     BYTES, ClusterCounts, Count, Distribution, Histogram, MILLIS, ManagerCounts, PerWorker,
 };
@@ -87,7 +88,16 @@ const CLUSTER: [Row<ClusterCounts>; 10] = [
     }),
 ];
 
-const MEMBERSHIP: [&str; 2] = ["membership_total", "membership_healthy"];
+/// A number's name, and what it is of a cluster.
+type Fact = (&'static str, fn(&Cluster) -> u64);
+
+const MEMBERSHIP: [Fact; 2] = [
+    ("membership_total", |cluster| cluster.members.len() as u64),
+    ("membership_healthy", |cluster| {
+        let is_healthy = |member: &&Member| member.health == Health::Healthy;
+        cluster.members.iter().filter(is_healthy).count() as u64
+    }),
+];
 
 const PERCENTILES: [f64; 6] = [0.0, 25.0, 50.0, 90.0, 99.0, 100.0];
 
@@ -120,8 +130,8 @@ pub fn numbers(tables: &Tables) -> Vec<(String, u64)> {
             completed += answered;
         }
         tell("upstream_rq_completed", completed);
-        for name in MEMBERSHIP {
-            tell(name, cluster.endpoints.len() as u64);
+        for (name, count) in MEMBERSHIP {
+            tell(name, count(cluster));
         }
     }
     numbers
@@ -179,12 +189,11 @@ pub fn metrics(tables: &Tables) -> String {
             }
         });
     }
-    for name in MEMBERSHIP {
+    for (name, count) in MEMBERSHIP {
         // A gauge, whatever its name says.
         page.family(&format!("envoy_cluster_{name}"), Kind::Gauge, |page| {
             for cluster in tables.clusters() {
-                let endpoints = cluster.endpoints.len() as u64;
-                page.sample("", &[(label, &cluster.name)], endpoints);
+                page.sample("", &[(label, &cluster.name)], count(cluster));
             }
         });
     }

@@ -52,6 +52,7 @@ pub fn is_sound(said: &Said) -> bool {
 /// Every fault, for people.
 pub(crate) fn read(
     name: &WorkloadName,
+    host_network: bool,
     annotations: &BTreeMap<String, String>,
     mode: ModeSetting,
 ) -> Result<(Said, WorkloadSpec), String> {
@@ -100,7 +101,8 @@ pub(crate) fn read(
     }
     let mut entry = body.clone();
     // Where it is, the node knows.
-    entry.insert("netns".into(), "unknown".into());
+    let place = if host_network { "cgroup" } else { "netns" };
+    entry.insert(place.into(), "unknown".into());
     let spec = file::parse_workload(&Value::Object(entry).to_string(), name, mode);
     let spec = spec.map_err(|error| {
         let fault = |fault: &file::Fault| format!("{}: {}", fault.field, fault.message);
@@ -198,7 +200,7 @@ mod tests {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        read(&name, &annotations, ModeSetting::Auto).map(|(_, spec)| spec)
+        read(&name, false, &annotations, ModeSetting::Auto).map(|(_, spec)| spec)
     }
 
     fn ports(of: &[shunt_core::workload::PortRange]) -> Vec<String> {

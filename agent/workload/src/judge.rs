@@ -10,6 +10,10 @@ use crate::annotations::{self, Said};
 use crate::object::Pod;
 use crate::wish::{PodUid, PodWish, Verdict};
 
+/// What our label says, yes and no.
+const INJECT: [&str; 2] = ["enabled", "disabled"];
+/// What Istio's says.
+const DATAPLANE_MODE: [&str; 2] = ["ambient", "none"];
 /// Labels of a pod that become the workload's; the API has no such limit.
 const MAX_LABELS: usize = 256;
 /// Labels by which the agent knows whose a workload is begin so; a pod cannot give itself one.
@@ -50,20 +54,25 @@ impl Rules {
             }
         };
         let ended = matches!(pod.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if pod.spec.host_network || ended || self.kubernetes.exempts(&name.namespace) {
+        if ended || self.kubernetes.exempts(&name.namespace) {
             return None;
         }
+        let host_network = pod.spec.host_network;
         let (none, empty) = (BTreeMap::new(), BTreeMap::new());
         let labels = meta.labels.as_ref().unwrap_or(&none);
         let annotations = meta.annotations.as_ref().unwrap_or(&empty);
-        let verdict = match self.wanted(labels, namespace) {
+        let enrol = || {
+            let enrolled = self.enrol(&name, host_network, labels, annotations);
+            enrolled.map_err(Verdict::Wrong)
+        };
+        let wanted = match host_network {
+            true => self.wanted_in_the_nodes_network(labels),
+            false => self.wanted(labels, namespace),
+        };
+        let verdict = match wanted {
             Ok(Some(false)) if self.said(labels) == Ok(Some(false)) => Err(Verdict::Refuse),
-            Ok(Some(true)) => self
-                .enrol(&name, labels, annotations)
-                .map_err(Verdict::Wrong),
-            Ok(None) if self.kubernetes.default_on => self
-                .enrol(&name, labels, annotations)
-                .map_err(Verdict::Wrong),
+            Ok(Some(true)) => enrol(),
+            Ok(None) if self.kubernetes.default_on => enrol(),
             Ok(_) => return None,
             Err(wrong) => Err(Verdict::Wrong(wrong)),
         };
@@ -82,6 +91,7 @@ impl Rules {
     fn enrol(
         &self,
         name: &WorkloadName,
+        host_network: bool,
         labels: &BTreeMap<String, String>,
         annotations: &BTreeMap<String, String>,
     ) -> Result<(Said, WorkloadSpec), String> {
@@ -96,8 +106,11 @@ impl Rules {
         if labels.len() > MAX_LABELS {
             return Err(format!("it has more than {MAX_LABELS} labels"));
         }
-        let (said, mut spec) = annotations::read(name, annotations, self.mode)?;
-        spec.netns.clear();
+        let (said, mut spec) = annotations::read(name, host_network, annotations, self.mode)?;
+        if !host_network {
+            spec.netns.clear();
+        }
+        spec.cgroup = None;
         spec.labels = labels
             .iter()
             .filter(|(key, _)| !RESERVED.iter().any(|start| key.starts_with(start)))
@@ -120,23 +133,39 @@ impl Rules {
         }
     }
 
+    /// Of a pod with `hostNetwork`: its own word, in our label. Who labels a namespace, or turns the default on, does not
+    /// mean what belongs to the node; and Istio's label does not mean such pods.
+    fn wanted_in_the_nodes_network(
+        &self,
+        pod: &BTreeMap<String, String>,
+    ) -> Result<Option<bool>, String> {
+        let said = said(pod, &self.kubernetes.inject_label, INJECT)?;
+        Ok(said.or(Some(false)))
+    }
+
     /// Our label, else Istio's.
     fn said(&self, labels: &BTreeMap<String, String>) -> Result<Option<bool>, String> {
-        let keys = [
-            (&self.kubernetes.inject_label, ["enabled", "disabled"]),
-            (&self.kubernetes.dataplane_mode_label, ["ambient", "none"]),
-        ];
-        for (key, [yes, no]) in keys {
-            match labels.get(key).map(String::as_str) {
-                None => {}
-                Some(word) if word == yes => return Ok(Some(true)),
-                Some(word) if word == no => return Ok(Some(false)),
-                Some(word) => {
-                    return Err(format!("label {key}: `{word}` is neither {yes} nor {no}"));
-                }
-            }
+        match said(labels, &self.kubernetes.inject_label, INJECT)? {
+            Some(said) => Ok(Some(said)),
+            None => said(
+                labels,
+                &self.kubernetes.dataplane_mode_label,
+                DATAPLANE_MODE,
+            ),
         }
-        Ok(None)
+    }
+}
+
+fn said(
+    labels: &BTreeMap<String, String>,
+    key: &str,
+    [yes, no]: [&str; 2],
+) -> Result<Option<bool>, String> {
+    match labels.get(key).map(String::as_str) {
+        None => Ok(None),
+        Some(word) if word == yes => Ok(Some(true)),
+        Some(word) if word == no => Ok(Some(false)),
+        Some(word) => Err(format!("label {key}: `{word}` is neither {yes} nor {no}")),
     }
 }
 
@@ -214,7 +243,6 @@ mod tests {
     fn some_are_never_enrolled() {
         let label = json!({"labels": {"shunt.io/inject": "enabled"}});
         let never = [
-            json!({"metadata": label, "spec": {"hostNetwork": true}}),
             json!({"metadata": label, "status": {"phase": "Succeeded"}}),
             json!({"metadata": {"labels": label["labels"], "namespace": "kube-system"}}),
             json!({"metadata": {"labels": label["labels"], "uid": "../../etc"}}),
@@ -224,6 +252,45 @@ mod tests {
         }
         let injected = json!({"metadata": {"labels": label["labels"], "annotations": {"sidecar.istio.io/status": "{}"}}});
         assert_eq!(judge(&pod(injected), json!({})), Some("wrong"));
+    }
+
+    #[test]
+    fn in_the_nodes_network_the_pods_own_word_alone_counts() {
+        let rules = Rules {
+            kubernetes: Kubernetes {
+                default_on: true,
+                ..Kubernetes::default()
+            },
+            mode: ModeSetting::Auto,
+        };
+        let judge = |labels: Value, annotations: Value| {
+            let metadata = json!({"labels": labels, "annotations": annotations});
+            let pod = pod(json!({"metadata": metadata, "spec": {"hostNetwork": true}}));
+            let namespace = BTreeMap::from([("shunt.io/inject".to_owned(), "enabled".to_owned())]);
+            rules.judge(&pod, &namespace).map(|wish| wish.verdict)
+        };
+        let yes = json!({"shunt.io/inject": "enabled"});
+        assert_eq!(judge(json!({}), json!({})), None);
+        let ambient = json!({"istio.io/dataplane-mode": "ambient"});
+        assert_eq!(judge(ambient, json!({})), None);
+        let no = json!({"shunt.io/inject": "disabled"});
+        assert_eq!(judge(no, json!({})), Some(Verdict::Refuse));
+        let Some(Verdict::Enrol(spec)) =
+            judge(yes.clone(), json!({"shunt.io/on-failure": "closed"}))
+        else {
+            panic!("it is enrolled")
+        };
+        assert!(spec.shares_netns());
+        assert_eq!(spec.cgroup, None, "the node knows");
+        for (key, value, says) in [
+            ("shunt.io/mode", "iptables", "needs eBPF mode"),
+            ("shunt.io/exclude-inbound-ports", "22", "are not captured"),
+            ("shunt.io/dns-capture", "true", "are not captured"),
+        ] {
+            let verdict = judge(yes.clone(), json!({key: value}));
+            let told = matches!(&verdict, Some(Verdict::Wrong(why)) if why.contains(says));
+            assert!(told, "{verdict:?}");
+        }
     }
 
     #[test]

@@ -85,6 +85,13 @@ pub fn find(wanted: &BTreeSet<PodUid>) -> BTreeMap<PodUid, Leader> {
     found
 }
 
+/// The pod in which this process is; `None` where it is in none, or has a cgroup namespace that does not show it. Those
+/// of that pod show no uid then, either.
+pub fn own_pod() -> Option<PodUid> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    membership(&text).map(|of| of.uid)
+}
+
 impl Leader {
     fn open(pid: u32, uid: &PodUid) -> Option<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,18 +1,21 @@
 //! Watching the API: this node's pods, and the labels of all namespaces.
 
+mod client;
+mod outage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::{Stream, StreamExt};
+use kube::Client;
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
-use kube::{Client, Config};
-use thiserror::Error;
 
+use self::client::Credentials;
+use self::outage::{Outage, Pauses};
 use crate::judge::Rules;
 use crate::object::{Namespace, Pod};
 use crate::wish::{Discovered, PodUid, PodWish};
@@ -20,87 +23,101 @@ use crate::wish::{Discovered, PodUid, PodWish};
 /// The server ends a watch after this many seconds, and it is begun anew where it was: a connection that died without
 /// a word is noticed.
 const WATCH: u32 = 120;
-/// Nothing at all for so long: the connection is dead.
-const SILENCE: Duration = Duration::from_secs(150);
-const CONNECT: Duration = Duration::from_secs(5);
-/// The first pause after a failure, and the longest; half to all of each.
-const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
-/// No failure for so long after one: the API is there again, though it had no news.
-const CALM: Duration = Duration::from_secs(20);
 /// A pod's copy of itself, which nobody here reads.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Why there is nothing to watch.
-#[derive(Debug, Error)]
-pub enum WatchError {
-    #[error("the kubeconfig cannot be used")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
-    #[error("not in a pod with a service account, and no kubeconfig is given")]
-    InCluster(#[from] kube::config::InClusterError),
-    #[error("no client for the API can be made")]
-    Client(#[from] kube::Error),
-    #[error("nobody listens any more")]
+/// Watches until `tell`, which is told what was seen, answers that nobody listens any more. An API that cannot be reached
+/// is told, and tried again; with what its credentials are by then.
+pub async fn watch(rules: Rules, node: &str, mut tell: impl FnMut(Discovered) -> bool) {
+    let kubernetes = rules.kubernetes.clone();
+    let mut seen = Seen::new(rules);
+    let mut outage = Outage::default();
+    let mut pauses = Pauses::default();
+    loop {
+        let credentials = Credentials::now(&kubernetes);
+        match client::make(&kubernetes).await {
+            Ok(client) => {
+                pauses.reset();
+                let renewed = || Credentials::now(&kubernetes) != credentials;
+                let followed = follow(client, node, &mut seen, &mut outage, renewed, &mut tell);
+                if followed.await == Ended::Unheard {
+                    return;
+                }
+            }
+            Err(error) => {
+                if !outage.begun(0, &error).into_iter().all(&mut tell) {
+                    return;
+                }
+                tokio::time::sleep(pauses.pause()).await;
+            }
+        }
+    }
+}
+
+/// Why a client is of no use any more.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// The API failed, and there are other credentials than the client has.
+    Renewed,
     Unheard,
 }
 
-/// Watches for ever, and says what it sees to `tell`, which answers whether somebody listens.
-///
-/// # Errors
-/// See [`WatchError`]; an API that cannot be reached is none.
-pub async fn watch(
-    rules: Rules,
+async fn follow(
+    client: Client,
     node: &str,
-    mut tell: impl FnMut(Discovered) -> bool,
-) -> Result<(), WatchError> {
-    let client = client(&rules).await?;
+    seen: &mut Seen,
+    outage: &mut Outage,
+    renewed: impl Fn() -> bool,
+    tell: &mut impl FnMut(Discovered) -> bool,
+) -> Ended {
     let ours = watcher::Config::default()
         .fields(&format!("spec.nodeName={node}"))
         .timeout(WATCH);
     let all = watcher::Config::default().timeout(WATCH);
     let mut pods = pin!(stream(Api::<Pod>::all(client.clone()), ours));
     let mut namespaces = pin!(stream(Api::<Namespace>::all(client), all));
-    let mut seen = Seen::new(rules);
-    let mut outage = Outage::default();
     loop {
         let mut news = Vec::new();
+        let mut failed = false;
         let calm = outage.calm_at();
         tokio::select! {
             event = pods.next() => match event {
                 Some(Ok(event)) => {
-                    news.extend(outage.over(0));
+                    if is_answer(&event) {
+                        news.extend(outage.over(0));
+                    }
                     seen.pod(event);
                 }
-                Some(Err(error)) => news.extend(outage.begun(0, &error)),
-                None => return Err(WatchError::Unheard),
+                Some(Err(error)) => {
+                    news.extend(outage.begun(0, &error));
+                    failed = true;
+                }
+                None => return Ended::Unheard,
             },
             event = namespaces.next() => match event {
                 Some(Ok(event)) => {
-                    news.extend(outage.over(1));
+                    if is_answer(&event) {
+                        news.extend(outage.over(1));
+                    }
                     seen.namespace(event);
                 }
-                Some(Err(error)) => news.extend(outage.begun(1, &error)),
-                None => return Err(WatchError::Unheard),
+                Some(Err(error)) => {
+                    news.extend(outage.begun(1, &error));
+                    failed = true;
+                }
+                None => return Ended::Unheard,
             },
             () = until(calm) => news.extend(outage.calm()),
         }
         news.extend(seen.news());
-        if !news.into_iter().all(&mut tell) {
-            return Err(WatchError::Unheard);
+        if !news.into_iter().all(&mut *tell) {
+            return Ended::Unheard;
+        }
+        if failed && renewed() {
+            tracing::info!("the credentials for the Kubernetes API were renewed");
+            return Ended::Renewed;
         }
     }
-}
-
-async fn client(rules: &Rules) -> Result<Client, WatchError> {
-    let mut config = match &rules.kubernetes.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
-        }
-        None => Config::incluster()?,
-    };
-    config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(SILENCE);
-    Ok(Client::try_from(config)?)
 }
 
 fn stream<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>>
@@ -112,88 +129,18 @@ where
         + Send
         + 'static,
 {
-    watcher::watcher(api, config).backoff(Pauses(0))
+    watcher::watcher(api, config).backoff(Pauses::default())
+}
+
+/// A list's beginning is said before the API is asked for it.
+fn is_answer<K>(event: &Event<K>) -> bool {
+    !matches!(event, Event::Init)
 }
 
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Longer and longer, never two nodes in step.
-#[derive(Debug)]
-struct Pauses(u32);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let [first, longest] = PAUSES;
-        let pause = (first * 2_u32.saturating_pow(self.0)).min(longest);
-        self.0 = (self.0 + 1).min(8);
-        Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-}
-
-/// Which of the two watches fail, and since when not again.
-#[derive(Debug, Default)]
-struct Outage {
-    failing: [Option<Instant>; 2],
-    told: String,
-}
-
-impl Outage {
-    fn begun(&mut self, which: usize, error: &watcher::Error) -> Option<Discovered> {
-        self.failing[which] = Some(Instant::now());
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        text.truncate(text.floor_char_boundary(1000));
-        if self.told == text {
-            return None;
-        }
-        self.told.clone_from(&text);
-        Some(Discovered::Outage(text))
-    }
-
-    fn over(&mut self, which: usize) -> Option<Discovered> {
-        self.failing[which] = None;
-        self.said_over()
-    }
-
-    fn calm_at(&self) -> Option<Instant> {
-        self.failing.iter().flatten().min().map(|at| *at + CALM)
-    }
-
-    fn calm(&mut self) -> Option<Discovered> {
-        for failing in &mut self.failing {
-            if failing.is_some_and(|at| at.elapsed() >= CALM) {
-                *failing = None;
-            }
-        }
-        self.said_over()
-    }
-
-    fn said_over(&mut self) -> Option<Discovered> {
-        let over = self.failing == [None, None] && !self.told.is_empty();
-        over.then(|| {
-            self.told.clear();
-            Discovered::Connected
-        })
     }
 }
 

@@ -57,7 +57,8 @@ pub struct PodWish {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Its network namespace and cgroup are empty: they are found on the node.
+    /// Its network namespace and cgroup are empty: they are found on the node. Of one with `hostNetwork` the namespace is
+    /// [`OWN_NETNS`](shunt_core::workload::OWN_NETNS), and the cgroup says which processes are its own.
     Enrol(Box<WorkloadSpec>),
     /// It says itself that it does not want to be, whoever enrolled it.
     Refuse,

@@ -1,7 +1,9 @@
-//! In the place of an agent's program on disk: a data plane that is no good, in the way that a file beside it says.
+//! In the place of an agent's program on disk: one that is no good, in the way that a file beside it says.
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -19,6 +21,10 @@ fn main() -> anyhow::Result<()> {
             pause(LONG);
         }
         "silent" => pause(LONG),
+        // It could succeed, but then it cannot be run.
+        "locks itself" => {
+            std::fs::set_permissions(std::env::current_exe()?, Permissions::from_mode(0o600))?;
+        }
         _ => anyhow::bail!("this one ends at once"),
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! Requests and answers, as bytes.
 
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -47,12 +46,12 @@ impl Query {
     }
 }
 
-pub(super) fn status(stream: &mut TcpStream, code: u16, reason: &str) -> io::Result<()> {
+pub(super) fn status(stream: &mut impl Write, code: u16, reason: &str) -> io::Result<()> {
     let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": format!("it is so: {reason}"), "reason": reason, "code": code});
     respond(stream, &format!("{code} {reason}"), &body.to_string())
 }
 
-pub(super) fn respond(stream: &mut TcpStream, status: &str, body: &str) -> io::Result<()> {
+pub(super) fn respond(stream: &mut impl Write, status: &str, body: &str) -> io::Result<()> {
     let length = body.len();
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
@@ -61,7 +60,7 @@ pub(super) fn respond(stream: &mut TcpStream, status: &str, body: &str) -> io::R
 }
 
 /// The empty one is the end.
-pub(super) fn chunk(stream: &mut TcpStream, text: &str, failing: Failing) -> io::Result<()> {
+pub(super) fn chunk(stream: &mut impl Write, text: &str, failing: Failing) -> io::Result<()> {
     let piece = if failing == Failing::Slow {
         700
     } else {

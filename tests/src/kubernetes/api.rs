@@ -1,16 +1,25 @@
 //! An API server with pods and namespaces: list and watch as the real one speaks them, and as a real one fails.
 
+mod serving;
+
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::fs::File;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
+use rustls::ServerConfig;
 use serde_json::{Value, json};
+use socket2::SockRef;
 
-use super::answer::{Query, chunk, respond, status};
+use super::authority::Authority;
 use crate::wait;
+use crate::world::Pod;
+
+/// The right one, at first.
+const TOKEN: &str = "t0ken";
 
 /// What a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +51,16 @@ struct State {
     requests: Vec<String>,
     watches: usize,
     ended: bool,
+    /// The one that is accepted.
+    token: String,
+    /// Requests that were refused since the token is this one: 401.
+    refused: usize,
+    /// Connections that ended before both sides believed each other.
+    strangers: usize,
+    /// Connections of before the last one are closed.
+    restarts: usize,
+    /// `None`: plain HTTP.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +73,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
-    port: u16,
+    listener: TcpListener,
 }
 
 impl ApiServer {
@@ -63,8 +82,33 @@ impl ApiServer {
     /// # Panics
     /// It cannot listen.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a port"), None)
+    }
+
+    /// On a port of 127.0.0.1 in the pod's namespace.
+    ///
+    /// # Panics
+    /// It cannot listen.
+    pub fn start_in(pod: &Pod) -> Self {
+        let netns = File::open(format!("/run/netns/{}", pod.netns)).expect("a namespace");
+        // Whoever waits for connections may be elsewhere: the socket is in there.
+        let bound = std::thread::spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).expect("entered");
+            TcpListener::bind("127.0.0.1:0").expect("a port")
+        });
+        Self::on(bound.join().expect("it listens"), None)
+    }
+
+    /// On a port of this loopback address, by TLS, with a certificate of this authority.
+    ///
+    /// # Panics
+    /// It cannot listen.
+    pub fn start_tls(address: IpAddr, authority: &Authority) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a port");
+        Self::on(listener, Some(authority.server()))
+    }
+
+    fn on(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Self {
         let state = State {
             version: 1000,
             objects: BTreeMap::new(),
@@ -75,37 +119,55 @@ impl ApiServer {
             requests: Vec::new(),
             watches: 0,
             ended: false,
+            token: TOKEN.into(),
+            refused: 0,
+            strangers: 0,
+            restarts: 0,
+            tls,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
         let of_server = Arc::clone(&shared);
+        let accepting = listener.try_clone().expect("a descriptor");
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in accepting.incoming() {
                 if of_server.state().ended {
                     break;
                 }
+                let Ok(stream) = stream else { continue };
                 let shared = Arc::clone(&of_server);
                 std::thread::spawn(move || {
                     // Whoever goes away in the middle is no fault of the test.
-                    let _ = shared.serve(stream);
+                    let _ = shared.welcome(stream);
                 });
             }
         });
-        Self { shared, port }
+        Self { shared, listener }
     }
 
-    /// A kubeconfig that leads to it.
+    /// # Panics
+    /// It has none any more.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("an address")
+    }
+
+    /// A kubeconfig that leads to it; `cluster` and `user` as it has them.
     ///
     /// # Panics
     /// It cannot be written.
-    pub fn kubeconfig(&self, dir: &std::path::Path) -> PathBuf {
+    pub fn kubeconfig(&self, dir: &Path, mut cluster: Value, user: Value) -> PathBuf {
         let path = dir.join("kubeconfig");
+        let scheme = match self.shared.state().tls {
+            None => "http",
+            Some(_) => "https",
+        };
+        cluster["server"] = format!("{scheme}://{}", self.address()).into();
         let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://127.0.0.1:{}", self.port)}}],
-            "users": [{"name": "shunt", "user": {"token": "t0ken"}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "shunt", "user": user}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "shunt"}}],
         });
         std::fs::write(&path, text.to_string()).expect("written");
@@ -113,8 +175,8 @@ impl ApiServer {
     }
 
     /// The agent's section.
-    pub fn section(&self, dir: &std::path::Path, more: &str) -> String {
-        let path = self.kubeconfig(dir);
+    pub fn section(&self, dir: &Path, more: &str) -> String {
+        let path = self.kubeconfig(dir, json!({}), json!({"token": TOKEN}));
         format!(
             "kubernetes: {{node_name: n1, kubeconfig: {}{more}}}",
             path.display()
@@ -172,6 +234,43 @@ impl ApiServer {
         self.cut();
     }
 
+    /// From now on this token is the right one, and no other; watches that go on are cut.
+    pub fn accept_only(&self, token: &str) {
+        let mut state = self.shared.state();
+        (state.token, state.refused) = (token.to_owned(), 0);
+        drop(state);
+        self.cut();
+    }
+
+    /// Waits until somebody came with another token than the right one.
+    ///
+    /// # Panics
+    /// Nobody does, in time.
+    pub fn wait_for_refused(&self) {
+        wait::until("somebody is refused", Duration::from_secs(30), || {
+            (self.shared.state().refused > 0).then_some(())
+        });
+    }
+
+    /// Waits until so many connections have ended because one side did not believe the other.
+    ///
+    /// # Panics
+    /// They do not, in time.
+    pub fn wait_for_strangers(&self, count: usize) {
+        wait::until("they do not believe", Duration::from_secs(30), || {
+            (self.shared.state().strangers >= count).then_some(())
+        });
+    }
+
+    /// It is started anew: its certificate is of another authority, and clients' must be.
+    pub fn certify(&self, authority: &Authority) {
+        let mut state = self.shared.state();
+        state.tls = Some(authority.server());
+        state.restarts += 1;
+        drop(state);
+        self.cut();
+    }
+
     /// All so far, as `GET /api/v1/pods?...`.
     pub fn requests(&self) -> Vec<String> {
         self.shared.state().requests.clone()
@@ -193,7 +292,7 @@ impl Drop for ApiServer {
         self.shared.state().ended = true;
         self.cut();
         // Wakes the one that accepts.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
 }
 
@@ -212,147 +311,5 @@ fn key(object: &Value) -> (String, String) {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread panicked")
-    }
-
-    /// Requests of one connection, one after another.
-    fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let mut authorised = false;
-            loop {
-                let mut header = String::new();
-                if reader.read_line(&mut header)? <= 2 {
-                    break;
-                }
-                authorised |= header.eq_ignore_ascii_case("authorization: Bearer t0ken\r\n");
-            }
-            let line = line.trim().trim_end_matches(" HTTP/1.1").to_owned();
-            let (failing, epoch) = {
-                let mut state = self.state();
-                state.requests.push(line.clone());
-                (state.failing, state.epoch)
-            };
-            let (path, query) = line
-                .trim_start_matches("GET ")
-                .split_once('?')
-                .unwrap_or_default();
-            let resource = path.trim_start_matches("/api/v1/").to_owned();
-            let query = Query::of(query);
-            let mut stream = stream.try_clone()?;
-            match failing {
-                Failing::Dead => return Ok(()),
-                Failing::Unavailable => status(&mut stream, 503, "ServiceUnavailable")?,
-                Failing::Forbidden => status(&mut stream, 403, "Forbidden")?,
-                Failing::Garbage => respond(
-                    &mut stream,
-                    "200 OK",
-                    "{\"kind\": \"PodList\", \"items\": [{]",
-                )?,
-                _ if !authorised => status(&mut stream, 401, "Unauthorized")?,
-                _ if !["pods", "namespaces"].contains(&resource.as_str()) => {
-                    status(&mut stream, 404, "NotFound")?
-                }
-                Failing::Not | Failing::Slow if query.watch => {
-                    self.state().watches += 1;
-                    let ended = self.watch(&mut stream, &resource, &query, (epoch, failing));
-                    self.state().watches -= 1;
-                    return ended;
-                }
-                Failing::Not | Failing::Slow => {
-                    let body = self.list(&resource, &query);
-                    respond(&mut stream, "200 OK", &body.to_string())?;
-                }
-            }
-        }
-    }
-
-    fn list(&self, resource: &str, query: &Query) -> Value {
-        let state = self.state();
-        let all = state
-            .objects
-            .iter()
-            .filter(|((of, _), object)| of == resource && query.selects(object));
-        let all: Vec<&Value> = all.map(|(_, object)| object).collect();
-        let page = all.iter().skip(query.from).take(query.limit);
-        let items: Vec<Value> = page.map(|object| (*object).clone()).collect();
-        let next = query.from + items.len();
-        let kind = if resource == "pods" {
-            "PodList"
-        } else {
-            "NamespaceList"
-        };
-        let mut meta = json!({"resourceVersion": state.version.to_string()});
-        if next < all.len() {
-            meta["continue"] = next.to_string().into();
-            meta["remainingItemCount"] = (all.len() - next).into();
-        }
-        json!({"apiVersion": "v1", "kind": kind, "metadata": meta, "items": items})
-    }
-
-    /// Chunks, each an event in a line, until the epoch ends.
-    fn watch(
-        &self,
-        stream: &mut TcpStream,
-        resource: &str,
-        query: &Query,
-        (epoch, failing): (u64, Failing),
-    ) -> io::Result<()> {
-        stream.write_all(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
-        )?;
-        let mut at = query.version;
-        let mut send = |event: &Value| chunk(stream, &format!("{event}\n"), failing);
-        let mut state = self.state();
-        if at < state.oldest {
-            let gone = json!({"type": "ERROR", "object": {
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "code": 410,
-                "message": format!("too old resource version: {at} ({})", state.oldest),
-            }});
-            send(&gone)?;
-            return chunk(stream, "", Failing::Not);
-        }
-        loop {
-            if state.epoch != epoch {
-                return Ok(());
-            }
-            let new: Vec<_> = state
-                .events
-                .iter()
-                .filter(|(version, ..)| *version > at)
-                .cloned()
-                .collect();
-            if new.is_empty() {
-                state = self
-                    .changed
-                    .wait_timeout(state, Duration::from_millis(200))
-                    .expect("no thread panicked")
-                    .0;
-                continue;
-            }
-            drop(state);
-            for (version, of, kind, object) in new {
-                at = version;
-                if of == resource && query.selects(&object) {
-                    send(&json!({"type": kind, "object": object}))?;
-                }
-            }
-            if query.bookmarks {
-                let kind = if resource == "pods" {
-                    "Pod"
-                } else {
-                    "Namespace"
-                };
-                let meta = json!({"resourceVersion": at.to_string(), "creationTimestamp": null});
-                send(
-                    &json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": "v1", "metadata": meta, "spec": {"containers": null}, "status": {}}}),
-                )?;
-            }
-            state = self.state();
-        }
     }
 }

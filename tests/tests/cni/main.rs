@@ -11,6 +11,7 @@ mod life;
 mod many;
 mod podman;
 mod restart;
+mod upgrade;
 mod verbs;
 
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
 //! What is sent, and what the upstream does about it.
 
+mod chains;
 mod edges;
 mod faults;
 mod filters;
@@ -9,6 +10,8 @@ mod subsets;
 mod tunnels;
 mod upstreams;
 
+use std::net::SocketAddr;
+
 /// `\n` is CR LF on the wire.
 #[derive(Clone, Debug, Default)]
 pub enum Upstream {
@@ -16,6 +19,10 @@ pub enum Upstream {
     SaysAndCloses(String),
     /// One after the other, and the last again and again.
     InTurn(Vec<String>),
+    /// At which of its addresses it was asked.
+    SaysWhere,
+    /// One after the other, with a pause behind each, as soon as the request's head is there.
+    IsEarly(Vec<String>),
     #[default]
     IsSilent,
 }
@@ -24,6 +31,10 @@ pub enum Upstream {
 pub struct Case {
     pub name: &'static str,
     pub listener: &'static str,
+    /// Where the client's connection is from; port 0: any.
+    pub from: Option<SocketAddr>,
+    /// Sent before the rest.
+    pub first: Vec<u8>,
     pub send: String,
     /// Responses that are waited for.
     pub responses: usize,
@@ -49,6 +60,8 @@ fn case(name: &'static str, send: impl Into<String>) -> Case {
     Case {
         name,
         listener: "MAIN",
+        from: None,
+        first: Vec::new(),
         send: send.into(),
         responses: 1,
         upstream: Upstream::Says(OK.to_owned()),
@@ -89,6 +102,11 @@ impl Case {
         Self { upstream, ..self }
     }
 
+    fn upstream_is_early(self, texts: &[&str]) -> Self {
+        let upstream = Upstream::IsEarly(texts.iter().map(|text| (*text).to_owned()).collect());
+        Self { upstream, ..self }
+    }
+
     fn then(self, text: &str) -> Self {
         let then = text.to_owned();
         Self { then, ..self }
@@ -122,6 +140,7 @@ pub fn all() -> Vec<Case> {
         edges::http(),
         edges::normalized(),
         edges::tcp(),
+        chains::all(),
         filters::all(),
         hostile::all(),
         upstreams::all(),

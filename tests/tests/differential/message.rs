@@ -1,9 +1,9 @@
 //! HTTP/1.1 as it is on the wire, read without any library that could mend it.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::TcpStream;
 
-use shunt_tests::wait;
+use shunt_tests::Raw;
 
 /// A request or a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,53 +19,36 @@ pub struct Message {
 
 /// A connection and what was read from it and not understood yet.
 #[derive(Debug)]
-pub struct Reader {
-    pub stream: TcpStream,
-    read: Vec<u8>,
-}
+pub struct Reader(pub Raw);
 
 impl Reader {
     pub fn new(stream: TcpStream) -> Self {
-        let read = Vec::new();
-        Self { stream, read }
+        Self(stream.into())
     }
 
     /// The next response, to a request that was a HEAD, or a CONNECT.
     pub fn answer(&mut self, [head, connect]: [bool; 2]) -> io::Result<Option<Message>> {
-        let is_tunnel = connect && self.starts_with_success()?;
+        let is_tunnel = connect && self.0.begins_with(b"HTTP/1.1 2")?;
         self.message(head || is_tunnel)
-    }
-
-    fn starts_with_success(&mut self) -> io::Result<bool> {
-        const BEGINNING: &[u8] = b"HTTP/1.1 2";
-        while self.read.len() < BEGINNING.len() {
-            if !self.more()? {
-                return Ok(false);
-            }
-        }
-        Ok(self.read.starts_with(BEGINNING))
     }
 
     /// The next message; `None` at the end. `answers_head`: a response that has no body whatever it says.
     pub fn message(&mut self, answers_head: bool) -> io::Result<Option<Message>> {
-        let end = loop {
-            if let Some(at) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at;
-            }
-            if !self.more()? {
-                return match self.read.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::Error::other(format!(
-                        "broke off after {:?}",
-                        String::from_utf8_lossy(&self.read)
-                    ))),
-                };
-            }
+        let mut message = self.head()?;
+        if let Some(message) = &mut message {
+            self.body(message, answers_head)?;
+        }
+        Ok(message)
+    }
+
+    /// The next message's, without its body.
+    pub fn head(&mut self) -> io::Result<Option<Message>> {
+        let Some(head) = self.0.until(b"\r\n\r\n")? else {
+            return Ok(None);
         };
-        let head = String::from_utf8_lossy(&self.read[..end]).into_owned();
-        self.read.drain(..end + 4);
+        let head = String::from_utf8_lossy(&head);
         let mut lines = head.split("\r\n");
-        let mut message = Message {
+        Ok(Some(Message {
             first: lines.next().unwrap_or_default().to_owned(),
             headers: lines
                 .filter_map(|line| line.split_once(':'))
@@ -73,12 +56,10 @@ impl Reader {
                 .collect(),
             body: Vec::new(),
             until_end: false,
-        };
-        self.body(&mut message, answers_head)?;
-        Ok(Some(message))
+        }))
     }
 
-    fn body(&mut self, message: &mut Message, answers_head: bool) -> io::Result<()> {
+    pub fn body(&mut self, message: &mut Message, answers_head: bool) -> io::Result<()> {
         let is_response = message.first.starts_with("HTTP/");
         let status = message.first.split(' ').nth(1).unwrap_or_default();
         if answers_head
@@ -103,51 +84,23 @@ impl Reader {
                         message.headers.push((name, value.trim().to_owned()));
                     }
                 }
-                message.body.extend(self.exactly(size)?);
-                self.line()?;
+                message.body.extend(self.0.exactly(size)?);
+                self.0.line()?;
             }
         }
         if let Some(length) = message.header("content-length") {
             let length = length.parse().map_err(io::Error::other)?;
-            message.body = self.exactly(length)?;
+            message.body = self.0.exactly(length)?;
         } else if is_response {
             message.until_end = true;
-            while self.more()? {}
-            message.body = std::mem::take(&mut self.read);
+            message.body = self.0.rest()?;
         }
         Ok(())
     }
 
     fn line(&mut self) -> io::Result<String> {
-        loop {
-            if let Some(at) = self.read.windows(2).position(|two| two == b"\r\n") {
-                let line = String::from_utf8_lossy(&self.read[..at]).into_owned();
-                self.read.drain(..at + 2);
-                return Ok(line);
-            }
-            self.must_have_more()?;
-        }
-    }
-
-    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        while self.read.len() < length {
-            self.must_have_more()?;
-        }
-        Ok(self.read.drain(..length).collect())
-    }
-
-    fn must_have_more(&mut self) -> io::Result<()> {
-        match self.more()? {
-            true => Ok(()),
-            false => Err(io::Error::other("broke off within a body")),
-        }
-    }
-
-    fn more(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 16 << 10];
-        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
-        self.read.extend_from_slice(&buffer[..read]);
-        Ok(read > 0)
+        let line = self.0.line()?;
+        Ok(String::from_utf8_lossy(&line).into_owned())
     }
 }
 

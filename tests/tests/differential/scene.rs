@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use shunt_tests::world::Running;
 use shunt_tests::{Pod, World, agent, wait};
+use socket2::{Domain, Socket, Type};
 
 use crate::cases::{Case, Upstream};
 use crate::message::{Message, Reader};
@@ -49,17 +50,21 @@ pub struct Outcome {
     pub seen: Vec<Message>,
 }
 
+/// Two pieces of an early answer.
+const BETWEEN: Duration = Duration::from_millis(800);
+
 /// What the two proxies say of themselves.
 const LOGS: [&str; 2] = ["envoy.log", "shunt.log"];
 
-const LISTENERS: [&str; 9] = [
-    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE", "SUBSETS",
+const LISTENERS: [&str; 10] = [
+    "MAIN", "EDGE", "PASS", "TCP", "FILTERS", "REPLIES", "TUNNELS", "BESIDE", "SUBSETS", "CHAINS",
 ];
 
 impl Scene {
     pub fn new(envoy: &Path) -> Self {
         let world = World::new();
         let pod = world.pod();
+        pod.add_address("10.66.0.100".parse().expect("an address"));
         let upstream: Arc<Mutex<Plan>> = Arc::default();
         let listener = inside(&pod, || TcpListener::bind("0.0.0.0:0")).expect("a listener");
         let port = listener.local_addr().expect("an address").port();
@@ -133,12 +138,17 @@ impl Scene {
         };
         let at = LISTENERS.iter().position(|known| *known == case.listener);
         let port = proxy.port + at.expect("a listener") as u16;
-        let address = (self.pod.v4.as_str(), port);
-        let mut stream = inside(&self.pod, || TcpStream::connect(address)).expect("a connection");
+        let ip: IpAddr = self.pod.v4.parse().expect("an address");
+        let address = SocketAddr::new(ip, port);
+        let mut stream = inside(&self.pod, || match case.from {
+            Some(from) => connect_from(from, address),
+            None => TcpStream::connect(address),
+        })
+        .expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let text = case.send.replace('\n', "\r\n");
         // Who is refused early may close early.
-        let _ = stream.write_all(text.as_bytes());
+        let _ = stream.write_all(&[&case.first, text.as_bytes()].concat());
         if case.ends {
             // Sooner, it would be a matter of luck what the upstream gets.
             wait::until("the upstream has the request", PATIENCE, || {
@@ -167,7 +177,7 @@ impl Scene {
                             (from.elapsed() >= late).then_some(())
                         });
                         let text = case.then.replace('\n', "\r\n");
-                        let _ = reader.stream.write_all(text.as_bytes());
+                        let _ = reader.0.stream.write_all(text.as_bytes());
                     }
                 }
                 Ok(None) => {
@@ -238,16 +248,25 @@ fn inside<T: Send>(pod: &Pod, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+fn connect_from(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    // A named port was the last case's too.
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
+}
+
 fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
     let mut answer = stream.try_clone().expect("a clone");
     let mut reader = Reader::new(stream);
     let mut turn = 0;
-    while let Ok(Some(request)) = reader.message(false) {
-        let does = {
-            let mut plan = plan.lock().expect("a plan");
-            plan.seen.push(request);
-            plan.does.clone()
-        };
+    while let Ok(Some(mut request)) = reader.head() {
+        let does = plan.lock().expect("a plan").does.clone();
+        if !matches!(does, Upstream::IsEarly(..)) && reader.body(&mut request, false).is_err() {
+            return;
+        }
+        plan.lock().expect("a plan").seen.push(request.clone());
         match does {
             Upstream::Says(text) => {
                 if answer
@@ -269,6 +288,21 @@ fn serve(stream: TcpStream, plan: &Mutex<Plan>) {
             }
             Upstream::SaysAndCloses(text) => {
                 let _ = answer.write_all(text.replace('\n', "\r\n").as_bytes());
+                return;
+            }
+            Upstream::SaysWhere => {
+                let at = answer.local_addr().expect("an address").ip().to_string();
+                let length = at.len();
+                let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{at}");
+                let _ = answer.write_all(text.as_bytes());
+            }
+            Upstream::IsEarly(texts) => {
+                for text in texts {
+                    let _ = answer.write_all(text.replace('\n', "\r\n").as_bytes());
+                    wait::pause(BETWEEN);
+                }
+                // Whoever closes with bytes unread takes its answer back.
+                let _ = reader.body(&mut request, false);
                 return;
             }
             Upstream::IsSilent => {}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shunt_tests::{in_both_modes, wait};
+use shunt_tests::{Script, in_both_modes, wait};
 
 use crate::scene::*;
 
@@ -12,7 +12,61 @@ in_both_modes!(
     closed_workloads_ask_nobody_without_an_agent,
     the_option_is_changed_live,
     more_resolvers_than_there_are_places_for,
+    queries_notice_no_upgrade_of_the_data_plane,
 );
+
+/// Queries from two sockets, one after the other, until told to end. Then how many were asked, and how many not answered.
+const ASKS: &str = "
+import socket, sys, threading
+over, counts, lock = threading.Event(), [0, 0], threading.Lock()
+def ask():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.connect((sys.argv[1], 53))
+    number = 0
+    while not over.is_set():
+        number += 1
+        said = b'%06d' % number
+        s.send(said)
+        try: lost = not s.recv(2048).endswith(said)
+        except OSError: lost = True
+        with lock: counts[0] += 1; counts[1] += lost
+threads = [threading.Thread(target=ask) for _ in range(2)]
+for thread in threads: thread.start()
+print('begun', flush=True)
+sys.stdin.readline()
+over.set()
+for thread in threads: thread.join()
+print(*counts, flush=True)
+";
+
+fn queries_notice_no_upgrade_of_the_data_plane(mode: &str) {
+    let scene = Scene::new();
+    let _echo = python_server(&scene.resolver, ECHO);
+    let agent = scene.agent(mode, "");
+    let mut asks = Script::start(&scene.client, ASKS, &[&scene.resolver.v4]);
+    assert_eq!(asks.says(), "begun");
+    for _ in 0..4 {
+        let serving = agent.worker_pid();
+        let before = queries(&agent, 0).len();
+        let (code, said) = agent.admin("POST", "/upgrade/data-plane", "");
+        assert_eq!(code, 200, "{said}");
+        wait::until("another serves", Duration::from_secs(10), || {
+            (agent.worker_pid() != serving && agent.worker_pids().len() == 1).then_some(())
+        });
+        queries(&agent, before + 50);
+    }
+    asks.tell("end");
+    let said = asks.says();
+    let (asked, lost) = said.split_once(' ').expect("two numbers");
+    let asked: usize = asked.parse().expect("a number");
+    assert!(asked > 200 && lost == "0", "{lost} of {asked} were lost");
+    // None of them went past the agent.
+    queries(&agent, asked);
+    // The agent as a whole is not replaced: it says why.
+    let (code, said) = agent.admin("POST", "/upgrade/all", "");
+    assert_ne!(code, 200);
+    assert!(said.contains("has its DNS queries captured"), "{said}");
+    assert_eq!(way(&scene.client, &scene.resolver.v4, 53), Way::ByTheAgent);
+}
 
 fn other_datagrams_are_as_without_us(mode: &str) {
     let scene = Scene::new();

@@ -42,7 +42,7 @@ fn at_the_limit_and_one_above() {
 /// Says it again and again. The status that is said meanwhile, 0 where it is taken for ever, or `None` where the connection just ends.
 fn pour(mut talk: Talk, first: &str, more: &str) -> Option<u16> {
     let more = more.repeat(1 + 4096 / more.len());
-    let mut reading = Talk::from(talk.stream.try_clone().expect("a clone"));
+    let mut reading = Talk::from(talk.raw.stream.try_clone().expect("a clone"));
     let begun = Instant::now();
     std::thread::scope(|scope| {
         let answer = scope.spawn(move || reading.answer().ok().flatten());

@@ -1,7 +1,7 @@
 //! An agent as a gateway with close limits, before an upstream that notes everything.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use shunt_tests::kernel::{descriptors, resident};
-use shunt_tests::{Agent, AgentBuilder, Pod, World, require, wait};
+use shunt_tests::{Agent, AgentBuilder, Pod, Raw, World, require, wait};
 
 use crate::upstream::{PORT, Upstream};
 
@@ -78,8 +78,7 @@ pub struct Scene {
 /// A client's connection.
 #[derive(Debug)]
 pub struct Talk {
-    pub stream: TcpStream,
-    read: Vec<u8>,
+    pub raw: Raw,
 }
 
 #[derive(Debug)]
@@ -176,17 +175,14 @@ impl Drop for Over<'_> {
 
 impl From<TcpStream> for Talk {
     fn from(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            read: Vec::new(),
-        }
+        Self { raw: stream.into() }
     }
 }
 
 impl Talk {
     /// Who is refused early cannot say everything.
     pub fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.raw.stream.write_all(bytes)
     }
 
     #[track_caller]
@@ -204,18 +200,9 @@ impl Talk {
 
     /// `None`: the connection is over.
     pub fn answer(&mut self) -> io::Result<Option<Answer>> {
-        let end = loop {
-            if let Some(at) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at;
-            }
-            if !self.more()? {
-                return match self.read.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::Error::other("half a head")),
-                };
-            }
+        let Some(head) = self.raw.until(b"\r\n\r\n")? else {
+            return Ok(None);
         };
-        let head: Vec<u8> = self.read.drain(..end + 4).collect();
         let head = String::from_utf8(head).expect("text");
         let mut answer = Answer {
             status: head
@@ -229,10 +216,10 @@ impl Talk {
         if answer.says("transfer-encoding").is_some() {
             let mut body = Vec::new();
             loop {
-                let line = self.until(b"\r\n")?;
+                let line = self.raw.line()?;
                 let size = usize::from_str_radix(&String::from_utf8_lossy(&line), 16);
                 let size = size.map_err(io::Error::other)?;
-                let chunk = self.exactly(size + 2)?;
+                let chunk = self.raw.exactly(size + 2)?;
                 if size == 0 {
                     break;
                 }
@@ -241,53 +228,20 @@ impl Talk {
             answer.body = String::from_utf8_lossy(&body).into_owned();
         } else if let Some(length) = answer.says("content-length") {
             let length = length.parse().map_err(io::Error::other)?;
-            answer.body = String::from_utf8_lossy(&self.exactly(length)?).into_owned();
+            answer.body = String::from_utf8_lossy(&self.raw.exactly(length)?).into_owned();
         }
         Ok(Some(answer))
     }
 
     /// What comes until the end.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
-        while self.more()? {}
-        Ok(std::mem::take(&mut self.read))
+        self.raw.rest()
     }
 
     /// The client has said everything.
     pub fn finish(&mut self) {
         // It fails only for a connection that is over.
-        let _ = self.stream.shutdown(Shutdown::Write);
-    }
-
-    fn until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
-        loop {
-            if let Some(at) = self.read.windows(end.len()).position(|part| part == end) {
-                let mut line: Vec<u8> = self.read.drain(..at + end.len()).collect();
-                line.truncate(at);
-                return Ok(line);
-            }
-            self.must_have_more()?;
-        }
-    }
-
-    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        while self.read.len() < length {
-            self.must_have_more()?;
-        }
-        Ok(self.read.drain(..length).collect())
-    }
-
-    fn must_have_more(&mut self) -> io::Result<()> {
-        match self.more()? {
-            true => Ok(()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-
-    fn more(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 16 << 10];
-        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
-        self.read.extend_from_slice(&buffer[..read]);
-        Ok(read > 0)
+        let _ = self.raw.stream.shutdown(Shutdown::Write);
     }
 }
 

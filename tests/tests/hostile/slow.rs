@@ -21,7 +21,7 @@ fn trickle(scene: &Scene, first: &str, slowly: &str) -> Vec<Option<u16>> {
                     let begun = Instant::now();
                     talk.say(first.as_bytes()).expect("it is heard");
                     for byte in slowly.as_bytes().iter().cycle() {
-                        if talk.say(&[*byte]).is_err() || has_answer(&talk.stream) {
+                        if talk.say(&[*byte]).is_err() || has_answer(&talk.raw.stream) {
                             break;
                         }
                         assert!(begun.elapsed() < PATIENCE, "it is listened to for ever");
@@ -87,7 +87,7 @@ fn answers_that_nobody_reads() {
         }
         for talk in &mut talks {
             wait::until("it is let go of", PATIENCE, || {
-                talk.stream.take_error().expect("a socket")
+                talk.raw.stream.take_error().expect("a socket")
             });
         }
     });
@@ -102,11 +102,11 @@ fn uploads_that_nobody_takes() {
         for _ in 0..MANY {
             let mut talk = scene.talk();
             talk.say(head.as_bytes()).expect("it is heard");
-            talk.stream.set_nonblocking(true).expect("a socket");
+            talk.raw.stream.set_nonblocking(true).expect("a socket");
             // Until all buffers on the way are full: nothing was taken for a while.
             let mut taken = Instant::now();
             while taken.elapsed() < PACE {
-                match std::io::Write::write(&mut talk.stream, &[b'x'; 1 << 16]) {
+                match std::io::Write::write(&mut talk.raw.stream, &[b'x'; 1 << 16]) {
                     Ok(_) => taken = Instant::now(),
                     Err(_) => wait::pause(PACE / 10),
                 }

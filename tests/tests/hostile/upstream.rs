@@ -2,12 +2,12 @@
 //! another's answer unnoticed; for some paths it is the one that means harm.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shunt_tests::{Pod, wait};
+use shunt_tests::{Pod, Raw};
 
 use crate::scene::inside;
 
@@ -63,10 +63,7 @@ impl Upstream {
         let Ok(mut answer) = stream.try_clone() else {
             return;
         };
-        let mut reader = Reader {
-            stream,
-            read: Vec::new(),
-        };
+        let mut reader = Reader(stream.into());
         loop {
             let request = match reader.request() {
                 Ok(Some(request)) => request,
@@ -120,27 +117,20 @@ fn say(answer: &mut TcpStream, request: &str, evil: Option<Evil>) -> io::Result<
     }
 }
 
-struct Reader {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
+struct Reader(Raw);
 
 impl Reader {
     /// `None`: the connection ended where it may.
     fn request(&mut self) -> io::Result<Option<String>> {
-        let end = loop {
-            if let Some(at) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at;
-            }
-            if !self.more()? {
-                return match self.read.is_empty() {
-                    true => Ok(None),
-                    false => Err(fault("half a head", &self.read)),
-                };
-            }
+        let head = self.0.until(b"\r\n\r\n");
+        let head = head.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => fault("half a head", error.to_string().as_bytes()),
+            _ => error,
+        })?;
+        let Some(head) = head else {
+            return Ok(None);
         };
-        let head: Vec<u8> = self.read.drain(..end + 4).collect();
-        let lines = strict_lines(&head[..end])?;
+        let lines = strict_lines(&head)?;
         let (first, headers) = lines.split_first().expect("one line at least");
         let words: Vec<&str> = first.split(' ').collect();
         let [method, path, "HTTP/1.1"] = words[..] else {
@@ -175,9 +165,9 @@ impl Reader {
         }
         let body = match (said.get("content-length"), said.get("transfer-encoding")) {
             (None, None) => Vec::new(),
-            (Some(length), None) if length.bytes().all(|digit| digit.is_ascii_digit()) => {
-                self.exactly(length.parse().map_err(|_| fault("a length", &head))?)?
-            }
+            (Some(length), None) if length.bytes().all(|digit| digit.is_ascii_digit()) => self
+                .0
+                .exactly(length.parse().map_err(|_| fault("a length", &head))?)?,
             (None, Some(encoding)) if encoding == "chunked" => self.chunks()?,
             _ => return Err(fault("lengths", &head)),
         };
@@ -188,18 +178,12 @@ impl Reader {
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let end = loop {
-                if let Some(at) = self.read.windows(2).position(|two| two == b"\r\n") {
-                    break at;
-                }
-                self.must_have_more()?;
-            };
-            let line: Vec<u8> = self.read.drain(..end + 2).collect();
-            let text = std::str::from_utf8(&line[..end]).map_err(|_| fault("a size", &line))?;
+            let line = self.0.line()?;
+            let text = std::str::from_utf8(&line).map_err(|_| fault("a size", &line))?;
             let is_size = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_hexdigit());
             let size = usize::from_str_radix(text, 16).ok().filter(|_| is_size);
             let size = size.ok_or_else(|| fault("a size", &line))?;
-            let chunk = self.exactly(size + 2)?;
+            let chunk = self.0.exactly(size + 2)?;
             if !chunk.ends_with(b"\r\n") {
                 return Err(fault("a chunk's end, or trailers", &chunk));
             }
@@ -208,27 +192,6 @@ impl Reader {
             }
             body.extend_from_slice(&chunk[..size]);
         }
-    }
-
-    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        while self.read.len() < length {
-            self.must_have_more()?;
-        }
-        Ok(self.read.drain(..length).collect())
-    }
-
-    fn must_have_more(&mut self) -> io::Result<()> {
-        match self.more()? {
-            true => Ok(()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-
-    fn more(&mut self) -> io::Result<bool> {
-        let mut buffer = [0; 16 << 10];
-        let read = wait::uninterrupted(|| self.stream.read(&mut buffer))?;
-        self.read.extend_from_slice(&buffer[..read]);
-        Ok(read > 0)
     }
 }
 

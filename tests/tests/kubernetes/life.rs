@@ -3,15 +3,16 @@
 use std::process::{Command, Output};
 
 use serde_json::json;
-use shunt_tests::kubernetes::{Driver, Sandbox};
+use shunt_tests::kubernetes::{Driver, Sandbox, uid};
 use shunt_tests::world::ip;
 use shunt_tests::{World, in_both_modes, require};
 
-use crate::{is_intercepted, scene, shown, two, wait_for};
+use crate::{is_intercepted, scene, shown, two, upgrade_all, wait_for};
 
 in_both_modes!(
     the_kubelets_probes_hear_the_truth,
-    init_containers_are_intercepted
+    init_containers_are_intercepted,
+    pods_that_start_while_the_agent_is_replaced_are_found
 );
 
 /// The node is where the bridge is, with an address as a gateway has.
@@ -90,6 +91,30 @@ fn init_containers_are_intercepted(mode: &str) {
     );
     assert_eq!(seen, client.pod.v4);
     assert_eq!(agent.lines(1)[0]["workload"], "shop/client");
+}
+
+fn pods_that_start_while_the_agent_is_replaced_are_found(mode: &str) {
+    require::everything();
+    let world = World::new();
+    let (client, server) = two(&world);
+    let _nginx = server.pod.nginx(&world);
+    let root = world.cgroup().to_owned();
+    let mut late = Sandbox::prepare(root, &uid(), Driver::Systemd, world.pod());
+    let (api, agent) = scene(&world, mode, "");
+    let agent = agent.start();
+    for (name, sandbox) in [("client", &client), ("late", &late)] {
+        api.put(shown(name, sandbox, Some("enabled")));
+    }
+    wait_for(&agent, &["client"]);
+    std::thread::scope(|scope| {
+        let upgraded = scope.spawn(|| upgrade_all(&agent));
+        late.start();
+        api.put(shown("server", &server, Some("enabled")));
+        upgraded.join().expect("upgraded");
+    });
+    wait_for(&agent, &["client", "late", "server"]);
+    assert!(is_intercepted(&agent, &late, &server));
+    assert!(is_intercepted(&agent, &client, &server));
 }
 
 /// The container of deploy/kubernetes: /proc/sys is read-only, and made writable for the agent alone.

@@ -1,10 +1,13 @@
 //! Pods that are enrolled by what the Kubernetes API says of them.
 
 mod enrolment;
+mod host;
 mod life;
 mod outage;
 mod plugin;
+mod tls;
 
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,14 +17,18 @@ use shunt_tests::{Agent, AgentBuilder, World, wait};
 /// An API server that knows the namespaces, and an agent that asks it.
 fn scene<'w>(world: &'w World, mode: &str, more: &str) -> (ApiServer, AgentBuilder<'w>) {
     let api = ApiServer::start();
+    put_namespaces(&api);
+    let section = api.section(world.dir.path(), more);
+    (api, AgentBuilder::new(world, mode).set(&section))
+}
+
+fn put_namespaces(api: &ApiServer) {
     for name in ["default", "kube-system", "shop"] {
         api.put(namespace(
             name,
             json!({"kubernetes.io/metadata.name": name}),
         ));
     }
-    let section = api.section(world.dir.path(), more);
-    (api, AgentBuilder::new(world, mode).set(&section))
 }
 
 /// A pod of namespace `shop` that runs, as the API shows it; its connections are carried, so that each is in the log.
@@ -49,6 +56,15 @@ fn served(agent: &Agent) -> Vec<String> {
     let ready = all.iter().filter(|workload| workload["state"] == "ready");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     ready.map(|workload| text(&workload["name"])).collect()
+}
+
+/// Another supervisor takes the place of the one that is there.
+fn upgrade_all(agent: &Agent) {
+    let mut shunt = Command::new(shunt_tests::agent::binary());
+    shunt.args(["upgrade", "all", "--socket"]);
+    shunt.arg(agent.dir.join("admin.sock"));
+    let output = shunt.output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A connection, and whether it was intercepted.

@@ -1,6 +1,8 @@
 //! A later build of the data plane takes over from the one that serves: nobody is refused, reset or failed, and one that is
 //! no good changes nothing.
 
+mod builds;
+mod edges;
 mod listeners;
 mod no_good;
 mod scene;

@@ -1,6 +1,8 @@
 //! The server's side, and both at once.
 
-use shunt_tests::{Way, on_every_way};
+use std::time::Duration;
+
+use shunt_tests::{Script, Way, on_every_way, wait};
 
 use crate::scene::{Listener, Scene, bootstrap, says, to};
 
@@ -9,7 +11,10 @@ on_every_way!(
     a_call_runs_both_sides_in_one_pass,
     the_server_s_listener_is_met_by_bytes_too,
     the_server_s_answer_passes_the_client_s_rules,
+    a_server_has_not_a_socket_for_each_client_it_ever_had,
 );
+
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// As Istio has them: for the rest, with a chain for the port.
 fn inbound(cluster: &str) -> Listener {
@@ -43,7 +48,7 @@ fn who_comes_from_elsewhere_meets_the_server_s_listener(way: Way) {
     assert_eq!(lines[0]["direction"], "inbound", "{:#}", lines[0]);
     // The application as it is reached from inside.
     scene.write(&bootstrap(&listeners[1..], &[("app", "127.0.0.1", 8080)]));
-    shunt_tests::wait::until("the change", std::time::Duration::from_secs(5), || {
+    wait::until("the change", PATIENCE, || {
         (asks().contains("127.0.0.1") && asks().contains("x-t-local=yes")).then_some(())
     });
 }
@@ -94,7 +99,7 @@ fn the_server_s_listener_is_met_by_bytes_too(way: Way) {
     assert_eq!(scene.curl(&nginx), scene.client.v4);
     let outbound = Listener::rest("out", "OUTBOUND").tcp("", "passthrough");
     scene.write(&bootstrap(&[outbound, inbound("passthrough")], &[]));
-    shunt_tests::wait::until("the change", std::time::Duration::from_secs(5), || {
+    wait::until("the change", PATIENCE, || {
         let dump = agent.admin("GET", "/listeners", "").1;
         dump.contains("out::").then_some(())
     });
@@ -118,4 +123,47 @@ fn the_server_s_answer_passes_the_client_s_rules(way: Way) {
     let told = scene.client.says("curl", &["-sSi", "-m", "5", &url]);
     assert!(told.ends_with("server"), "{told}");
     assert!(told.contains("x-t-back: client"), "{told}");
+}
+
+/// From a different address each time: asks, reads the answer, leaves.
+const MANY: &str = r"
+import socket, subprocess, sys
+server, count = sys.argv[1], int(sys.argv[2])
+clients = [f'10.66.{1 + at // 250}.{1 + at % 250}' for at in range(count)]
+lines = ''.join(f'addr add {client}/32 dev eth0\n' for client in clients)
+subprocess.run(['ip', '-batch', '-'], input=lines.encode(), check=True)
+for client in clients:
+    end = socket.create_connection((server, 8080), 10, (client, 0))
+    end.sendall(b'GET /a HTTP/1.1\r\nhost: a\r\n\r\n')
+    said = b''
+    while f' {client} '.encode() not in said:
+        got = end.recv(4096)
+        assert got, said
+        said += got
+    end.close()
+print('asked', flush=True)
+";
+
+fn a_server_has_not_a_socket_for_each_client_it_ever_had(way: Way) {
+    const CLIENTS: usize = 400;
+    /// Two workers keep so many each.
+    const KEPT: usize = 2 * 128;
+    let scene = Scene::new();
+    let _agent = scene.agent(way, &bootstrap(&[inbound("passthrough")], &[]));
+    let back = ["route", "add", "10.66.0.0/16", "dev", "eth0"];
+    scene.server.says("ip", &back);
+    let count = CLIENTS.to_string();
+    let mut clients = Script::start(&scene.other, MANY, &[&scene.server.v4, &count]);
+    assert_eq!(clients.says(), "asked");
+    clients.succeeds();
+    let waiting = || {
+        let sockets = ["-Htn", "state", "established", "dport = :8080"];
+        let listed = scene.server.says("ss", &sockets);
+        listed.lines().filter(|line| !line.is_empty()).count()
+    };
+    wait::until("those that waited longest are gone", PATIENCE, || {
+        (waiting() <= KEPT).then_some(())
+    });
+    // And the others are there for who comes back.
+    assert!(waiting() > KEPT / 4, "{}", waiting());
 }

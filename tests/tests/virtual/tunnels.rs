@@ -9,6 +9,7 @@ use crate::scene::{Listener, Scene, bootstrap, to};
 on_every_way!(
     an_upgrade_meets_both_sides,
     what_is_in_a_tunnel_meets_the_server_s_listener,
+    what_comes_early_in_a_tunnel_is_counted_once,
 );
 
 const UPGRADES: &str = "upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: CONNECT}],";
@@ -135,4 +136,80 @@ fn what_is_in_a_tunnel_meets_the_server_s_listener(way: Way) {
         "{:#}",
         lines[0]
     );
+}
+
+/// A request in a tunnel, before there is one; `closes`: the server's side is to close after it.
+const EARLY: &str = r"
+import socket, sys
+proxy, host, closes = sys.argv[1:]
+end = socket.create_connection((proxy, 3128), 5)
+inner = f'GET /a HTTP/1.1\r\nhost: a\r\nconnection: {closes}\r\n\r\n'.encode()
+outer = f'CONNECT {host}:80 HTTP/1.1\r\nhost: {host}:80\r\n\r\n'.encode()
+end.sendall(outer + inner)
+def read(until):
+    got = b''
+    while not until(got):
+        byte = end.recv(1)
+        assert byte, got
+        got += byte
+    return got
+read(lambda got: got.endswith(b'\r\n\r\n'))
+head = read(lambda got: got.endswith(b'\r\n\r\n')).decode().lower()
+length = int(head.split('content-length: ')[1].split('\r')[0])
+read(lambda got: len(got) == length)
+if closes == 'close':
+    assert end.recv(1) == b''
+end.close()
+print(len(outer) + len(inner), len(inner), flush=True)
+";
+
+fn what_comes_early_in_a_tunnel_is_counted_once(way: Way) {
+    let scene = Scene::new();
+    let host = |name: &str| {
+        format!(
+            "{{name: {name}, domains: [\"{name}.test:80\"], routes: [{{match: {{connect_matcher: {{}}}}, route: {{cluster: {name}, upgrade_configs: [{{upgrade_type: CONNECT, connect_config: {{}}}}]}}}}]}}, "
+        )
+    };
+    let connect = host("http") + &host("tcp");
+    let listeners = [
+        Listener::at("out", "OUTBOUND", scene.nowhere(), 3128).manager("", &connect, UPGRADES),
+        Listener::at("in", "INBOUND", "0.0.0.0", 8080)
+            .http("", &to("passthrough", "x-t-in", "yes")),
+        Listener::at("plain", "INBOUND", "0.0.0.0", 8082).tcp("", "http"),
+    ];
+    let server = scene.server.v4.clone();
+    let clusters = [("http", &*server, 8080), ("tcp", &*server, 8082)];
+    let agent = scene.agent(way, &bootstrap(&listeners, &clusters));
+    for (at, (host, closes, flags)) in [
+        ("http", "keep-alive", "DC"),
+        ("http", "close", "UC"),
+        ("tcp", "keep-alive", "DC"),
+        ("tcp", "close", "UC"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let args = [scene.nowhere(), &format!("{host}.test"), closes];
+        let mut client = Script::start(&scene.client, EARLY, &args);
+        let said = client.says();
+        client.succeeds();
+        let (all, inner) = said.split_once(' ').expect("two numbers");
+        let lines = scene.connections(&agent, at + 1);
+        assert_eq!(
+            lines[at]["bytes_received"].to_string(),
+            all,
+            "{host} {closes}: {:#}",
+            lines[at]
+        );
+        let connects = || {
+            let mut lines = agent.access_log();
+            lines.retain(|line| line["method"] == "CONNECT");
+            lines
+        };
+        let line = wait::until("the request's line", Duration::from_secs(5), || {
+            connects().get(at).cloned()
+        });
+        assert_eq!(line["bytes_received"].to_string(), inner, "{line:#}");
+        assert_eq!(line["response_flags"], flags, "{host} {closes}: {line:#}");
+    }
 }

@@ -47,9 +47,12 @@ fn what_tools_read_is_where_envoy_has_it() {
         return;
     };
     let scene = Scene::new();
+    let twin = Scene::new();
+    for scene in [&scene, &twin] {
+        scene.health();
+    }
     let agent = scene.agent();
     // Envoy has the same addresses in a pod of its own, and its files.
-    let twin = Scene::new();
     for name in [
         "bootstrap.yaml",
         "lds.yaml",
@@ -116,6 +119,24 @@ fn what_tools_read_is_where_envoy_has_it() {
             );
         }
     }
+    // Of every endpoint, whatever its health, and of clusters that send to all because too few are healthy.
+    let said = |text: String| {
+        let facts = ["::hostname::", "::health_flags::", "::weight::"];
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.retain(|line| facts.iter().any(|fact| line.contains(fact)));
+        lines.sort();
+        lines
+    };
+    assert_eq!(said(ours("/clusters")), said(theirs("/clusters")));
+    let membership = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.retain(|line| {
+            line.contains(".membership_total") || line.contains(".membership_healthy")
+        });
+        lines.sort();
+        lines
+    };
+    assert_eq!(membership(ours("/stats")), membership(theirs("/stats")));
     let stats = json(ours("/stats?format=json&filter=^snapshot"));
     assert_eq!(stats["stats"][0]["name"], "snapshot_generation");
     assert!(ours("/stats?format=prometheus&filter=shunt_build").contains("shunt_build"));

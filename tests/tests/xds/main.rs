@@ -156,3 +156,69 @@ fn resources_come_and_go() {
     assert_eq!(scene::source(&dump, "cds")["version_info"], "none");
     assert!(scene::source(&dump, "eds").is_null());
 }
+
+/// Answers at once, and every other time when it is told to, in two pieces.
+const HOLDS: &str = r"
+import socket, sys
+listener = socket.create_server(('', 8000))
+print('ready', flush=True)
+end, _ = listener.accept()
+file = end.makefile('rb')
+def asked():
+    while file.readline() not in (b'\r\n', b''): pass
+head = b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n'
+asked()
+end.sendall(head + b'at once...')
+asked()
+print('asked', flush=True)
+sys.stdin.readline()
+end.sendall(head + b'later')
+sys.stdin.readline()
+end.sendall(b', too')
+sys.stdin.read()
+";
+
+const ASKS: &str = r"
+import socket, sys
+end = socket.create_connection((sys.argv[1], 80), 10)
+idle = socket.create_connection((sys.argv[1], 80), 10)
+def read(until):
+    got = b''
+    while not until(got):
+        byte = end.recv(1)
+        assert byte, got
+        got += byte
+    return got.decode()
+for _ in range(2):
+    end.sendall(b'GET / HTTP/1.1\r\nhost: a\r\n\r\n')
+    head = read(lambda got: got.endswith(b'\r\n\r\n'))
+    print('connection: close' in head, flush=True)
+    print(read(lambda got: len(got) == 10), flush=True)
+print(end.recv(1), idle.recv(1), flush=True)
+";
+
+#[test]
+fn who_is_being_answered_when_a_listener_goes_has_all_of_it() {
+    let scene = Scene::new();
+    let mut upstream = Script::start(&scene.server, HOLDS, &[]);
+    assert_eq!(upstream.says(), "ready");
+    let text = fs::read_to_string(scene.at("eds.yaml")).expect("a file");
+    scene.write(
+        "eds.yaml",
+        &text.replace("port_value: 80", "port_value: 8000"),
+    );
+    let _agent = scene.agent();
+    let mut client = Script::start(&scene.client, ASKS, &[&scene.gateway.v4]);
+    assert_eq!([client.says(), client.says()], ["False", "at once..."]);
+    assert_eq!(upstream.says(), "asked");
+    scene.listener("also", "");
+    wait::until("the listener is gone", SOON, || {
+        scene.socket(80).is_empty().then_some(())
+    });
+    upstream.tell("begin");
+    assert_eq!(client.says(), "True");
+    upstream.tell("go on");
+    assert_eq!(client.says(), "later, too");
+    assert_eq!(client.says(), "b'' b''");
+    client.succeeds();
+}

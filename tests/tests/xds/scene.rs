@@ -157,6 +157,34 @@ resources:
         self.write("eds.yaml", &text);
     }
 
+    /// Clusters whose endpoints have said how they are: one sends to those only that are well, one to all.
+    pub fn health(&self) {
+        let endpoint = |port: u16, more: &str| {
+            format!(
+                "{{endpoint: {{hostname: h{port}.test, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}{more}}}"
+            )
+        };
+        let mut clusters = String::new();
+        for (name, first) in [
+            ("well", ["", ", health_status: HEALTHY"]),
+            ("ill", [", health_status: UNHEALTHY"; 2]),
+        ] {
+            let rest = [
+                ", health_status: DRAINING",
+                ", health_status: TIMEOUT, load_balancing_weight: 3",
+            ];
+            let all = first.iter().chain(&rest).zip(1..);
+            let all: Vec<String> = all.map(|(more, port)| endpoint(port, more)).collect();
+            clusters += &format!(
+                "  - {{name: {name}, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}}}\n",
+                all.join(", ")
+            );
+        }
+        let text = fs::read_to_string(self.at("bootstrap.yaml")).expect("a file");
+        let text = text.replace("  clusters:\n", &format!("  clusters:\n{clusters}"));
+        self.write("bootstrap.yaml", &text);
+    }
+
     fn curl(&self, port: u16, args: &[&str]) -> String {
         let url = format!("http://{}:{port}/", self.gateway.v4);
         let args = [&["-sS", "-m", "5"], args, &[url.as_str()]].concat();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::{Balance, Weighted};
+use crate::cluster::Weighted;
 use crate::listener::{FilterChain, Inspect};
 
 fn bootstrap(port: u16) -> Bootstrap {
@@ -23,21 +23,7 @@ fn bootstrap(port: u16) -> Bootstrap {
             inspect_timeout: std::time::Duration::ZERO,
             continue_on_timeout: false,
         }],
-        clusters: vec![Cluster {
-            name: "c".into(),
-            endpoints: Vec::new(),
-            balance: Balance::RoundRobin,
-            subsets: None,
-            to_original: None,
-            connect_timeout: std::time::Duration::from_secs(1),
-            idle_timeout: None,
-            max_requests_per_connection: 0,
-            max_connection_duration: None,
-            trailers: false,
-            limits: Default::default(),
-            in_use: Default::default(),
-            counts: PerWorker::default(),
-        }],
+        clusters: vec![Cluster::named("c")],
     }
 }
 

@@ -3,7 +3,7 @@
 //! specific in it, and there is no way back: a chain that fails a later step does not bring back one that an earlier
 //! step has left out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -104,8 +104,13 @@ fn application(wanted: &[String], offered: &[String]) -> Fit {
 }
 
 fn source_type(wanted: SourceType, facts: &Facts<'_>) -> Fit {
+    // Of all that is loopback Envoy knows one address a family.
+    const LOOPBACK: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
     let source = facts.source.ip();
-    let is_local = source.is_loopback() || source == facts.destination.ip();
+    let is_local = LOOPBACK.contains(&source) || source == facts.destination.ip();
     match wanted {
         SourceType::Any => Some(0),
         SourceType::Local => is_local.then_some(1),
@@ -247,6 +252,8 @@ mod tests {
         assert_eq!(choice(&chains, &asked), Some(3));
         asked.source.set_port(4001);
         assert_eq!(choice(&chains, &asked), Some(2));
+        asked.source = "127.0.0.2:4000".parse().expect("an address");
+        assert_eq!(choice(&chains, &asked), None);
         asked.source = "127.0.0.1:4000".parse().expect("an address");
         assert_eq!(choice(&chains, &asked), Some(1));
         asked.is_tls = true;

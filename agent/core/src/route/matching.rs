@@ -1,5 +1,6 @@
 //! Which route a request takes: the virtual host by its host, then the first route that matches.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,14 +11,16 @@ use super::{
 };
 use crate::http::{RequestView, without_query};
 
+/// Of hosts, by their length, the longest first.
+type Parts = BTreeMap<Reverse<usize>, HashMap<String, usize>>;
+
 /// Routes to be looked up in.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     configuration: RouteConfiguration,
     exact: HashMap<String, usize>,
-    /// The longest first.
-    suffixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
-    prefixes: BTreeMap<Reverse<usize>, HashMap<String, usize>>,
+    suffixes: Parts,
+    prefixes: Parts,
     any: Option<usize>,
     /// Of each virtual host.
     indexes: Vec<Option<RouteIndex>>,
@@ -64,30 +67,37 @@ impl RouteTable {
             true => without_port(host),
             false => host,
         };
-        let host = host.to_ascii_lowercase();
-        let at = self.exact.get(&host).copied();
-        let at = at.or_else(|| {
-            // A wildcard stands for one character at least.
-            let longest = |parts: &BTreeMap<Reverse<usize>, HashMap<String, usize>>,
-                           part: &dyn Fn(usize) -> Option<String>| {
-                let shorter = parts
-                    .iter()
-                    .filter(|(Reverse(length), _)| *length < host.len());
-                shorter
-                    .filter_map(|(Reverse(length), of_length)| of_length.get(&part(*length)?))
-                    .next()
-                    .copied()
-            };
-            let end = |length| host.get(host.len() - length..).map(str::to_owned);
-            let start = |length| host.get(..length).map(str::to_owned);
-            longest(&self.suffixes, &end).or_else(|| longest(&self.prefixes, &start))
-        });
+        let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => Cow::Owned(host.to_ascii_lowercase()),
+            false => Cow::Borrowed(host),
+        };
+        let host = &*host;
+        let end = |length| host.get(host.len() - length..);
+        let start = |length| host.get(..length);
+        let at = self.exact.get(host).copied();
+        let at = at.or_else(|| longest(&self.suffixes, host, end));
+        let at = at.or_else(|| longest(&self.prefixes, host, start));
         let at = at.or(self.any)?;
         Some(Found {
             host: self.configuration.virtual_hosts.get(at)?,
             index: self.indexes.get(at)?.as_ref(),
         })
     }
+}
+
+/// What the longest part of `host` that is known stands for. A wildcard beside it is one character at least.
+fn longest<'h>(
+    parts: &Parts,
+    host: &'h str,
+    part: impl Fn(usize) -> Option<&'h str>,
+) -> Option<usize> {
+    let shorter = parts
+        .iter()
+        .filter(|(Reverse(length), _)| *length < host.len());
+    shorter
+        .filter_map(|(Reverse(length), of_length)| of_length.get(part(*length)?))
+        .next()
+        .copied()
 }
 
 impl<'a> Found<'a> {

@@ -58,7 +58,7 @@ impl Books {
         manager.tx_bytes.add(written);
     }
 
-    pub(super) fn begin(self: &Rc<Self>) -> Rc<Entry> {
+    pub(super) fn begin(self: &Rc<Self>, now: Instant) -> Rc<Entry> {
         let manager = self.manager.mine();
         manager.rq_total.increase();
         manager.rq_active.increase();
@@ -89,7 +89,7 @@ impl Books {
         });
         Rc::new(Entry {
             books: Rc::clone(self),
-            begun: Instant::now(),
+            begun: now,
             record,
             status: Cell::default(),
             received: Cell::default(),

@@ -107,7 +107,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
         let is_plain = received == Received::Plain;
         let reads_on = self.progress.has_request_ended() && !entry.closes();
-        if self.is_last || !is_plain || !keeps_alive || !reads_on {
+        let is_last = self.is_last || self.client.is_closing();
+        if is_last || !is_plain || !keeps_alive || !reads_on {
             // Behind a request to be a tunnel there may be what only looks like the next one.
             close(&mut response);
         }
@@ -231,6 +232,14 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         response
     }
 
+    /// Does anything but the route's changes ask what a request said, when its response is there?
+    fn asks_later(&self) -> bool {
+        let manager = &self.chain.manager;
+        !manager.filters.is_empty()
+            || !manager.local_replies.is_empty()
+            || manager.request_id.always_in_response
+    }
+
     /// An upstream's response, or why there is none.
     async fn forward<'m>(
         &self,
@@ -280,19 +289,22 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         // As it was asked, for a response's changes that name something of it.
         let asked = matched.adds_to_response().then(|| head.clone());
         matched.prepare(head, forward, (host, hostname), self.client);
+        head.stays = self.asks_later() || asked.is_some();
         self.progress.limit_response(forward.timeout);
         self.progress.limit_idle(forward.idle_timeout);
         let to = (cluster, endpoint);
         let terminates = forward.terminates_connect && head.method == Method::CONNECT;
         let gone = match terminates {
-            true => self.dig(to).await,
+            true => Box::pin(self.dig(to)).await,
             false => self.go(head, body, to).await,
         };
         match gone {
             Ok(response) => {
                 let (mut parts, body) = response.into_parts();
                 // Of a request that has not ended yet nobody can say how long it took.
-                let time = self.progress.request_ended().map(|ended| ended.elapsed());
+                let now = self.progress.talk().now();
+                let ended = self.progress.request_ended();
+                let time = ended.map(|ended| now.saturating_duration_since(ended));
                 let counts = cluster.counts.mine();
                 counts.answered(parts.status.as_u16(), time.unwrap_or_default());
                 entry.upstream_time(time);

@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::pieces;
+
 /// Bytes, beside what hyper has read ahead.
 const MOST: usize = 64 << 10;
 
@@ -79,7 +81,7 @@ impl AsyncWrite for Gauged {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        pieces::poll_write(&mut self.stream, cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

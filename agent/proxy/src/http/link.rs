@@ -2,13 +2,17 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use shunt_core::cluster::{Cluster, Held};
 use shunt_core::statistics::{ClusterCounts, PerWorker};
@@ -18,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::LEAST_BUFFER;
 use super::body::RequestBody;
+use super::drive::Drive;
 use super::gauge::{Gauge, Gauged};
 use super::pool::{Place, Pool};
 use super::tunnel::Upgraded;
@@ -38,7 +43,8 @@ const NEARLY: Duration = Duration::from_millis(100);
 /// A connection to an upstream, with no request under way.
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
-    idle_since: Rc<Cell<Option<Instant>>>,
+    drive: Rc<Drive>,
+    idle: Rc<Idle>,
     carried: u32,
     local: Option<SocketAddr>,
     cluster: Arc<Cluster>,
@@ -57,15 +63,17 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// `longest_idle`: it waits for a request for so long; `None`: for ever.
     pub(super) async fn begin(
         Dialled { stream, held }: Dialled,
         cluster: &Arc<Cluster>,
         place: Place,
+        longest_idle: Option<Duration>,
         is_withdrawn: Option<Arc<AtomicBool>>,
     ) -> Result<Self, ConnectError> {
         let local = stream.local_addr().ok();
         let gauge = Gauge::new(LEAST_BUFFER);
-        let (sender, mut connection) = http1::Builder::new()
+        let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_RESPONSE_HEADER_LINES)
             .max_header_size(MAX_RESPONSE_HEADERS)
             .max_buf_size(LEAST_BUFFER)
@@ -75,11 +83,13 @@ impl Link {
             }))
             .await
             .map_err(|error| ConnectError::Connect(std::io::Error::other(error)))?;
-        let idle_since = Rc::new(Cell::new(None::<Instant>));
-        let idle = Rc::clone(&idle_since);
-        let longest = cluster.idle_timeout.unwrap_or(FOREVER);
+        let idle = Rc::<Idle>::default();
+        let known = Rc::clone(&idle);
+        let longest = longest_idle.unwrap_or(FOREVER);
         let oldest = cluster.max_connection_duration.unwrap_or(FOREVER);
         let born = Instant::now();
+        let drive = Drive::new(connection);
+        let driven = Rc::clone(&drive);
         let pool = place.pool.clone();
         let upgrade = Rc::<Cell<Option<oneshot::Sender<Upgraded>>>>::default();
         let wanted = Rc::clone(&upgrade);
@@ -92,7 +102,7 @@ impl Link {
             let mut is_given_up = false;
             let in_order = loop {
                 tokio::select! {
-                    ended = &mut connection => break ended.is_ok(),
+                    in_order = poll_fn(|cx| driven.poll(cx)) => break in_order,
                     _ = &mut given_up, if !is_given_up => {
                         is_given_up = true;
                         look = Instant::now() + ENDING;
@@ -101,7 +111,7 @@ impl Link {
                         if is_given_up {
                             break false;
                         }
-                        let since: Option<Instant> = idle.get();
+                        let since: Option<Instant> = known.since.get();
                         look = match since {
                             Some(since) => (since + longest).min(born + oldest),
                             None => Instant::now() + longest.min(oldest),
@@ -112,15 +122,14 @@ impl Link {
                     }
                 }
             };
-            let parts = connection.into_parts();
-            let upgraded = Upgraded {
+            let upgraded = driven.parts().map(|parts| Upgraded {
                 stream: parts.io.into_inner().stream,
                 read: parts.read_buf,
                 alive,
-            };
-            let left = match wanted.take().filter(|_| in_order) {
-                Some(wanted) => wanted.send(upgraded).err(),
-                None => Some(upgraded),
+            });
+            let left = match (wanted.take().filter(|_| in_order), upgraded) {
+                (Some(wanted), Some(upgraded)) => wanted.send(upgraded).err(),
+                (_, upgraded) => upgraded,
             };
             if let Some(left) = left
                 && in_order
@@ -134,7 +143,8 @@ impl Link {
         });
         Ok(Self {
             sender,
-            idle_since,
+            drive,
+            idle,
             carried: 0,
             local,
             cluster: Arc::clone(cluster),
@@ -167,13 +177,23 @@ impl Link {
 
     /// Takes it out of its idleness. Did it outlive that, and does its upstream take what it was sent before?
     pub(super) async fn wakes(&mut self) -> bool {
-        self.idle_since.set(None);
-        let ready = timeout(NEARLY, self.sender.ready()).await;
+        self.idle.ends();
+        if self.is_ready() {
+            return true;
+        }
+        let ready = Box::pin(timeout(NEARLY, self.sender.ready())).await;
         matches!(ready, Ok(Ok(())))
     }
 
-    pub(super) fn begins_to_wait(&self) {
-        self.idle_since.set(Some(Instant::now()));
+    /// `among`: of others that wait too.
+    pub(super) fn begins_to_wait(&self, among: Option<Among>) {
+        self.idle.since.set(Some(Instant::now()));
+        self.idle.among.set(among);
+    }
+
+    /// Since when it waits.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.idle.since.get()
     }
 
     /// `None`: the pool is gone.
@@ -216,7 +236,18 @@ impl Link {
         self.gauge.reset();
     }
 
-    pub(super) fn sender(&mut self) -> &mut SendRequest<RequestBody> {
+    /// # Errors
+    /// There is no response; the request, if it never left.
+    pub(super) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> {
+        let taken = self.drive.take();
+        let response = self.sender().try_send_request(request);
+        taken.drive(response)
+    }
+
+    fn sender(&mut self) -> &mut SendRequest<RequestBody> {
         self.carried += 1;
         self.goes_on();
         let counts = self.cluster.counts.mine();
@@ -231,6 +262,37 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.rest();
+        self.idle.ends();
+    }
+}
+
+/// A connection while it waits for its next request.
+#[derive(Default)]
+struct Idle {
+    since: Cell<Option<Instant>>,
+    among: Cell<Option<Among>>,
+}
+
+impl Idle {
+    fn ends(&self) {
+        self.since.set(None);
+        drop(self.among.take());
+    }
+}
+
+/// One of so many, until it is dropped.
+pub(super) struct Among(Rc<Cell<usize>>);
+
+impl Among {
+    pub(super) fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Among {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

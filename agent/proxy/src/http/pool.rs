@@ -5,19 +5,27 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use shunt_core::cluster::{Cluster, Held, Resource};
 use shunt_core::snapshot::Snapshot;
 use shunt_core::sockets::{OriginalDstSource, SocketSupply};
 use shunt_core::workload::WorkloadId;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::link::Link;
+use super::link::{Among, Link};
 use crate::connect::ConnectError;
 use crate::origin::{Dial, Dialled, Origin};
 
 /// Ways of a cluster that are kept whether somebody waits there or not.
 const FEW: usize = 64;
+
+/// Of a cluster's connections that are made in one client's name each, so many wait in a worker. Of more, a quarter of this
+/// is closed, those first that have waited longest: what a client that comes back pays is a connection within the node.
+const MOST_DELIVERED: usize = 128;
+/// And for so long, if the cluster says no less: nobody but that client can use them, and it may never come again.
+const DELIVERED_IDLE: Duration = Duration::from_secs(60);
 
 /// By cluster, endpoint and origin; the one used last is used next, so that those which are not needed grow old.
 #[derive(Clone, Default)]
@@ -38,6 +46,8 @@ struct Known {
     pools: HashMap<Way, Rc<Pool>>,
     /// With so many ways, those are looked for that nobody has gone lately.
     many: usize,
+    /// Connections that wait, each for one client.
+    delivered: Rc<Cell<usize>>,
 }
 
 /// Connections to an endpoint of which one is as good as another.
@@ -53,6 +63,8 @@ pub(super) struct Pool {
     freed: Notify,
     /// Its cluster or endpoint is gone: nothing is kept.
     retired: Cell<bool>,
+    /// Those of its cluster, if its own are for one client.
+    delivered: Option<Rc<Cell<usize>>>,
 }
 
 /// One of a pool's connections, until it is dropped.
@@ -84,7 +96,8 @@ impl Upstreams {
         let pool = self.pool(cluster, (endpoint, dial.origin));
         let mut link = match pool.ready().await {
             Some(link) => link,
-            None => pool.wait(dial, cluster, endpoint).await?,
+            // Apart, as few requests do: what is awaited here is moved with every request.
+            None => Box::pin(pool.wait(dial, cluster, endpoint)).await?,
         };
         match cluster.hold(Resource::Request) {
             Some(held) => link.carry(held),
@@ -113,6 +126,7 @@ impl Upstreams {
             cluster: Arc::clone(cluster),
             pools: HashMap::new(),
             many: FEW,
+            delivered: Rc::default(),
         });
         if known.pools.len() >= known.many {
             // Clients that delivered connections are made for may never come again.
@@ -121,7 +135,12 @@ impl Upstreams {
                 .retain(|_, pool| pool.open.get() > 0 || Rc::strong_count(pool) > 1);
             known.many = FEW.max(2 * known.pools.len());
         }
-        Rc::clone(known.pools.entry(way).or_default())
+        let delivered = matches!(way.1, Origin::Inbound { .. }).then(|| &known.delivered);
+        let new = || Pool {
+            delivered: delivered.cloned(),
+            ..Pool::default()
+        };
+        Rc::clone(known.pools.entry(way).or_insert_with(|| Rc::new(new())))
     }
 
     /// Lets go of the connections to clusters and endpoints that are not in force any more. Was anything changed?
@@ -182,9 +201,34 @@ impl Upstreams {
             return;
         };
         if !pool.retired.get() && !link.is_spent() {
-            link.begins_to_wait();
+            link.begins_to_wait(pool.delivered.as_ref().map(Among::new));
             pool.idle.borrow_mut().push(link);
             pool.freed.notify_one();
+            if let Some(delivered) = &pool.delivered
+                && delivered.get() > MOST_DELIVERED
+            {
+                self.thin(delivered);
+            }
+        }
+    }
+
+    /// Closes those that have waited longest.
+    fn thin(&self, delivered: &Rc<Cell<usize>>) {
+        let all = self.0.clusters.borrow();
+        let of_cluster = |known: &&Known| Rc::ptr_eq(&known.delivered, delivered);
+        let Some(known) = all.values().find(of_cluster) else {
+            return;
+        };
+        let pools = || {
+            let pools = known.pools.values();
+            pools.filter(|pool| pool.delivered.is_some())
+        };
+        let mut since: Vec<Instant> = pools().flat_map(|pool| pool.idle_since()).collect();
+        let quarter = MOST_DELIVERED / 4;
+        if since.len() >= quarter {
+            let (_, last, _) = since.select_nth_unstable(quarter - 1);
+            let is_old = |link: &Link| link.idle_since().is_some_and(|since| since <= *last);
+            pools().for_each(|pool| pool.close_if(is_old));
         }
     }
 }
@@ -248,8 +292,9 @@ impl Pool {
         loop {
             if let Some(place) = self.place(cluster) {
                 let dialled = connect(dial, cluster, endpoint).await?;
-                let link = Link::begin(dialled, cluster, place, dial.is_withdrawn()).await;
-                return link.map_err(NoLink::Connect);
+                let longest = self.longest_idle(cluster);
+                let link = Link::begin(dialled, cluster, place, longest, dial.is_withdrawn());
+                return link.await.map_err(NoLink::Connect);
             }
             let _waits = Waits::new(self);
             self.freed.notified().await;
@@ -272,13 +317,31 @@ impl Pool {
         })
     }
 
+    /// A connection waits for its next request for so long; `None`: for ever.
+    fn longest_idle(&self, cluster: &Cluster) -> Option<Duration> {
+        let of_cluster = cluster.idle_timeout;
+        match self.delivered {
+            Some(_) => Some(of_cluster.map_or(DELIVERED_IDLE, |idle| idle.min(DELIVERED_IDLE))),
+            None => of_cluster,
+        }
+    }
+
     /// Takes out those that have ended.
     pub(super) fn sweep(&self) {
-        let ended: Vec<Link> = {
+        self.close_if(Link::is_spent);
+    }
+
+    fn close_if(&self, is_to_go: impl Fn(&Link) -> bool) {
+        let gone: Vec<Link> = {
             let mut idle = self.idle.borrow_mut();
-            idle.extract_if(.., |link| link.is_spent()).collect()
+            idle.extract_if(.., |link| is_to_go(link)).collect()
         };
-        drop(ended);
+        drop(gone);
+    }
+
+    fn idle_since(&self) -> Vec<Instant> {
+        let idle = self.idle.borrow();
+        idle.iter().filter_map(Link::idle_since).collect()
     }
 
     fn retire(&self) {
@@ -311,3 +374,6 @@ impl Drop for Waits<'_> {
         self.0.waiting.set(self.0.waiting.get() - 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,8 +29,10 @@ pub(super) struct Head {
     /// `host`.
     pub(super) authority: String,
     pub(super) version: Version,
-    /// Without `host`.
+    /// With the `host` that was received, in its place: what counts is the authority.
     pub(super) headers: HeaderMap,
+    /// Somebody asks for the headers when they are on their way already.
+    pub(super) stays: bool,
     /// Whom it is from, where proxies before this one are believed.
     pub(super) client: Option<SocketAddr>,
 }
@@ -69,7 +71,7 @@ impl Head {
             method,
             uri,
             version,
-            mut headers,
+            headers,
             ..
         } = parts;
         if version < Version::HTTP_11 && !manager.accept_http_10 {
@@ -84,8 +86,8 @@ impl Head {
         if headers.get_all(header::HOST).iter().nth(1).is_some() {
             return Err(Unfit::ManyHosts);
         }
-        let said = headers.remove(header::HOST);
-        let said = said.as_ref().and_then(|host| host.to_str().ok());
+        let said = headers.get(header::HOST);
+        let said = said.and_then(|host| host.to_str().ok());
         // The target's own authority counts more; RFC 9112, section 3.2.2.
         let authority = uri.authority().map(without_user).or(said);
         let default = &manager.default_host_for_http_10;
@@ -116,8 +118,30 @@ impl Head {
             authority,
             version,
             headers,
+            stays: true,
             client: None,
         })
+    }
+
+    /// The headers for whoever is next.
+    pub(super) fn hand_on(&mut self) -> HeaderMap {
+        match self.stays {
+            true => self.headers.clone(),
+            false => std::mem::take(&mut self.headers),
+        }
+    }
+
+    /// All of it for whoever is next.
+    pub(super) fn hand_over(&mut self) -> Self {
+        Self {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            authority: self.authority.clone(),
+            version: self.version,
+            headers: self.hand_on(),
+            stays: true,
+            client: self.client,
+        }
     }
 
     /// Sent by one connection manager, and received by the next.
@@ -268,15 +292,13 @@ impl Head {
 /// As Envoy makes them: version 4, of chance.
 fn request_id() -> HeaderValue {
     let bits = fastrand::u128(..) & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let digits = format!("{bits:032x}");
-    let [a, b, c, d, e] = [
-        &digits[..8],
-        &digits[8..12],
-        &digits[12..16],
-        &digits[16..20],
-        &digits[20..],
-    ];
-    HeaderValue::try_from(format!("{a}-{b}-{c}-{d}-{e}")).unwrap_or(HeaderValue::from_static(""))
+    let mut text = [b'-'; 36];
+    let places = (0..text.len()).filter(|at| ![8, 13, 18, 23].contains(at));
+    for (digit, at) in places.enumerate() {
+        let value = (bits >> (124 - 4 * digit)) as usize & 0xf;
+        text[at] = b"0123456789abcdef"[value];
+    }
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// To the value that is there, or alone.

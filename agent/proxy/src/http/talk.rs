@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  Idle --first byte--> Head --request--> Waiting --response begins--> Answering --all given--> Flushing --written--> Idle
+//!                                                              the client goes on with its request: '--written--> Trailing
 //! ```
 //! Each state has its limits, and one timer rings for all of them, whoever of hyper, the client and the upstream it is
 //! that does nothing.
@@ -42,25 +43,34 @@ enum State {
     Answering,
     /// All of the response, in hyper's hands.
     Flushing,
+    /// The client has all of the response, and goes on with a request of which nothing comes any more. None follows.
+    Trailing,
 }
 
 pub(super) struct Talk {
     limits: HttpTimeouts,
     gauge: Gauge,
     opened: Instant,
+    /// When the connection was polled last, and whether it is being polled.
+    turn: Cell<Instant>,
+    in_turn: Cell<bool>,
     state: Cell<State>,
     /// A request's first byte, or the end of the one before.
     since: Cell<Instant>,
     /// When something moved last, in any direction.
     moved: Cell<Instant>,
     request: RefCell<Option<Rc<Progress>>>,
+    /// The request had not ended when all of its response was there.
+    trails: Cell<bool>,
     /// The connection is as old as it may be: its next response is the last.
     is_old: Cell<bool>,
     is_drained: Cell<bool>,
     read: Cell<u64>,
     written: Cell<u64>,
-    /// Bytes that are accounted for.
+    /// Bytes that are told of.
     told: Cell<(u64, u64)>,
+    /// Of those to come, the first that are accounted for already.
+    counted: Cell<u64>,
     upstream: Cell<Option<(SocketAddr, Option<SocketAddr>)>>,
     peer: RefCell<Option<Arc<Enrolled>>>,
     /// What the connection becomes after the response under way.
@@ -86,7 +96,7 @@ pub(super) enum Expired {
 /// What is to be done because time is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rung {
-    /// There was no request for long.
+    /// There was no request for long, or no more of one that has been answered.
     Idle,
     /// A request's head did not come whole; the text says which limit.
     Head(&'static str),
@@ -107,21 +117,25 @@ enum Due {
 }
 
 impl Talk {
-    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge) -> Rc<Self> {
+    pub(super) fn new(limits: HttpTimeouts, gauge: Gauge, counted: usize) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             limits,
             gauge,
             opened: now,
+            turn: Cell::new(now),
+            in_turn: Cell::default(),
             state: Cell::new(State::Idle),
             since: Cell::new(now),
             moved: Cell::new(now),
             request: RefCell::default(),
+            trails: Cell::default(),
             is_old: Cell::default(),
             is_drained: Cell::default(),
             read: Cell::default(),
             written: Cell::default(),
             told: Cell::default(),
+            counted: Cell::new(counted as u64),
             upstream: Cell::default(),
             peer: RefCell::default(),
             tunnel: RefCell::default(),
@@ -151,15 +165,34 @@ impl Talk {
     }
 
     pub(super) fn touch(&self) {
-        self.moved.set(Instant::now());
+        self.moved.set(self.now());
+    }
+
+    /// Polls the connection: all that this does happens at one time.
+    pub(super) fn turn<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.turn.set(Instant::now());
+        self.in_turn.set(true);
+        let polled = poll();
+        self.in_turn.set(false);
+        polled
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        match self.in_turn.get() {
+            true => self.turn.get(),
+            false => Instant::now(),
+        }
     }
 
     /// Hyper has nothing more to write.
     pub(super) fn flushed(&self) {
         if self.state.get() == State::Flushing {
-            self.state.set(State::Idle);
+            self.state.set(match self.trails.get() {
+                true => State::Trailing,
+                false => State::Idle,
+            });
             self.gauge.reset();
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
     }
 
@@ -171,7 +204,7 @@ impl Talk {
     /// A request's head is there.
     pub(super) fn begin(self: &Rc<Self>, entry: Rc<Entry>) -> Rc<Progress> {
         if self.state.get() != State::Head {
-            self.since.set(Instant::now());
+            self.since.set(self.now());
         }
         self.state.set(State::Waiting);
         self.gauge.reset();
@@ -214,7 +247,9 @@ impl Talk {
     /// All of it is in hyper's hands.
     pub(super) fn answered(&self) {
         self.state.set(State::Flushing);
-        self.request.borrow_mut().take();
+        let request = self.request.borrow_mut().take();
+        self.trails
+            .set(request.is_some_and(|request| !request.is_whole()));
         self.touch();
     }
 
@@ -276,9 +311,11 @@ impl Talk {
         }
         let (read, written) = self.told.replace((self.read.get(), self.written.get()));
         let (read, written) = (self.read.get() - read, self.written.get() - written);
-        if read > 0 {
-            account.received(DataPath::Copy, read);
+        let counted = self.counted.get().min(read);
+        if read > counted {
+            account.received(DataPath::Copy, read - counted);
         }
+        self.counted.set(self.counted.get() - counted);
         if written > 0 {
             account.sent(DataPath::Copy, written);
         }
@@ -301,10 +338,16 @@ impl Talk {
                 rung(limits.stream_idle, since, Rung::Head("stream timeout")),
             ]),
             State::Flushing => rung(limits.stream_idle, moved, Rung::Stuck),
+            State::Trailing => rung(limits.stream_idle, moved, Rung::Idle),
             state => {
                 let request = self.request.borrow();
                 let progress = request.as_ref();
-                let own = progress.and_then(|progress| progress.due(limits.request, since));
+                // Whoever has begun to answer has not waited for the request's end, and nobody does any more.
+                let whole = match state {
+                    State::Waiting => limits.request,
+                    _ => Duration::ZERO,
+                };
+                let own = progress.and_then(|progress| progress.due(whole, since));
                 let idle = progress.and_then(|progress| {
                     let request_ended = progress.has_request_ended();
                     after(progress.idle(), moved).map(|at| (at, Expired::Stream { request_ended }))

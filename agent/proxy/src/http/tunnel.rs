@@ -68,7 +68,7 @@ impl Tunnel {
         }
     }
 
-    /// Until both sides have ended. `connection.read`: bytes of the client's that are counted already.
+    /// Until both sides have ended. `connection.read` is counted already.
     pub(super) async fn carry<S: SocketSupply, O: OriginalDstSource>(
         self,
         local: &Local<S, O>,
@@ -83,7 +83,7 @@ impl Tunnel {
             To::Upstream(upgraded, kept) => (upgraded, kept),
             To::FarEnd(pass, _kept) => {
                 let ended = pass_on(local, *pass, connection, account).await;
-                entry.tunnelled(ended.0, true);
+                entry.tunnelled(ended.0, account.is_client_first());
                 return ended;
             }
         };
@@ -119,7 +119,7 @@ impl Tunnel {
             entry.tunnelled(CloseReason::Drained, false);
             return (CloseReason::Drained, None);
         };
-        entry.tunnelled(end.reason, end.client_first);
+        entry.tunnelled(end.reason, account.is_client_first());
         (end.reason, end.error.map(|error| error.to_string()))
     }
 }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::books::Entry;
+use super::pieces;
 use super::talk::Talk;
 
 /// For the client to take the last answer and to close; bytes which it sends meanwhile are thrown away, as a reset would
@@ -30,6 +31,8 @@ pub(super) struct Wire {
     at_once: usize,
     /// Bytes that were read before, and how many of them were taken.
     before: (Vec<u8>, usize),
+    /// The client says nothing more.
+    has_ended: bool,
     talk: Rc<Talk>,
     signature: Signature,
     /// Written in place of what hyper gave.
@@ -154,10 +157,16 @@ impl Wire {
             stream,
             at_once: 0,
             before: (before, 0),
+            has_ended: false,
             talk,
             signature,
             instead: Vec::new(),
         }
+    }
+
+    /// Has the client's end been read?
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// The same answer as Envoy words it.
@@ -255,6 +264,7 @@ impl AsyncRead for Wire {
         }
         let read = buffer.filled().len() - had;
         self.at_once += read;
+        self.has_ended |= read == 0 && buffer.remaining() > 0;
         self.talk.read(read);
         Poll::Ready(self.talk.gauge().read(read))
     }
@@ -294,8 +304,7 @@ impl AsyncWrite for Wire {
             self.instead = instead;
             return Poll::Ready(Ok(only.len()));
         }
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        let written = std::task::ready!(written)?;
+        let written = std::task::ready!(pieces::poll_write(&mut self.stream, cx, slices))?;
         self.talk.wrote(written);
         Poll::Ready(Ok(written))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use shunt_core::config::file::conflict;
 use shunt_core::status::{StatusMode, WorkloadState};
 use shunt_core::workload::{WorkloadName, WorkloadSpec};
 use shunt_workload::Verdict;
@@ -24,7 +25,7 @@ impl Supervisor {
         };
         let existing = self.workloads.get(name).map(|workload| &workload.spec);
         let others = |(other, workload): &(&WorkloadName, &Workload)| {
-            let inode = pod.place.as_ref().map(Place::inode);
+            let inode = pod.place.as_ref().and_then(Place::inode);
             *other != name
                 && workload
                     .serving()
@@ -46,7 +47,8 @@ impl Supervisor {
         } else if let Some((other, _)) = self.workloads.iter().find(others) {
             format!("its network namespace is enrolled as {other}")
         } else {
-            String::new()
+            let overlap = |spec| self.overlap(spec);
+            wished.as_ref().ok().and_then(overlap).unwrap_or_default()
         };
         let may = trouble.is_empty() && !pod.taken_out;
         let spec = wished.ok().filter(|spec| may && existing != Some(spec));
@@ -57,6 +59,13 @@ impl Supervisor {
             self.desire(spec);
             self.changed = true;
         }
+    }
+
+    /// Of one that shares the agent's own namespace: who has its cgroup already.
+    fn overlap(&self, spec: &WorkloadSpec) -> Option<String> {
+        let others = self.workloads.values().map(|workload| &workload.spec);
+        let others = others.filter(|other| other.shares_netns());
+        conflict(others.filter(|_| spec.shares_netns()), spec)
     }
 
     /// The workload that the pod's wish makes. `None`: there is no such wish, or no place for it yet. The error is for

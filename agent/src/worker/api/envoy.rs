@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 use shunt_admin::DumpQuery;
-use shunt_core::cluster::Cluster;
+use shunt_core::cluster::{Cluster, Health, Member};
 use shunt_core::snapshot::Snapshot;
 use shunt_core::status::{AgentStatus, WorkloadStatus};
 
@@ -71,10 +71,15 @@ fn write_cluster(out: &mut String, cluster: &Cluster, facts: Option<&Facts>) -> 
     if let Some(service) = facts.and_then(|facts| facts.eds_service_name.as_deref()) {
         writeln!(out, "{name}::eds_service_name::{service}")?;
     }
-    for endpoint in &cluster.endpoints {
+    for Member { endpoint, health } in &cluster.members {
         let host = endpoint.addr;
-        writeln!(out, "{name}::{host}::hostname::")?;
-        writeln!(out, "{name}::{host}::health_flags::healthy")?;
+        let flags = match health {
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "/failed_eds_health",
+            Health::Draining => "/eds_status_draining",
+        };
+        writeln!(out, "{name}::{host}::hostname::{}", endpoint.hostname)?;
+        writeln!(out, "{name}::{host}::health_flags::{flags}")?;
         writeln!(out, "{name}::{host}::weight::{}", endpoint.weight)?;
         writeln!(out, "{name}::{host}::canary::false")?;
         writeln!(out, "{name}::{host}::priority::0")?;
@@ -85,14 +90,23 @@ fn write_cluster(out: &mut String, cluster: &Cluster, facts: Option<&Facts>) -> 
 /// An `envoy.admin.v3.Clusters`.
 pub(super) fn cluster_statuses(snapshot: &Snapshot, known: &Known) -> Value {
     let status = |cluster: &Cluster| {
-        let host = |endpoint: &shunt_core::cluster::Endpoint| {
-            json!({
+        let host = |Member { endpoint, health }: &Member| {
+            let health = match health {
+                Health::Healthy => "HEALTHY",
+                Health::Unhealthy => "UNHEALTHY",
+                Health::Draining => "DRAINING",
+            };
+            let mut host = json!({
                 "address": address(endpoint.addr),
-                "health_status": {"eds_health_status": "HEALTHY"},
+                "health_status": {"eds_health_status": health},
                 "weight": endpoint.weight,
-            })
+            });
+            if !endpoint.hostname.is_empty() {
+                host["hostname"] = endpoint.hostname.clone().into();
+            }
+            host
         };
-        let hosts: Vec<Value> = cluster.endpoints.iter().map(host).collect();
+        let hosts: Vec<Value> = cluster.members.iter().map(host).collect();
         let mut status = json!({"name": cluster.name, "observability_name": cluster.name});
         if !hosts.is_empty() {
             status["host_statuses"] = hosts.into();

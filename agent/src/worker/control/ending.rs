@@ -124,18 +124,24 @@ impl Control {
     }
 
     /// The supervisor is dead, and soon nobody is steered here any more. Those who come until then are served as far
-    /// as the stock goes; flows go on for as long as they like.
+    /// as the stock goes, or wait for the next agent where somebody keeps the listeners; flows go on for as long as they
+    /// like.
     pub(super) async fn outlive_supervisor(mut self) {
         // The next agent binds its own admin socket, and nobody makes sockets for us any more.
         for server in &self.servers {
             server.abort();
         }
+        if self.keeps_listeners {
+            let all = self.workers.iter();
+            all.for_each(|worker| worker.retire(Duration::MAX));
+        }
         self.requests.close();
         self.view.borrow().taps.end();
         tracing::error!("the supervisor is gone: no new connections soon, those under way go on");
-        tokio::time::sleep(ORPHAN).await;
-        for worker in &self.workers {
-            worker.stop(Duration::MAX);
+        if !self.keeps_listeners {
+            tokio::time::sleep(ORPHAN).await;
+            let all = self.workers.iter();
+            all.for_each(|worker| worker.stop(Duration::MAX));
         }
         for worker in self.workers {
             worker.ended().await;

@@ -1,26 +1,12 @@
 use std::time::Duration;
 
 use shunt_core::bootstrap::Bootstrap;
-use shunt_core::cluster::{Balance, Cluster, ClusterLimits, InUse};
+use shunt_core::cluster::Cluster;
 
 use super::*;
 
 fn tables() -> Tables {
-    let cluster = Cluster {
-        name: "a\"b".into(),
-        endpoints: Vec::new(),
-        balance: Balance::RoundRobin,
-        subsets: None,
-        to_original: None,
-        connect_timeout: Duration::from_secs(1),
-        idle_timeout: None,
-        max_requests_per_connection: 0,
-        max_connection_duration: None,
-        trailers: false,
-        limits: ClusterLimits::default(),
-        in_use: InUse::default(),
-        counts: PerWorker::default(),
-    };
+    let cluster = Cluster::named("a\"b");
     let counts = cluster.counts.clone();
     let bootstrap = Bootstrap {
         listeners: Vec::new(),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use shunt_core::cluster::subsets::Metadata;
-use shunt_core::cluster::{Balance, Cluster, ClusterLimits, Endpoint, InUse, ToOriginal};
+use shunt_core::cluster::{
+    Balance, Cluster, ClusterLimits, Endpoint, Health, InUse, Member, ToOriginal,
+};
 use shunt_core::statistics::PerWorker;
 
 use super::sources;
@@ -21,9 +23,14 @@ const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolO
 
 /// An endpoint as it is said.
 pub(super) struct Found {
-    endpoint: Endpoint,
+    member: Member,
     pub(super) metadata: Metadata,
-    is_healthy: bool,
+}
+
+impl Found {
+    fn is_healthy(&self) -> bool {
+        self.member.health == Health::Healthy
+    }
 }
 
 pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
@@ -94,6 +101,7 @@ pub(super) fn cluster(reader: &Reader<'_>) -> Option<Cluster> {
         name,
         endpoints: chosen(found.iter()),
         subsets: subsets(reader, &found),
+        members: found.into_iter().map(|found| found.member).collect(),
         balance,
         to_original,
         connect_timeout,
@@ -236,13 +244,21 @@ fn endpoints(assignment: &Reader<'_>) -> Vec<Found> {
                 endpoint.fault("health_status", "DEGRADED is not supported");
             }
             all.push(Found {
-                endpoint: found,
+                member: Member {
+                    endpoint: found,
+                    health: match health.as_str() {
+                        "UNKNOWN" | "HEALTHY" => Health::Healthy,
+                        "DRAINING" => Health::Draining,
+                        _ => Health::Unhealthy,
+                    },
+                },
                 metadata: metadata(&endpoint, "metadata"),
-                is_healthy: matches!(health.as_str(), "UNKNOWN" | "HEALTHY"),
             });
         }
     }
-    let weights = all.iter().map(|found| u64::from(found.endpoint.weight));
+    let weights = all
+        .iter()
+        .map(|found| u64::from(found.member.endpoint.weight));
     let total: u64 = weights.sum();
     if total > u64::from(u32::MAX) {
         assignment.fault(
@@ -255,14 +271,14 @@ fn endpoints(assignment: &Reader<'_>) -> Vec<Found> {
 
 /// Those of a group that are chosen from.
 pub(super) fn chosen<'f>(group: impl Iterator<Item = &'f Found> + Clone) -> Vec<Endpoint> {
-    let is_healthy = |found: &&Found| found.is_healthy;
+    let is_healthy = |found: &&Found| found.is_healthy();
     let (all, healthy) = (
         group.clone().count(),
         group.clone().filter(is_healthy).count(),
     );
     let all_are_used = healthy * 100 < all * PANIC_THRESHOLD;
-    let used = group.filter(|found| found.is_healthy || all_are_used);
-    used.map(|found| found.endpoint.clone()).collect()
+    let used = group.filter(|found| found.is_healthy() || all_are_used);
+    used.map(|found| found.member.endpoint.clone()).collect()
 }
 
 fn endpoint(reader: &Reader<'_>) -> Option<Endpoint> {

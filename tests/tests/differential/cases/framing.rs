@@ -2,6 +2,8 @@
 
 use super::{Case, case, get};
 
+const EARLY: &str = "HTTP/1.1 200 OK\ncontent-length: 10\n\nearly bird";
+
 pub(super) fn all() -> Vec<Case> {
     let post = |name, body| case(name, format!("POST /up HTTP/1.1\nhost: all.test\n{body}"));
     vec![
@@ -43,6 +45,26 @@ pub(super) fn all() -> Vec<Case> {
         ),
         case("response: to HEAD", "HEAD /up HTTP/1.1\nhost: all.test\n\n")
             .upstream("HTTP/1.1 200 OK\ncontent-length: 20\n\n"),
+        post(
+            "response: before the request's end",
+            "content-length: 10\n\nhello",
+        )
+        .on("PASS")
+        .then("again")
+        .late()
+        .upstream_is_early(&[EARLY]),
+        // Longer than the limit of the request.
+        post(
+            "response: before the request's end, in pieces",
+            "content-length: 10\n\nhello",
+        )
+        .on("PASS")
+        .upstream_is_early(&["HTTP/1.1 200 OK\ncontent-length: 10\n\nearly", " bird"]),
+        post(
+            "response: before the request's end, a refusal",
+            "content-length: 10\n\nhello",
+        )
+        .upstream_is_early(&["HTTP/1.1 413 No\ncontent-length: 2\n\nno"]),
         get("response: in chunks", "all.test", "/up", "")
             .upstream("HTTP/1.1 200 OK\ntransfer-encoding: chunked\n\n3\nabc\n0\n\n"),
         get("response: trailers", "all.test", "/up", "te: trailers\n").upstream(

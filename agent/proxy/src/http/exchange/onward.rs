@@ -1,7 +1,7 @@
 //! A prepared request on its way: to an upstream, or to the far end's listener on this node.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     fn dial(&self, origin: Origin) -> Dial<'_, S, O> {
         Dial {
             local: self.local,
-            snapshot: &self.client.snapshot,
+            snapshot: self.client.snapshot,
             origin,
             by_tcp: true,
         }
@@ -59,7 +59,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// To an upstream; or to the inbound listener of a workload of this node, here and now.
     pub(super) async fn go(
         &self,
-        head: &Head,
+        head: &mut Head,
         body: RequestBody,
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
@@ -77,7 +77,9 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
                 let held = held.ok_or(Failure::NoLink(NoLink::Overflow))?;
                 cluster.counts.mine().rq_total.increase();
                 self.progress.keep(held);
-                let mut response = self.pass_on(head, body, pass, http).await;
+                let passed: Pin<Box<dyn Future<Output = _> + '_>> =
+                    Box::pin(self.pass_on(head, body, pass, http));
+                let mut response = passed.await;
                 response.extensions_mut().insert(PassedOn);
                 self.progress.entry().sent_to(&cluster.name, Some(endpoint));
                 Ok(response)
@@ -96,21 +98,22 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
     /// The request as the far end's connection manager receives it: no second socket, nothing written and parsed again.
     async fn pass_on(
         &self,
-        head: &Head,
+        head: &mut Head,
         body: RequestBody,
         pass: OnePass,
         chain: &HttpChain,
     ) -> Response<ResponseBody> {
         let client = Client {
             chain,
-            snapshot: Arc::clone(&self.client.snapshot),
-            tables: pass.tables,
+            snapshot: self.client.snapshot,
+            tables: &pass.tables,
             addr: pass.client,
             direct_addr: pass.client,
             listener: pass.to,
             original: Some(pass.to),
             origin: pass.origin,
             is_last: false,
+            closing: None,
         };
         let inbound = Exchange {
             local: self.local,
@@ -126,23 +129,22 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             informational: passes.informational && manager.passes_informational,
             trailers: passes.trailers && manager.trailers,
         });
-        let mut head = head.clone();
+        let mut head = head.hand_over();
         head.pass_on(manager);
         let received = head.receive(manager, client.addr, client.listener);
-        let routed: Pin<Box<dyn Future<Output = _> + '_>> =
-            Box::pin(inbound.serve(&mut head, received, body));
-        let mut response = routed.await;
+        let mut response = inbound.serve(&mut head, received, body).await;
         reply::finish(&mut response, manager, Some(&head));
         response
     }
 
     async fn send(
         &self,
-        head: &Head,
+        head: &mut Head,
         body: RequestBody,
         dial: &Dial<'_, S, O>,
         (cluster, endpoint): (&Arc<Cluster>, SocketAddr),
     ) -> Result<Response<ResponseBody>, Failure> {
+        let (is_tunnel, expects) = (head.is_tunnel(), head.expects().is_some());
         let mut request = request(head, body).ok_or(Failure::NoPath)?;
         let passes = self.progress.passes();
         let trailers = passes.trailers && cluster.trailers;
@@ -152,19 +154,19 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         if passes.informational {
             let proper_case = self.chain.manager.proper_case;
             let talk = self.progress.talk();
-            let interim = talk.interim_of(proper_case, head.expects().is_some());
+            let interim = talk.interim_of(proper_case, expects);
             interim.listen(&mut request);
         }
         loop {
-            let taken = self.local.upstreams.take(dial, cluster, endpoint);
+            let taken = pin!(self.local.upstreams.take(dial, cluster, endpoint));
             let mut link = self.in_time(taken).await?.map_err(Failure::NoLink)?;
             self.progress.talk().upstream(endpoint, link.local());
             let is_used = link.is_used();
-            let upgraded = head.is_tunnel().then(|| link.upgraded());
-            let sent = link.sender().try_send_request(request);
-            match self.in_time(sent).await? {
+            let upgraded = is_tunnel.then(|| link.upgraded());
+            let sent = self.in_time(pin!(link.send(request))).await?;
+            match sent {
                 Ok(response) if is_switch(head, response.status()) => {
-                    return self.tunnel(response, link, upgraded).await;
+                    return Box::pin(self.tunnel(response, link, upgraded)).await;
                 }
                 Ok(response) if !reply::is_framed(response.headers()) => {
                     return Err(Failure::Unframed);
@@ -203,7 +205,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
             return Err(Failure::Unframed);
         }
         // It fails only where the connection has gone wrong meanwhile.
-        let upgraded = self.in_time(upgraded).await?;
+        let upgraded = self.in_time(pin!(upgraded)).await?;
         let upgraded = upgraded.map_err(|_| Failure::NotAsked)?;
         let to = To::Upstream(upgraded, Kept::Link(Box::new(link)));
         Ok(self.becomes(to, response.map(|_| ())))
@@ -226,7 +228,8 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         let to = match self.one_pass(endpoint) {
             Some(pass) => To::FarEnd(Box::new(pass), held),
             None => {
-                let dialled = self.in_time(connect(&dial, cluster, endpoint)).await?;
+                let dialled = pin!(connect(&dial, cluster, endpoint));
+                let dialled = self.in_time(dialled).await?;
                 let Dialled {
                     stream,
                     held: counted,
@@ -274,7 +277,7 @@ impl<'a, S: SocketSupply, O: OriginalDstSource> Exchange<'a, S, O> {
         }
     }
 
-    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+    async fn in_time<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Failure> {
         let done = self.progress.in_time(work).await;
         done.map_err(Failure::Expired)
     }
@@ -286,37 +289,34 @@ fn is_switch(head: &Head, status: StatusCode) -> bool {
 }
 
 /// `None`: its path is none.
-fn request(head: &Head, body: RequestBody) -> Option<Request<RequestBody>> {
-    let mut request = Request::new(body);
-    // Those of the framing and `host` come to what there is.
-    request.headers_mut().reserve(head.headers.len() + 3);
-    *request.method_mut() = head.method.clone();
+fn request(head: &mut Head, body: RequestBody) -> Option<Request<RequestBody>> {
     let target = match head.method == Method::CONNECT {
         true => head.authority.as_str(),
         false => Some(head.path.as_str()).filter(|path| path.starts_with('/'))?,
     };
-    *request.uri_mut() = Uri::try_from(target).ok()?;
+    let target = Uri::try_from(target).ok()?;
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-    let is_empty = request.body().is_end_stream() && !head.is_tunnel();
-    if !has_length && is_empty && expects_body(&head.method) {
-        let nothing = HeaderValue::from_static("0");
-        request
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, nothing);
+    let (is_empty, is_tunnel) = (body.is_end_stream(), head.is_tunnel());
+    let mut headers = head.hand_on();
+    if !has_length && is_empty && !is_tunnel && expects_body(&head.method) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     // Of some methods hyper would take it that there is none.
-    if !has_length && !request.body().is_end_stream() {
+    if !has_length && !is_empty {
         let chunked = HeaderValue::from_static("chunked");
-        request
-            .headers_mut()
-            .insert(header::TRANSFER_ENCODING, chunked);
+        headers.insert(header::TRANSFER_ENCODING, chunked);
     }
-    if let Ok(host) = HeaderValue::from_str(&head.authority) {
-        request.headers_mut().insert(header::HOST, host);
+    let said = headers.get(header::HOST);
+    if said.is_none_or(|said| said != head.authority.as_str()) {
+        match HeaderValue::from_str(&head.authority) {
+            Ok(host) => headers.insert(header::HOST, host),
+            Err(_) => headers.remove(header::HOST),
+        };
     }
-    for (name, value) in &head.headers {
-        request.headers_mut().append(name, value.clone());
-    }
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = target;
+    *request.headers_mut() = headers;
     Some(request)
 }
 

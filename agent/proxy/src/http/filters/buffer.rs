@@ -1,5 +1,7 @@
 //! Holds a request back until all of its body is there.
 
+use std::pin::pin;
+
 use hyper::Response;
 use hyper::body::Body;
 use hyper::header::{self, HeaderValue};
@@ -25,7 +27,8 @@ impl<'a> At<'a> {
         if asked.body.is_end_stream() {
             return None;
         }
-        let held = asked.progress.in_time(asked.body.hold(self.buffer.max_bytes)).await;
+        let held = pin!(asked.body.hold(self.buffer.max_bytes));
+        let held = asked.progress.in_time(held).await;
         match held {
             Ok(Ok(bytes)) => {
                 let length = HeaderValue::from(bytes);

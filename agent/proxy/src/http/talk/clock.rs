@@ -10,28 +10,41 @@ use super::{Due, Rung, Talk};
 
 /// It is touched only when it rings or would ring too late.
 #[derive(Debug, Default)]
-pub(in crate::http) struct Clock(Option<Pin<Box<Sleep>>>);
+pub(in crate::http) struct Clock {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// It knows whom it is to wake.
+    runs: bool,
+}
 
 impl Clock {
-    /// Ready when time is up; to be asked whenever something may have changed.
+    /// Ready when time is up; to be asked after every turn.
     pub(in crate::http) fn poll(&mut self, cx: &mut Context<'_>, talk: &Talk) -> Poll<Rung> {
         {
             let mut waker = talk.waker.borrow_mut();
             match &mut *waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                waker => {
+                    *waker = Some(cx.waker().clone());
+                    self.runs = false;
+                }
             }
         }
         loop {
             let Some((at, due)) = talk.due() else {
                 return Poll::Pending;
             };
-            let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
             if at < sleep.deadline() {
                 sleep.as_mut().reset(at);
+                self.runs = false;
+            }
+            if self.runs && talk.turn.get() < sleep.deadline() {
+                return Poll::Pending;
             }
             // Also when who sends without a pause has used up what the connection may do at once.
-            ready!(pin!(unconstrained(sleep.as_mut())).poll(cx));
+            let rings = pin!(unconstrained(sleep.as_mut())).poll(cx);
+            self.runs = rings.is_pending();
+            ready!(rings);
             if Instant::now() < at {
                 sleep.as_mut().reset(at);
                 continue;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -71,9 +72,8 @@ impl Progress {
     /// What `work` gives, unless one of the request's times is up.
     pub(in crate::http) async fn in_time<T>(
         &self,
-        work: impl Future<Output = T>,
+        mut work: Pin<&mut impl Future<Output = T>>,
     ) -> Result<T, Expired> {
-        tokio::pin!(work);
         // Whoever says that time is up polls the whole connection.
         poll_fn(|cx| match self.expired() {
             Some(expired) => Poll::Ready(Err(expired)),
@@ -94,7 +94,7 @@ impl Progress {
     /// All of it has come.
     pub(in crate::http) fn end_request(&self) {
         if !self.has_request_ended() {
-            self.request_ended.set(Some(Instant::now()));
+            self.request_ended.set(Some(self.talk.now()));
             // A limit that counts from now may be the next.
             self.talk.wake();
         }
@@ -110,7 +110,7 @@ impl Progress {
 
     /// It wants to be a tunnel: its end is not that of its body.
     pub(in crate::http) fn is_endless(&self, has_body: bool) {
-        self.endless.set(Some(Instant::now()));
+        self.endless.set(Some(self.talk.now()));
         self.has_body.set(has_body);
     }
 

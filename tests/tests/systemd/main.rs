@@ -1,5 +1,7 @@
 //! The unit under the real systemd, and services of its own that are enrolled by their cgroups.
 
+mod store;
+
 use std::fs;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use shunt_tests::systemd::Systemd;
 use shunt_tests::{Pod, Running, World, require, wait};
 
 const SECONDS: Duration = Duration::from_secs(20);
-const UNIT: &str = include_str!("../../scripts/shunt.service");
+const UNIT: &str = include_str!("../../../scripts/shunt.service");
 const CONFIG: &str = "/etc/shunt/shunt.yaml";
 const WEB: &str = "[Service]\nExecStart=/bin/sleep infinity\n";
 
@@ -24,9 +26,15 @@ struct Scene {
 
 /// `more`: of the unit.
 fn scene(more: &str) -> Scene {
+    scene_with(more, |world, _, _| config(world, ""))
+}
+
+/// With what the agent is to serve: made of the world, the host and the server.
+fn scene_with(more: &str, config: impl FnOnce(&World, &Pod, &Pod) -> String) -> Scene {
     require::everything();
     let world = World::new();
     let (host, server) = (world.pod(), world.pod());
+    let config = config(&world, &host, &server);
     let greeter = greeter(&server, "server", &[80]);
     let systemd = Systemd::boot(&world, &host);
     let etc = "/etc/systemd/system";
@@ -37,7 +45,7 @@ fn scene(more: &str) -> Scene {
     ] {
         systemd.write(&format!("{etc}/{unit}"), text);
     }
-    systemd.write(CONFIG, &config(&world, ""));
+    systemd.write(CONFIG, &config);
     let binary = binary().display().to_string();
     let linked = systemd.run(&["ln", "-s", &binary, "/usr/local/bin/shunt"]);
     assert!(linked.status.success(), "{linked:?}");
