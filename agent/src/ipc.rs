@@ -86,6 +86,8 @@ pub enum ToWorker {
     },
     /// Everything `status` shows beside the data plane's own numbers.
     States(States),
+    /// What differs now from the states that were told before.
+    StateChanges(StateChanges),
     Settings {
         timeouts: Timeouts,
         limits: Limits,
@@ -261,6 +263,17 @@ pub struct States {
     pub workloads: Vec<WorkloadInfo>,
     pub pods: Option<PodsStatus>,
     /// Process ids of earlier data planes that let their flows end.
+    pub retired: Vec<u32>,
+}
+
+/// See [`ToWorker::StateChanges`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateChanges {
+    /// New ones too.
+    pub changed: Vec<WorkloadInfo>,
+    pub gone: Vec<WorkloadName>,
+    /// All of it, as in [`States`].
+    pub pods: Option<PodsStatus>,
     pub retired: Vec<u32>,
 }
 

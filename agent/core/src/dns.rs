@@ -1,9 +1,12 @@
 //! A workload's DNS queries through the agent, and what is told of them.
 
+mod places;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+pub use self::places::{Places, Taken};
 use crate::workload::WorkloadName;
 
 /// What became of a query.
@@ -69,8 +72,8 @@ impl Rcode {
 /// A workload's queries.
 #[derive(Debug, Default)]
 pub struct DnsCounters {
-    /// Those that wait for an answer now; one of several KiB counts as several.
-    pub active: AtomicU64,
+    /// Of those that wait for an answer now.
+    pub places: Places,
     /// Those that no DNS message begins like. They are passed on all the same.
     pub malformed: AtomicU64,
     /// Datagrams from a resolver that answer another question than was asked. They are ignored.

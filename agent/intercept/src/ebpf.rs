@@ -15,6 +15,7 @@ mod estate;
 mod explain;
 pub(crate) mod foreign;
 mod hooks;
+mod inbound;
 mod inspection;
 mod kernel;
 mod leftovers;
@@ -61,7 +62,7 @@ pub use self::estate::{Estate, LAYOUT};
 use self::hooks::Hooks;
 use self::listening_ports::ListeningPorts;
 use self::neighbours::Neighbours;
-use self::object::{Inbound, Object};
+use self::object::Object;
 use self::pins::Pins;
 pub use self::pins::Remains;
 use self::policies::Policies;
@@ -125,7 +126,7 @@ struct Enrolled {
     /// Where the round of looks at them is.
     rules_looked: usize,
     /// `None`: it has no inbound listener.
-    inbound: Option<Inbound>,
+    inbound: Option<inbound::Inbound>,
     /// Where the hooks are.
     cgroup: PathBuf,
 }
@@ -344,6 +345,7 @@ impl Backend for EbpfBackend {
 
     fn shortcoming(&self, enrolment: &Enrolment) -> Option<String> {
         self.ungoverned(enrolment)
+            .or_else(|| self.unheard(enrolment))
     }
 
     fn explain(
@@ -378,9 +380,8 @@ impl Backend for EbpfBackend {
 
 impl std::fmt::Debug for EbpfBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let enrolled: Vec<&WorkloadId> = self.enrolled.keys().collect();
         f.debug_struct("EbpfBackend")
-            .field("enrolled", &enrolled)
+            .field("enrolled", &self.enrolled.keys())
             .finish_non_exhaustive()
     }
 }

@@ -235,6 +235,7 @@ impl Netns {
         count: usize,
     ) -> io::Result<Vec<OwnedFd>> {
         self.enter(|| {
+            let ports = ports_of(role);
             let make = |_| {
                 let socket = match role {
                     // Its port is drawn at random when it connects.
@@ -247,7 +248,7 @@ impl Netns {
                     }
                 };
                 set_bind_address_no_port(&socket)?;
-                keep_ports_apart(&socket, role);
+                keep_ports_apart(&socket, ports);
                 Ok(OwnedFd::from(socket))
             };
             (0..count).map(make).collect()
@@ -299,20 +300,24 @@ fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
 
 /// A same-node flow's delivery has the same addresses as its crossing; with the same port too, conntrack in the
 /// destination's namespace would take one for the other (seen: resets after some thousand connections). So each role
-/// has a part of the ephemeral ports of its own. Kernels before 6.3 do not know the option.
-fn keep_ports_apart(socket: &Socket, role: SocketRole) {
-    let range =
-        std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+/// has a part of the ephemeral ports of its own, of the namespace that this thread is in. `None`: they are not known.
+fn ports_of(role: SocketRole) -> Option<i32> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut bounds = range.split_whitespace().map(|bound| bound.parse::<u16>());
-    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else {
-        return;
-    };
+    let (first, last) = (bounds.next()?.ok()?, bounds.next()?.ok()?);
     let middle = first + last.saturating_sub(first) / 2;
     let (first, last) = match role {
         SocketRole::Upstream | SocketRole::Resolver => (first, middle),
         SocketRole::Delivery => (middle + 1, last),
     };
-    let value = i32::from_ne_bytes((u32::from(last) << 16 | u32::from(first)).to_ne_bytes());
+    Some((u32::from(last) << 16 | u32::from(first)).cast_signed())
+}
+
+/// Kernels before 6.3 do not know the option.
+fn keep_ports_apart(socket: &Socket, ports: Option<i32>) {
+    let Some(value) = ports else {
+        return;
+    };
     if let Err(error) = set_int(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, value) {
         tracing::debug!(%error, "cannot keep the ports of crossings and deliveries apart");
     }

@@ -14,12 +14,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use shunt_core::address::canonical;
 use shunt_core::counters::{AgentCounters, WorkloadCounters};
-use shunt_core::dns::{DnsCounters, QueryOutcome, QueryRecord};
+use shunt_core::dns::{DnsCounters, QueryOutcome, QueryRecord, Taken};
 use shunt_core::snapshot::Enrolled;
 use shunt_core::sockets::{
     DnsListenerSpec, Family, OriginalDstSource, SocketRole, SocketSupply, SocketWant,
@@ -36,8 +36,7 @@ use crate::worker::Local;
 
 /// As long as the C library waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Queries that wait for an answer, of one workload and of all: each has a descriptor.
-const MOST_OF_WORKLOAD: u64 = 256;
+/// Queries that wait for an answer, of all workloads: each has a descriptor. Twice as many where a resolver has its own places.
 const MOST: u64 = 2048;
 /// Bytes of a query for which it has one place: all those that programs send.
 const A_PLACE: usize = 1024;
@@ -132,15 +131,14 @@ async fn serve<S: SocketSupply, O: OriginalDstSource>(
     }
     let mut course = Course::default();
     let counted = (&local.context.counters, &workload.counters);
-    let place = Place::take(counted, asked.bytes.len());
-    let outcome = if place.is_some() {
-        let answered = answer(&local, &client, &asked, counters, &mut course);
-        let answered = timeout(PATIENCE, answered).await;
-        answered.unwrap_or(QueryOutcome::TimedOut)
-    } else {
-        QueryOutcome::Limit
+    let outcome = match Place::take(counted, asked.bytes.len()) {
+        Some(place) => {
+            let answered = answer(&local, &client, place, &asked, counters, &mut course);
+            let answered = timeout(PATIENCE, answered).await;
+            answered.unwrap_or(QueryOutcome::TimedOut)
+        }
+        None => QueryOutcome::Limit,
     };
-    drop(place);
     counters.outcome(outcome).fetch_add(1, Relaxed);
     tell(
         &local,
@@ -155,6 +153,7 @@ async fn serve<S: SocketSupply, O: OriginalDstSource>(
 async fn answer<S: SocketSupply, O: OriginalDstSource>(
     local: &Local<S, O>,
     client: &Client,
+    mut place: Place,
     asked: &Asked,
     counters: &DnsCounters,
     course: &mut Course,
@@ -168,6 +167,9 @@ async fn answer<S: SocketSupply, O: OriginalDstSource>(
             return QueryOutcome::Failed;
         }
     };
+    if !place.is_for(resolver) {
+        return QueryOutcome::Limit;
+    }
     let want = SocketWant {
         workload: listener.workload,
         role: SocketRole::Resolver,
@@ -282,6 +284,8 @@ fn tell<S: SocketSupply, O: OriginalDstSource>(
 struct Place {
     agent: Arc<AgentCounters>,
     own: Arc<WorkloadCounters>,
+    /// `None`: it is not known yet.
+    resolver: Option<SocketAddr>,
     taken: u64,
 }
 
@@ -292,32 +296,52 @@ impl Place {
         bytes: usize,
     ) -> Option<Self> {
         let taken = 1 + (bytes / A_PLACE) as u64;
-        if !enter(&own.dns.active, taken, MOST_OF_WORKLOAD) {
-            return None;
-        }
-        if !enter(&agent.queries_active, taken, MOST) {
-            own.dns.active.fetch_sub(taken, Relaxed);
-            return None;
-        }
-        Some(Self {
+        enter(agent, own, None, taken).then(|| Self {
             agent: Arc::clone(agent),
             own: Arc::clone(own),
+            resolver: None,
             taken,
         })
+    }
+
+    /// Now it is known whom it waits for. False: too many do.
+    fn is_for(&mut self, resolver: SocketAddr) -> bool {
+        self.leave();
+        let taken = std::mem::take(&mut self.taken);
+        self.resolver = Some(resolver);
+        let entered = enter(&self.agent, &self.own, self.resolver, taken);
+        self.taken = if entered { taken } else { 0 };
+        entered
+    }
+
+    fn leave(&self) {
+        self.own.dns.places.leave(self.resolver, self.taken);
+        self.agent.queries_active.fetch_sub(self.taken, Relaxed);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.own.dns.active.fetch_sub(self.taken, Relaxed);
-        self.agent.queries_active.fetch_sub(self.taken, Relaxed);
+        self.leave();
     }
 }
 
-fn enter(active: &AtomicU64, count: u64, most: u64) -> bool {
-    let entered = active.fetch_add(count, Relaxed) + count <= most;
+/// Neither the workload's places nor the agent's are taken, or both.
+fn enter(
+    agent: &AgentCounters,
+    own: &WorkloadCounters,
+    resolver: Option<SocketAddr>,
+    count: u64,
+) -> bool {
+    let most = match own.dns.places.take(resolver, count) {
+        Some(Taken::Own) => 2 * MOST,
+        Some(Taken::Shared) => MOST,
+        None => return false,
+    };
+    let entered = agent.queries_active.fetch_add(count, Relaxed) + count <= most;
     if !entered {
-        active.fetch_sub(count, Relaxed);
+        agent.queries_active.fetch_sub(count, Relaxed);
+        own.dns.places.leave(resolver, count);
     }
     entered
 }

@@ -73,9 +73,11 @@ impl Supervisor {
 
     /// Answers now or later.
     pub(super) fn promise(&mut self, asker: Asker, noted: Result<WorkloadName, String>) {
-        self.publish();
         match noted {
-            Ok(name) => self.asked.push(Asked { asker, name }),
+            Ok(name) => {
+                self.publish_one(&name);
+                self.asked.push(Asked { asker, name });
+            }
             Err(refused) => self.answer(asker, Err(refused)),
         }
         self.answer_asked();

@@ -33,6 +33,8 @@ pub(super) struct Backends {
     state_dir: PathBuf,
     /// What this kernel does to accelerated connections, once somebody wanted to have one. Or why it is not known.
     behaviour: Option<Result<Behaviour, String>>,
+    /// The data plane has not been told of the maps as they are now.
+    pub(super) maps_are_new: bool,
     /// From the supervisor before this one.
     pub(super) inherited: Inherited,
 }
@@ -59,6 +61,7 @@ impl Backends {
             state_dir: config.state_dir.clone(),
             behaviour: None,
             inherited: Inherited::default(),
+            maps_are_new: false,
             services: config.services.clone(),
             policy: Arc::new(Policy::new(config.policy.clone())),
         }
@@ -112,6 +115,7 @@ impl Backends {
         if let Slot::Ready(backend) = &mut self.ebpf {
             backend.heed(&learned);
         }
+        self.maps_are_new = true;
         self.behaviour = Some(learned);
     }
 
@@ -164,6 +168,7 @@ impl Backends {
             backend.heed(learned);
         }
         self.cgroup = Some(cgroup);
+        self.maps_are_new = true;
         tracing::info!("eBPF programs loaded");
         Ok(backend)
     }
@@ -243,6 +248,11 @@ impl Backends {
         let maps = backend.tap_fds();
         maps.inspect_err(|error| tracing::error!(%error, "cannot share the maps of a tap"))
             .unwrap_or_default()
+    }
+
+    /// Are the programs loaded?
+    pub(super) fn has_hooks(&self) -> bool {
+        matches!(self.ebpf, Slot::Ready(_))
     }
 
     /// The namespaces of workloads in iptables mode, by cookie, and their addresses.

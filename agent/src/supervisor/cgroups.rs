@@ -1,7 +1,9 @@
 //! A service that is started anew has another cgroup of the same name, with nothing attached. The kernel tells when one is
 //! made: it is hooked at once, not at the next look.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -18,6 +20,8 @@ pub(super) struct Cgroups {
     /// `None`: nothing is told, and looks find it.
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
+    /// By path, the inodes of workloads' own cgroups.
+    seen: BTreeMap<PathBuf, u64>,
     /// Where cgroup2 is. `None`: nowhere.
     root: Option<PathBuf>,
     events: mpsc::Receiver<()>,
@@ -38,6 +42,7 @@ impl Cgroups {
         Self {
             watcher: watcher.ok(),
             watched: BTreeSet::new(),
+            seen: BTreeMap::new(),
             root: cgroup::mount_point().ok(),
             events,
         }
@@ -54,6 +59,17 @@ impl Cgroups {
     fn path_of(&self, spec: &WorkloadSpec) -> Option<PathBuf> {
         let configured = spec.cgroup.as_ref().filter(|_| spec.shares_netns())?;
         Some(self.root.as_ref()?.join(configured))
+    }
+
+    /// Is there a cgroup that was not there when this was asked last? Others come and go beside it all the time.
+    fn is_new(&mut self, path: PathBuf) -> bool {
+        match fs::metadata(&path) {
+            Ok(now) => self.seen.insert(path, now.ino()) != Some(now.ino()),
+            Err(_) => {
+                self.seen.remove(&path);
+                false
+            }
+        }
     }
 
     fn follow(&mut self, wanted: BTreeSet<PathBuf>) {
@@ -92,8 +108,10 @@ impl Supervisor {
     pub(super) fn cgroups_changed(&mut self) {
         let mut looked_at: Vec<WorkloadName> = Vec::new();
         for (name, workload) in &mut self.workloads {
-            let path = self.cgroups.path_of(&workload.spec);
-            if !path.is_some_and(|path| path.exists()) {
+            let Some(path) = self.cgroups.path_of(&workload.spec) else {
+                continue;
+            };
+            if !self.cgroups.is_new(path) {
                 continue;
             }
             match &mut workload.phase {

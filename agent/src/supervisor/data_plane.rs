@@ -10,6 +10,7 @@ mod passing_on;
 mod plane;
 mod process;
 mod program;
+mod published;
 
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -19,13 +20,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use shunt_core::sockets::SocketWant;
+use shunt_core::workload::WorkloadName;
 use shunt_intercept::Marks;
 use shunt_intercept::netns::Netns;
 
 pub(super) use self::plane::{Brought, PlaneId};
 use self::plane::{Kept, Plane, Said};
 pub(super) use self::program::Program;
-use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker};
+use crate::ipc::{ChannelError, Counted, States, ToSupervisor, ToWorker, WorkloadInfo};
 
 /// A data plane that lived shorter than this is started again only after [`PAUSE`].
 const SHORT_LIFE: Duration = Duration::from_secs(2);
@@ -363,6 +365,11 @@ impl DataPlane {
 
     pub(super) fn publish_states(&mut self, states: &States) {
         self.served().for_each(|plane| plane.publish_states(states));
+    }
+
+    pub(super) fn publish_state(&mut self, name: &WorkloadName, now: Option<&WorkloadInfo>) {
+        self.served()
+            .for_each(|plane| plane.publish_state(name, now));
     }
 
     pub(super) fn publish_counters(&mut self, counted: &Counted) {

@@ -3,11 +3,13 @@
 //! ```text
 //! the kernel announces ---> close look --.
 //! every minute -----------> close look --+-> as it should be
-//! every 1.75 s -----------> full look ---'-> not: told once -> repair, one step -> close look -> counted
+//! every 1.75 to 5 s ------> full look ---'-> not: told once -> repair, one step -> close look -> counted
 //!                                                    ^                                |
 //!                                                    '--- later, when it failed or is undone again and again
 //! ```
 //! A look changes nothing and takes microseconds. What belongs to others is never changed.
+
+mod round;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -23,8 +25,6 @@ use super::backends::Backends;
 use super::enrolment::Serving;
 use super::lifecycle::{Phase, Retry, Workload};
 
-/// Ticks in which every workload is looked at once: what nobody announces is found within 1.75 s.
-const SHARES: usize = 7;
 /// How long until a close look that nothing asked for: an announcement may have been lost.
 const CLOSE: Duration = Duration::from_secs(60);
 /// How long what others have on the node is taken as known.
@@ -165,7 +165,7 @@ impl Supervisor {
             .filter(announced)
             .map(|workload| workload.spec.name.clone())
             .collect();
-        let share = self.workloads.len().div_ceil(SHARES);
+        let share = round::share(self.workloads.len());
         let after = self.looked_at.clone().map_or(Unbounded, Excluded);
         let rest = self.workloads.range((after, Unbounded));
         let turn = rest.chain(&self.workloads).take(share);
@@ -194,10 +194,18 @@ impl Supervisor {
     }
 
     pub(super) fn look_at(&mut self, name: &WorkloadName) {
-        if self.attachments.is_gone(name) {
+        let served = self.workloads.get(name).and_then(Workload::serving);
+        let netns = served.map(|serving| &serving.enrolment.netns);
+        let lost = netns.is_some_and(|netns| !netns.is_current());
+        if self.attachments.is_gone(name, netns, lost) {
             tracing::warn!(workload = %name, "its network namespace is gone, though nobody said so to the CNI plugin");
             self.withdraw(name);
             self.changed = true;
+            return;
+        }
+        if lost {
+            tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
+            self.enrol_anew(name);
             return;
         }
         let Some(Workload { spec, phase }) = self.workloads.get_mut(name) else {
@@ -207,11 +215,6 @@ impl Supervisor {
             return;
         };
         let look = serving.health.next_look();
-        if !serving.enrolment.netns.is_current() {
-            tracing::warn!(workload = %name, "its network namespace is gone or was replaced");
-            self.enrol_anew(name);
-            return;
-        }
         let addresses = std::mem::take(&mut serving.health.announced.addresses);
         if (look == Look::Close || addresses) && serving.refresh_addresses() {
             *change = change.or_else(|| Some(Retry::now()));
@@ -391,8 +394,6 @@ fn inspect(
 }
 
 fn describe(found: &[Drift]) -> String {
-    let each = found
-        .iter()
-        .map(|drift| format!("{}: {}", drift.part.as_str(), drift.found));
-    each.collect::<Vec<_>>().join("; ")
+    let each = |drift: &Drift| format!("{}: {}", drift.part.as_str(), drift.found);
+    found.iter().map(each).collect::<Vec<_>>().join("; ")
 }

@@ -195,11 +195,12 @@ impl Supervisor {
     /// The one step that is due first.
     pub(super) fn step(&mut self) {
         let now = Instant::now();
-        if !self.step_of_leaving(now) {
+        if self.step_of_leaving(now) {
+            self.changed = true;
+        } else {
             self.step_of_workload(now);
         }
         self.tell_hooks_of_others();
-        self.publish();
         self.answer_asked();
         self.say_in_force();
     }
@@ -212,7 +213,9 @@ impl Supervisor {
             let enrolment = &serving.enrolment;
             (enrolment.netns.cookie(), enrolment.addresses.clone())
         };
-        self.backends.steered_by_rules(others.map(of).collect());
+        if self.backends.has_hooks() {
+            self.backends.steered_by_rules(others.map(of).collect());
+        }
     }
 
     fn step_of_workload(&mut self, now: Instant) {
@@ -226,8 +229,8 @@ impl Supervisor {
             .map(|workload| workload.spec.name.clone());
         if let Some(name) = next {
             self.step_of(&name);
+            self.publish_one(&name);
         }
-        self.publish();
     }
 
     /// The old listeners of the same namespace close first: two generations must not share a port.
@@ -260,7 +263,6 @@ impl Supervisor {
             phase @ Phase::Serving { .. } => Workload { spec, phase },
         };
         self.workloads.insert(name.clone(), workload);
-        self.changed = true;
     }
 
     /// Dead agents go on refusing only for workloads that want it and are not served yet.
@@ -307,7 +309,7 @@ impl Supervisor {
                     workload = %spec.name, mode = serving.mode.as_str(), reason = serving.mode_reason,
                     netns = %spec.netns.display(), "enrolled"
                 );
-                if serving.mode == Mode::Ebpf {
+                if self.backends.maps_are_new {
                     self.tell_destinations();
                 }
                 self.introduce(&serving);

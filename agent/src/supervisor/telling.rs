@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use shunt_core::sockets::{Family, SocketRole, SocketWant};
 use shunt_core::status::{OWNERSHIP, StatusMode, WorkloadState};
-use shunt_core::workload::{Mode, WorkloadId};
+use shunt_core::workload::{Mode, WorkloadId, WorkloadName};
 
 use super::Supervisor;
 use super::data_plane::PlaneId;
@@ -158,6 +158,7 @@ impl Supervisor {
     }
 
     pub(super) fn tell_destinations(&mut self) {
+        self.backends.maps_are_new = false;
         let maps = self.backends.destinations();
         if !maps.is_empty() {
             self.data_plane.tell(&ToWorker::Destinations, maps);
@@ -191,6 +192,20 @@ impl Supervisor {
             retired,
         });
         self.publish_counters();
+    }
+
+    /// The same of one workload. Who else is concerned is told at the next tick.
+    pub(super) fn publish_one(&mut self, name: &WorkloadName) {
+        match self.workloads.get(name) {
+            Some(workload) => {
+                let info = self.info(workload);
+                self.data_plane.publish_state(name, Some(&info));
+            }
+            // Or a pod that cannot be enrolled.
+            None if self.pod_trouble(name).is_some() => self.publish(),
+            None => self.data_plane.publish_state(name, None),
+        }
+        self.changed = true;
     }
 
     pub(super) fn info(&self, workload: &Workload) -> WorkloadInfo {

@@ -122,7 +122,7 @@ impl Api {
         let view = self.view.borrow();
         let pending: Vec<String> = view
             .infos
-            .iter()
+            .values()
             .filter(|info| info.state == WorkloadState::Pending)
             .map(|info| format!("{}: {}\n", info.name, info.state_reason))
             .collect();

@@ -311,6 +311,7 @@ impl Control {
             ToWorker::States(states) => {
                 self.view.borrow_mut().told(states);
             }
+            ToWorker::StateChanges(changes) => self.view.borrow_mut().told_changes(changes),
             ToWorker::Settings {
                 timeouts,
                 limits,

@@ -110,7 +110,7 @@ impl FlowWitness for Witness {
 
 /// Begins a tap. Must run inside a `LocalSet`. It ends when the receiver is dropped.
 pub(super) fn begin(view: &View, request: &TapRequest) -> Result<mpsc::Receiver<Bytes>, Refusal> {
-    let called = |wanted: &String| called(view.infos.iter(), |info| &info.name, wanted);
+    let called = |wanted: &String| called(view.infos.values(), |info| &info.name, wanted);
     let whose = request.workload.as_ref().map(called).transpose();
     let whose = whose.map_err(Refusal::UnknownWorkload)?;
     let whose = whose.map(|info| info.name.clone());

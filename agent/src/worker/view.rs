@@ -23,7 +23,7 @@ use shunt_proxy::FlowSink;
 use super::api::Known;
 use super::direct::DirectFlows;
 use super::taps::{self, Taps};
-use crate::ipc::{Counted, EnrolledView, States, Traffic, WorkloadInfo};
+use crate::ipc::{Counted, EnrolledView, StateChanges, States, Traffic, WorkloadInfo};
 
 /// Owned by the control thread; workers see only its snapshots and counters.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) struct View {
     /// By worker: of the snapshot that it has seen.
     pub(super) generations: Arc<[AtomicU64]>,
     pub(super) counters: Arc<AgentCounters>,
-    pub(super) infos: Vec<WorkloadInfo>,
+    pub(super) infos: BTreeMap<WorkloadName, WorkloadInfo>,
     pods: Option<PodsStatus>,
     /// The supervisor has said who is enrolled.
     pub(super) told: bool,
@@ -80,7 +80,7 @@ impl View {
             uptime: (uptime, Instant::now()),
             snapshot: Arc::default(),
             counters: Arc::default(),
-            infos: Vec::new(),
+            infos: BTreeMap::new(),
             pods: None,
             told: false,
             captures: false,
@@ -209,17 +209,31 @@ impl View {
 
     /// Who is enrolled, as the supervisor sees it.
     pub(super) fn told(&mut self, states: States) {
-        (self.infos, self.pods, self.told) = (states.workloads, states.pods, true);
-        self.retired = states.retired;
+        let workloads = states.workloads.into_iter();
+        self.infos = workloads.map(|info| (info.name.clone(), info)).collect();
+        (self.pods, self.retired, self.told) = (states.pods, states.retired, true);
         self.forget_numbers();
+    }
+
+    /// The same, of some.
+    pub(super) fn told_changes(&mut self, changes: StateChanges) {
+        for info in changes.changed {
+            self.infos.insert(info.name.clone(), info);
+        }
+        for name in &changes.gone {
+            self.infos.remove(name);
+        }
+        (self.pods, self.retired) = (changes.pods, changes.retired);
+        if !changes.gone.is_empty() {
+            self.forget_numbers();
+        }
     }
 
     /// Pods come and go under ever new names.
     fn forget_numbers(&mut self) {
         let known: BTreeSet<&WorkloadName> = self
             .infos
-            .iter()
-            .map(|info| &info.name)
+            .keys()
             .chain(self.enrolled.values().map(|enrolled| &enrolled.name))
             .collect();
         self.workload_counters
@@ -263,7 +277,7 @@ impl View {
             },
             workloads: self
                 .infos
-                .iter()
+                .values()
                 .map(|info| self.workload_status(info))
                 .collect(),
         }
@@ -364,8 +378,11 @@ mod tests {
         view.enrol(enrolled(2, "pod"));
         assert!(Arc::ptr_eq(&first, &view.enrolled[&WorkloadId(2)].counters));
         // Its name goes first, its last flow later.
-        view.told(states(Vec::new()));
-        assert_eq!(view.workload_counters.len(), 1);
+        view.told_changes(StateChanges {
+            gone: vec![name("pod")],
+            ..StateChanges::default()
+        });
+        assert_eq!((view.infos.len(), view.workload_counters.len()), (0, 1));
         view.forget(WorkloadId(2));
         assert!(view.workload_counters.is_empty());
     }

@@ -184,7 +184,7 @@ fn register_queries(registry: &mut Registry, snapshot: &Snapshot) {
         }
         count(&odd, ("what", "malformed_query"), &dns.malformed);
         count(&odd, ("what", "mismatched_answer"), &dns.mismatched);
-        let now = i64::try_from(dns.active.load(Relaxed)).unwrap_or(i64::MAX);
+        let now = i64::try_from(dns.places.taken()).unwrap_or(i64::MAX);
         active.get_or_create(&labels(None)).set(now);
     }
     let help = "DNS queries that were captured, by what became of them";

@@ -207,5 +207,14 @@ fn more_resolvers_than_there_are_places_for(mode: &str) {
         wait::until("it is counted", Duration::from_secs(5), || {
             (agent.kernel_count("resolvers_full") == Some(4)).then_some(())
         });
+        // A change of routes is announced, and the agent looks closely.
+        let route = ["route", "add", "203.0.113.0/24", "dev", "lo"];
+        assert!(scene.client.run("ip", &route).status.success());
+        wait::until("it is told", Duration::from_secs(8), || {
+            let notes = agent.workload("client")["notes"].to_string();
+            notes
+                .contains("further ones are asked directly")
+                .then_some(())
+        });
     }
 }

@@ -8,17 +8,20 @@ use crate::scene::*;
 
 in_both_modes!(
     silent_resolvers_cost_little_and_hold_up_nobody,
+    a_silent_resolver_leaves_others_their_places,
     a_closed_port_is_told_at_once,
 );
 
-fn silent_resolvers_cost_little_and_hold_up_nobody(mode: &str) {
-    let scene = Scene::new();
-    let silent = "
+/// Takes queries and answers none.
+const SILENT: &str = "
 import socket, time
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.bind(('::', 53))
 while True: time.sleep(60)
 ";
-    let _silent = python_server(&scene.resolver, silent);
+
+fn silent_resolvers_cost_little_and_hold_up_nobody(mode: &str) {
+    let scene = Scene::new();
+    let _silent = python_server(&scene.resolver, SILENT);
     let _dns = dnsmasq(&scene.other, "192.0.2.8");
     let agent = scene.agent(mode, "");
     let at = format!("@{}", scene.other.v4);
@@ -61,6 +64,37 @@ for n in range(3000): s.sendto(struct.pack('>6H', n, 0x100, 1, 0, 0, 0) + b'\\3w
     assert!(grown < 16 << 20, "{grown} bytes more");
     let active = "shunt_dns_queries_active{workload=\"client\"";
     assert_eq!(metric(&agent, active), 0);
+}
+
+/// Queries to it go on all the time: it has every place that it may have.
+fn a_silent_resolver_leaves_others_their_places(mode: &str) {
+    let scene = Scene::new();
+    let _silent = python_server(&scene.resolver, SILENT);
+    let _dns = dnsmasq(&scene.other, "192.0.2.8");
+    let agent = scene.agent(mode, "");
+    let flood = "
+import socket, struct, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    for n in range(20): s.sendto(struct.pack('>6H', n, 0x100, 1, 0, 0, 0) + b'\\3web\\4test\\0\\0\\1\\0\\1', ('TO', 53))
+    time.sleep(0.05)
+";
+    let flood = flood.replace("TO", &scene.resolver.v4);
+    let _flood = scene.client.spawn("python3", &["-c", &flood]);
+    let lost =
+        "shunt_dns_queries_total{workload=\"client\",namespace=\"default\",outcome=\"limit\"";
+    wait::until("the limit is reached", Duration::from_secs(10), || {
+        (metric(&agent, lost) > 0).then_some(())
+    });
+    let at = format!("@{}", scene.other.v4);
+    let args = ["+short", "+tries=1", "+time=2", &at, "web.test", "A"];
+    for _ in 0..5 {
+        let told = scene.client.run("dig", &args);
+        let text = String::from_utf8_lossy(&told.stdout);
+        assert_eq!(text.trim(), "192.0.2.8", "{told:?}");
+    }
+    let active = "shunt_dns_queries_active{workload=\"client\"";
+    assert!(metric(&agent, active) >= 256);
 }
 
 fn a_closed_port_is_told_at_once(mode: &str) {

@@ -1,10 +1,9 @@
 //! A workload whose DNS is captured, and those whom it asks.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use shunt_tests::{Agent, AgentBuilder, Pod, Running, World, require, wait};
+use shunt_tests::{Agent, AgentBuilder, Bpffs, Pod, Running, World, require, wait};
 
 /// A client whose DNS is captured, a resolver and another one, which are nobody's workloads.
 pub struct Scene {
@@ -16,29 +15,13 @@ pub struct Scene {
     pub other: Pod,
 }
 
-/// A bpffs of the test's own, unmounted when dropped.
-pub struct Bpffs(String);
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 impl Scene {
     pub fn new() -> Self {
         require::everything();
         let world = World::new();
         let (client, resolver, other) = (world.pod(), world.pod(), world.pod());
-        let bpffs = world.dir.path().join("bpf");
-        std::fs::create_dir(&bpffs).expect("a directory");
-        let mounted = Command::new("mount")
-            .args(["-t", "bpf", "bpf"])
-            .arg(&bpffs)
-            .status();
-        assert!(mounted.expect("runs").success(), "no bpffs");
         Self {
-            bpffs: Bpffs(bpffs.display().to_string()),
+            bpffs: Bpffs::mount(world.dir.path()),
             world,
             client,
             resolver,

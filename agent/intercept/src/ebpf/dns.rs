@@ -9,10 +9,11 @@ use std::path::Path;
 use aya::maps::{HashMap as BpfHashMap, IterableMap, MapData};
 use shunt_core::address::from_kernel;
 use shunt_core::sockets::{DnsListenerSpec, Family};
-use shunt_core::workload::WorkloadId;
+use shunt_core::workload::{OnFailure, WorkloadId};
 use shunt_ebpf_common::dns::{DnsListeners, ResolverKey};
-use shunt_ebpf_common::maps::{Destination, NetnsCookie};
+use shunt_ebpf_common::maps::{Destination, Event, NetnsCookie};
 
+use super::EbpfBackend;
 use super::element::Elements;
 use super::hooks::{attach, id_of, is_attached, load};
 use super::kernel::{Hook, Link};
@@ -177,6 +178,19 @@ impl Dns {
         Ok(found)
     }
 
+    /// Does every place of a family stand for a resolver?
+    fn is_full(&self, id: WorkloadId) -> bool {
+        let all = |v4| {
+            let mut slots = 0..DnsListeners::SLOTS;
+            slots.all(|slot| {
+                self.resolvers
+                    .get(&ResolverKey::new(id.0, v4, slot), 0)
+                    .is_ok()
+            })
+        };
+        self.served.contains_key(&id) && (all(true) || all(false))
+    }
+
     pub(super) fn lost_pins(&self, id: WorkloadId) -> usize {
         let served = self.served.get(&id);
         let attached = served.and_then(|served| self.attached.get(&served.cgroup));
@@ -216,6 +230,25 @@ impl Attached {
         let Some(pins) = pins else { return Ok(()) };
         let mut links = self.links.iter_mut().rev().zip(HOOKS);
         links.try_for_each(|(link, (name, _))| pins.pin(link, inode, name))
+    }
+}
+
+impl EbpfBackend {
+    /// Queries that do not come to the agent, for want of a place.
+    pub(super) fn unheard(&self, enrolment: &Enrolment) -> Option<String> {
+        let refused = self.events.get(&(Event::ResolversFull as u32), 0);
+        let refused: u64 = refused.map_or(0, |per_cpu| per_cpu.iter().sum());
+        if refused == 0 || !self.dns.is_full(enrolment.id) {
+            return None;
+        }
+        let others = match enrolment.spec.on_failure {
+            OnFailure::Open => "further ones are asked directly",
+            OnFailure::Closed => "queries to further ones are refused",
+        };
+        let places = DnsListeners::SLOTS;
+        Some(format!(
+            "its queries to {places} resolvers go through the agent, those that were asked first; {others}"
+        ))
     }
 }
 

@@ -14,6 +14,7 @@ use shunt_core::status::StatusMode;
 use shunt_ebpf_common::decision::{Address, Marks, Restricts, Rules, Verdict, decide_before};
 use shunt_ebpf_common::maps::{GATE_STALE_NS, ListeningPort, RuleKey, RuleMarks, Workload};
 
+use super::inbound::Inbound;
 use super::{EbpfBackend, RuleEntry, clock, object, trie};
 use crate::explain::{Case, Looked, listens};
 use crate::local::is_local;
@@ -229,12 +230,10 @@ impl EbpfBackend {
         };
         answer.listening = Some(listening.clone());
         let wanted = workload.flags & Workload::CAPTURE_INBOUND != 0;
-        let attached = self.enrolled.get(&enrolment.id).is_some_and(|enrolled| {
-            enrolled
-                .inbound
-                .as_ref()
-                .is_some_and(object::Inbound::is_attached)
-        });
+        let attached = self
+            .enrolled
+            .get(&enrolment.id)
+            .is_some_and(|enrolled| enrolled.inbound.as_ref().is_some_and(Inbound::is_attached));
         let listener = enrolment.listener(Direction::Inbound, case.family());
         answer.listener = match listener {
             Some(listener) => listens(enrolment, listener.spec.addr)?,

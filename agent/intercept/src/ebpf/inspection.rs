@@ -2,8 +2,9 @@
 
 use shunt_core::workload::OnFailure;
 
+use super::inbound::Inbound;
 use super::scopes::Place;
-use super::{EbpfBackend, Inbound, object};
+use super::{EbpfBackend, object};
 use crate::drift::{Drift, Look, Part};
 use crate::{Enrolment, InterceptError};
 

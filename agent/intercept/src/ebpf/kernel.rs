@@ -1,7 +1,7 @@
 //! Attachments, by bpf(2) itself: the kernel's word on where a program is attached, and whose programs are there.
 #![expect(unsafe_code, reason = "no safe binding tells where a link is attached")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -9,10 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// From linux/bpf.h.
+const MAP_UPDATE_ELEM: u32 = 2;
+const PROG_LOAD: u32 = 5;
 const OBJ_PIN: u32 = 6;
 const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
+const MAP_FREEZE: u32 = 22;
 const LINK_CREATE: u32 = 28;
 
 /// `enum bpf_attach_type`.
@@ -108,6 +111,65 @@ impl Drop for Link {
     }
 }
 
+/// Gives an array of one element its value, which nobody can change from then on.
+pub(super) fn fill_for_ever(map: BorrowedFd<'_>, value: &mut [u8]) -> io::Result<()> {
+    let key = 0_u32;
+    let ([key_low, key_high], [low, high]) = (
+        halves((&raw const key) as u64),
+        halves(value.as_mut_ptr() as u64),
+    );
+    // `map_fd`, padding, `key`, `value`, `flags`.
+    let mut attr = [number(map), 0, key_low, key_high, low, high, 0, 0];
+    bpf(MAP_UPDATE_ELEM, &mut attr)?;
+    bpf(MAP_FREEZE, &mut [number(map)]).map(drop)
+}
+
+/// `instructions` as the kernel lays them out. What the verifier says against them goes to the debug log.
+pub(super) fn load_sk_lookup(
+    name: &str,
+    instructions: &[u64],
+    license: &CStr,
+) -> io::Result<OwnedFd> {
+    const SK_LOOKUP: u32 = 30;
+    let [code_low, code_high] = halves(instructions.as_ptr() as u64);
+    let [license_low, license_high] = halves(license.as_ptr() as u64);
+    let mut short = [0_u8; 16];
+    let length = name.len().min(short.len() - 1);
+    short[..length].copy_from_slice(&name.as_bytes()[..length]);
+    let load = |log: &mut [u8]| {
+        let [log_low, log_high] = match log.is_empty() {
+            true => [0, 0],
+            false => halves(log.as_mut_ptr() as u64),
+        };
+        let mut attr = [0_u32; 18];
+        attr[..10].copy_from_slice(&[
+            SK_LOOKUP,
+            instructions.len() as u32,
+            code_low,
+            code_high,
+            license_low,
+            license_high,
+            u32::from(!log.is_empty()),
+            log.len() as u32,
+            log_low,
+            log_high,
+        ]);
+        // Then the kernel's version, flags, and from byte 48 on the name.
+        for (word, bytes) in attr[12..16].iter_mut().zip(short.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        attr[17] = Hook::SkLookup as u32;
+        bpf_fd(PROG_LOAD, &mut attr)
+    };
+    load(&mut []).inspect_err(|_| {
+        let mut log = vec![0; 1 << 20];
+        let _ = load(&mut log);
+        let said = log.split(|byte| *byte == 0).next().unwrap_or_default();
+        let said = String::from_utf8_lossy(said);
+        tracing::debug!(name, log = %said, "the verifier said");
+    })
+}
+
 /// A program that somebody attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attached {
@@ -198,6 +260,11 @@ pub(super) fn give_memory_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// As two words, in the order of little-endian hosts, as the object is.
+fn halves(pointer: u64) -> [u32; 2] {
+    [pointer as u32, (pointer >> 32) as u32]
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {

@@ -57,8 +57,8 @@ impl ListeningPorts {
         };
         self.namespaces.insert(id, namespace);
         self.turns.push_back(id);
-        let mut counted = self.counted();
-        self.look(id, &counted.remove(&id).unwrap_or_default());
+        // The hooks count nothing before they are there.
+        self.look(id, &Ports::new());
         Ok(())
     }
 

@@ -1,23 +1,20 @@
-//! Loading the built object. Every load shares the maps of the first through a bpffs that is mounted nowhere: a
-//! detached mount lives as long as its descriptor, and nobody else can see it.
+//! Loading the built object. What is loaded later shares its maps through a bpffs that is mounted nowhere: a detached
+//! mount lives as long as its descriptor, and nobody else can see it.
 
 use std::error::Error;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use aya::maps::{Map, MapData, SockMap};
-use aya::programs::SkLookup;
+use aya::maps::{Map, MapData};
 use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use object::{Object as _, ObjectSection, ObjectSymbol};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
-use shunt_core::flow::Direction;
-use shunt_core::sockets::Family;
-use shunt_ebpf_common::maps::NetnsCookie;
 
-use super::kernel::{Hook, Link};
+use super::inbound::{Inbound, Template};
 use super::offsets::Statics;
 use super::pins::Pins;
+
 use super::{observer, offsets, raw, tap};
 use crate::{Enrolment, InterceptError, Marks, btf};
 
@@ -70,7 +67,6 @@ const SHARED: [&str; 34] = [
 pub(super) struct Object {
     marks: Marks,
     bpffs: OwnedFd,
-    loader: EbpfLoader<'static>,
     pub(super) main: Ebpf,
     pub(super) destinations: MapData,
     /// Is it known where the kernel keeps what the programs read of sockets?
@@ -79,6 +75,8 @@ pub(super) struct Object {
     pub(super) observed: Result<(), InterceptError>,
     pub(super) tapped: Result<(), InterceptError>,
     logger: Logger,
+    /// Made when the first workload needs it.
+    inbound: Option<Template>,
 }
 
 /// What the programs say, on its way to the log.
@@ -104,10 +102,10 @@ impl Object {
             Err(error) => Err(InterceptError::Unsupported(error.chain())),
         };
         let statics = [offsets::statics, observer::statics, tap::statics].map(find);
-        let mut loader = loader(&bpffs);
-        let known = statics.iter().flatten().flatten();
-        let instance = Instance::Main(known.copied().collect(), queue);
-        let mut main = load(&mut loader, marks, instance)?;
+        let known: Vec<(&'static str, u32)> = statics.iter().flatten().flatten().copied().collect();
+        let object = prepared(marks, &known, queue)?;
+        let loaded = loader(&bpffs).load(&object);
+        let mut main = loaded.map_err(|error| failed("load the eBPF object", &error))?;
         let destinations = sk_storage(&mut main, "SHUNT_ACCEPTED")?;
         let logger = EbpfLogger::init(&mut main)
             .inspect_err(|error| tracing::warn!(%error, "what the eBPF programs say is not logged"))
@@ -116,13 +114,13 @@ impl Object {
         Ok(Self {
             marks,
             bpffs,
-            loader,
             main,
             destinations,
             offsets: offsets.map(drop),
             observed: observed.map(drop),
             tapped: tapped.map(drop),
             logger: Logger(logger),
+            inbound: None,
         })
     }
 
@@ -154,37 +152,15 @@ impl Object {
         enrolment: &Enrolment,
         pins: Option<&Pins>,
     ) -> Result<Option<Inbound>, InterceptError> {
-        if inbound(enrolment).next().is_none() {
-            return Ok(None);
-        }
-        let at = Instance::Inbound(enrolment.netns.cookie());
-        let mut instance = load(&mut self.loader, self.marks, at)?;
-        let listeners: SockMap<MapData> = instance
-            .take_map("SHUNT_LISTENERS")
-            .and_then(|map| map.try_into().ok())
-            .ok_or_else(|| missing("map", "SHUNT_LISTENERS"))?;
-        let program = instance
-            .program_mut("shunt_sk_lookup")
-            .ok_or_else(|| missing("program", "shunt_sk_lookup"))?;
-        let program: &mut SkLookup = program
-            .try_into()
-            .map_err(|error| failed("use sk_lookup", &error))?;
-        program
-            .load()
-            .map_err(|error| failed("load sk_lookup", &error))?;
-        let program = program
-            .fd()
-            .map_err(|error| failed("use sk_lookup", &error))?;
-        let program = program.as_fd().try_clone_to_owned();
-        let program = program.map_err(|error| failed("keep sk_lookup", &error))?;
-        let mut filled = Inbound {
-            link: None,
-            program,
-            listeners,
+        let template = match &mut self.inbound {
+            Some(template) => template,
+            place => {
+                let shared = SHARED.map(|name| (name, private_pin(&self.bpffs, name)));
+                let object = prepared(self.marks, &[], 0)?;
+                place.insert(Template::of(&object, &shared)?)
+            }
         };
-        filled.fill(enrolment)?;
-        filled.attach(enrolment, pins)?;
-        Ok(Some(filled))
+        Inbound::attach_to(enrolment, template, pins)
     }
 
     /// Where a shared map is pinned for this process alone.
@@ -200,80 +176,6 @@ impl Object {
     }
 }
 
-/// The inbound hook of one workload. Detaches when dropped.
-pub(super) struct Inbound {
-    pub(super) link: Option<Link>,
-    program: OwnedFd,
-    listeners: SockMap<MapData>,
-}
-
-impl Inbound {
-    pub(super) fn is_attached(&self) -> bool {
-        let target = self.link.as_ref().map(Link::target);
-        target.is_some_and(|target| target.is_ok_and(|inode| inode != 0))
-    }
-
-    pub(super) fn has_lost_its_pin(&self) -> bool {
-        self.link.as_ref().is_some_and(Link::has_lost_its_pin)
-    }
-
-    /// In place of a link that is dead.
-    pub(super) fn attach(
-        &mut self,
-        enrolment: &Enrolment,
-        pins: Option<&Pins>,
-    ) -> Result<(), InterceptError> {
-        // With it its pin goes, which has the same name.
-        self.link = None;
-        let link = Link::attach(
-            self.program.as_fd(),
-            enrolment.netns.as_fd(),
-            Hook::SkLookup,
-        );
-        let link = self
-            .link
-            .insert(link.map_err(|error| failed("attach sk_lookup", &error))?);
-        pins.map_or(Ok(()), |pins| {
-            pins.pin(link, enrolment.netns.cookie(), "sk_lookup")
-        })
-    }
-
-    /// Attaches or pins again, if it is not.
-    pub(super) fn repair(
-        &mut self,
-        enrolment: &Enrolment,
-        pins: Option<&Pins>,
-    ) -> Result<(), InterceptError> {
-        if !self.is_attached() || self.has_lost_its_pin() && pins.is_some() {
-            return self.attach(enrolment, pins);
-        }
-        Ok(())
-    }
-
-    /// Puts the listeners where the hook finds them. Says how many were not there: a slot cannot be read, only filled
-    /// if it is empty.
-    pub(super) fn fill(&mut self, enrolment: &Enrolment) -> Result<usize, InterceptError> {
-        let mut empty = 0;
-        for (index, socket) in inbound(enrolment) {
-            match self.listeners.set(index, socket, NOEXIST) {
-                Ok(()) => empty += 1,
-                Err(error) if exists(&error) => {}
-                Err(error) => return Err(failed("note the inbound listener", &error)),
-            }
-        }
-        Ok(empty)
-    }
-}
-
-/// By slot. One of a SO_REUSEPORT group stands for all: the kernel picks among them by hash.
-fn inbound(enrolment: &Enrolment) -> impl Iterator<Item = (u32, &OwnedFd)> {
-    let families = [(0, Family::V4), (1, Family::V6)].into_iter();
-    families.filter_map(|(index, family)| {
-        let listener = enrolment.listener(Direction::Inbound, family)?;
-        Some((index, listener.sockets.first()?))
-    })
-}
-
 /// From linux/bpf.h: do not replace.
 pub(super) const NOEXIST: u64 = 1;
 
@@ -282,19 +184,10 @@ pub(super) fn exists(error: &aya::maps::MapError) -> bool {
         if error.io_error.kind() == std::io::ErrorKind::AlreadyExists)
 }
 
-/// What the programs of one load of the object are told.
-enum Instance {
-    /// Where the running kernel keeps what they read, by the name of a static, and how many bytes may wait.
-    Main(Vec<(&'static str, u32)>, u32),
-    /// The namespace whose connections it picks.
-    Inbound(NetnsCookie),
-}
-
 /// Bytes that may wait for an application before its sender feels back-pressure.
 pub(super) const RECEIVE_QUEUE_LIMIT: u32 = 1 << 20;
 
-/// For all instances: a new one reads the kernel's types, megabytes of them, which takes most of the time of an
-/// enrolment. Our programs ask for none of them.
+/// A new one reads the kernel's types, megabytes of them. Our programs ask for none of them.
 fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
@@ -304,26 +197,22 @@ fn loader(bpffs: &OwnedFd) -> EbpfLoader<'static> {
     loader
 }
 
-fn load(
-    loader: &mut EbpfLoader<'static>,
+/// The object, with what its programs are told: where the running kernel keeps what they read, by the name of a static,
+/// and how many bytes may wait.
+fn prepared(
     marks: Marks,
-    instance: Instance,
-) -> Result<Ebpf, InterceptError> {
-    let (offsets, queue, netns) = match instance {
-        Instance::Main(offsets, queue) => (offsets, queue, 0),
-        Instance::Inbound(netns) => (Vec::new(), 0, netns),
-    };
+    offsets: &[(&'static str, u32)],
+    queue: u32,
+) -> Result<Vec<u8>, InterceptError> {
     let mut object = OBJECT.to_vec();
     // Not by `override_global`: the loader would want to keep what it is given.
     set(&mut object, "MARK_UPSTREAM", &marks.upstream.to_ne_bytes())?;
     set(&mut object, "MARK_DELIVERY", &marks.delivery.to_ne_bytes())?;
-    set(&mut object, "NETNS_COOKIE", &netns.to_ne_bytes())?;
     for (name, offset) in offsets {
         set(&mut object, name, &offset.to_ne_bytes())?;
     }
     set(&mut object, "RECEIVE_QUEUE_LIMIT", &queue.to_ne_bytes())?;
-    let loaded = loader.load(&object);
-    loaded.map_err(|error| failed("load the eBPF object", &error))
+    Ok(object)
 }
 
 /// Writes a static of the programs into their object file.

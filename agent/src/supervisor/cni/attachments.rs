@@ -137,11 +137,19 @@ impl Attachments {
         (attached.netns.path() == spec.netns).then(|| Arc::clone(&attached.netns))
     }
 
-    /// Its namespace had a name here, which does not lead to it any more.
-    pub(in crate::supervisor) fn is_gone(&self, name: &WorkloadName) -> bool {
-        self.all
-            .get(name)
-            .is_some_and(|attached| !attached.netns.is_current())
+    /// Its namespace had a name here, which does not lead to it any more. Of the one that is `served` it is known already
+    /// whether it is `lost`.
+    pub(in crate::supervisor) fn is_gone(
+        &self,
+        name: &WorkloadName,
+        served: Option<&Arc<Netns>>,
+        lost: bool,
+    ) -> bool {
+        let attached = self.all.get(name).map(|attached| &attached.netns);
+        attached.is_some_and(|netns| match served {
+            Some(served) if Arc::ptr_eq(netns, served) => lost,
+            _ => !netns.is_current(),
+        })
     }
 
     /// The file says what is known, once for all changes since the last time.

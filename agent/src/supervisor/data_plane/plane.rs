@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shunt_core::sockets::{ListenerSpec, SocketWant};
+use shunt_core::workload::WorkloadName;
 use shunt_intercept::Marks;
 use shunt_intercept::netns::Netns;
 use tokio::process::Command;
 
 use super::Program;
 use super::process::Process;
+use super::published::Published;
 use crate::heartbeat::Heartbeats;
-use crate::ipc::{self, Channel, ChannelError, Counted, States, ToSupervisor, ToWorker};
+use crate::ipc::{
+    self, Channel, ChannelError, Counted, States, ToSupervisor, ToWorker, WorkloadInfo,
+};
 use crate::will::{self, Leaving};
 
 /// More unsent messages than this: it does not read any more.
@@ -44,7 +48,7 @@ pub(super) struct Plane {
     kept: Kept,
     /// Of [`Plane::kept`], in order.
     waiting: Vec<(ToWorker, Vec<OwnedFd>)>,
-    published_states: Option<States>,
+    published: Option<Published>,
     published_counters: Option<Counted>,
 }
 
@@ -105,7 +109,7 @@ impl Plane {
             acked: 0,
             kept,
             waiting: Vec::new(),
-            published_states: None,
+            published: None,
             published_counters: None,
         })
     }
@@ -129,7 +133,7 @@ impl Plane {
             acked: left.next - 1,
             kept: Kept::Nothing,
             waiting: Vec::new(),
-            published_states: None,
+            published: None,
             published_counters: None,
         })
     }
@@ -279,9 +283,26 @@ impl Plane {
 
     /// An adopted one goes on saying what it was told last, until it is replaced.
     pub(super) fn publish_states(&mut self, states: &States) {
-        if self.adopted.is_none() && self.published_states.as_ref() != Some(states) {
-            self.tell(ToWorker::States(states.clone()), Vec::new());
-            self.published_states = Some(states.clone());
+        if self.adopted.is_some() {
+            return;
+        }
+        let message = match &mut self.published {
+            Some(published) => published.catch_up(states).map(ToWorker::StateChanges),
+            place => {
+                *place = Some(Published::new(states));
+                Some(ToWorker::States(states.clone()))
+            }
+        };
+        if let Some(message) = message {
+            self.tell(message, Vec::new());
+        }
+    }
+
+    /// The same of one workload, as it is now; `None`: it is gone. Who has been told of none yet is told of all first.
+    pub(super) fn publish_state(&mut self, name: &WorkloadName, now: Option<&WorkloadInfo>) {
+        let published = self.published.as_mut().filter(|_| self.adopted.is_none());
+        if let Some(changes) = published.and_then(|published| published.catch_up_with(name, now)) {
+            self.tell(ToWorker::StateChanges(changes), Vec::new());
         }
     }
 
