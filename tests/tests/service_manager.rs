@@ -142,7 +142,9 @@ fn it_is_told_what_to_keep_and_what_to_forget() {
     assert!(agent.terminate().success());
     let heard = manager.until("FDSTOREREMOVE=1");
     assert!(
-        heard.last().unwrap().contains("FDNAME=destinations"),
+        heard
+            .last()
+            .is_some_and(|last| last.contains("FDNAME=destinations")),
         "{heard:?}"
     );
 }

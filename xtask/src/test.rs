@@ -97,10 +97,12 @@ fn once_more(first: &Verdict) -> Result<()> {
         .into_iter()
         .filter(|name| !again.failed.contains(*name))
         .collect();
-    say(&format!(
-        "FLAKY, failed among others and passed alone: {}",
-        flaky.join(" ")
-    ));
+    if !flaky.is_empty() {
+        let flaky = flaky.join(" ");
+        say(&format!(
+            "FLAKY, failed among others and passed alone: {flaky}"
+        ));
+    }
     answer(&format!("{passed} passed, {failed} failed"));
     let ran = again.passed + failed >= first.failed.len();
     ensure!(ran && again.whole && failed == 0, "tests failed");
@@ -119,6 +121,8 @@ fn everything() -> Command {
 struct Verdict {
     passed: usize,
     failed: BTreeSet<String>,
+    /// Programs that have begun and not told their result: one that crashed never does.
+    running: usize,
     /// Every test that failed is known by name, and nothing else went wrong.
     whole: bool,
 }
@@ -138,8 +142,12 @@ impl Verdict {
             counted += verdict.read(&line);
         }
         let succeeded = running.wait()?.success();
-        verdict.whole = counted == verdict.failed.len() && succeeded == (counted == 0);
+        verdict.whole = verdict.is_whole(counted, succeeded);
         Ok(verdict)
+    }
+
+    fn is_whole(&self, counted: usize, succeeded: bool) -> bool {
+        self.running == 0 && counted == self.failed.len() && succeeded == (counted == 0)
     }
 
     /// How many failed, where a line says that of a whole file.
@@ -148,6 +156,8 @@ impl Verdict {
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"));
         self.failed.extend(name.map(str::to_owned));
+        let begins = line.strip_prefix("running ");
+        self.running += usize::from(begins.is_some_and(|rest| rest.contains(" test")));
         let Some(counts) = line.strip_prefix("test result: ") else {
             return 0;
         };
@@ -156,6 +166,7 @@ impl Verdict {
             let number = before.trim_end().rsplit(' ').next().unwrap_or_default();
             number.parse::<usize>().unwrap_or_default()
         };
+        self.running = self.running.saturating_sub(1);
         self.passed += count(" passed;");
         count(" failed;")
     }
@@ -203,14 +214,19 @@ mod tests {
     fn failures_are_counted_and_named() {
         let mut verdict = Verdict::default();
         let said = [
+            "running 13 tests",
             "test a::b ... ok",
             "test a::c ... FAILED",
             "src/x.rs ... FAILED",
             "test result: FAILED. 12 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.20s",
+            "running 3 tests",
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         ];
         let counted: usize = said.iter().map(|line| verdict.read(line)).sum();
         assert_eq!((verdict.passed, counted), (15, 1));
-        assert_eq!(Vec::from_iter(verdict.failed), ["a::c"]);
+        assert_eq!(Vec::from_iter(&verdict.failed), ["a::c"]);
+        assert!(verdict.is_whole(1, false));
+        verdict.read("running 4 tests");
+        assert!(!verdict.is_whole(1, false), "one crashed beside it");
     }
 }
